@@ -1,0 +1,110 @@
+"""The arguments of each verb, and how their text is read."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from autopar.errors import UsageError
+from autopar.show.units import parse_memory
+
+
+def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """An argparse type: a number of the given kind above zero."""
+
+    def parse(text: str) -> Any:
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"{text} is not above zero")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def pin(text: str) -> tuple[str, Any]:
+    """An argparse type: "tp=4" is ("tp", 4), "sequence_parallel=false" is (..., False)."""
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, as in tp=4")
+    words = {"true": True, "false": False}
+    if value.lower() in words:
+        return key, words[value.lower()]
+    return key, int(value) if value.lstrip("-").isdigit() else value
+
+
+def optimizer(text: str) -> str | float:
+    """An argparse type: an optimizer's name, or the bytes of state that it keeps per parameter."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def memory_limit(text: str) -> int | float:
+    """An argparse type: "40GiB" and "42949672960" are bytes, "0.8" is a fraction."""
+    try:
+        return parse_memory(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(f"{error.found}; expected {error.expected}") from error
+
+
+def plan_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``autopar plan``."""
+    parser.add_argument("workload", metavar="MODULE:FUNCTION", help="or FILE.py:FUNCTION")
+    parser.add_argument("--world-size", type=positive(int), required=True, metavar="N")
+    parser.add_argument("--cluster", help="name or file of a cost model (default: this host)")
+    parser.add_argument("--global-batch-size", type=positive(int), metavar="SAMPLES")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
+    parser.add_argument("--optimizer", type=optimizer, default="adamw", help="or bytes/parameter")
+    parser.add_argument(
+        "--memory-limit", type=memory_limit, metavar="SIZE", help="bytes, 40GiB, or a fraction 0.8"
+    )
+    parser.add_argument(
+        "--pin", type=pin, action="append", default=[], metavar="KEY=VALUE", help="as in tp=4"
+    )
+    parser.add_argument("--gap", type=positive(float), default=0.01, help="stop when this close")
+    parser.add_argument("--time-limit", type=positive(float), default=60.0, metavar="SECONDS")
+    parser.add_argument("-o", "--output", metavar="PLAN.json")
+
+
+def show_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``autopar show``."""
+    parser.add_argument("plan", metavar="PLAN.json")
+    parser.add_argument("--html", metavar="PAGE.html", help="write a self-contained page")
+
+
+def diff_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``autopar diff``."""
+    parser.add_argument("first", metavar="A.json")
+    parser.add_argument("second", metavar="B.json")
+
+
+def emit_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``autopar emit``."""
+    parser.add_argument("plan", metavar="PLAN.json")
+    parser.add_argument("-o", "--output", required=True, metavar="PROGRAM.py")
+    parser.add_argument("--model", default="", metavar="MODULE:FUNCTION")
+
+
+def run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``autopar run``."""
+    parser.add_argument("plan", metavar="PLAN.json")
+    parser.add_argument("--workload", default="", metavar="MODULE:FUNCTION")
+    parser.add_argument("--steps", type=positive(int), default=10)
+    parser.add_argument("--data", metavar="MODULE:FUNCTION", help="makes the batch of a step")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR")
+    parser.add_argument("--timeout", type=positive(float), default=600.0, metavar="SECONDS")
+
+
+def calibrate_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``autopar calibrate``."""
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="MODEL.json")
+    parser.add_argument("--budget", type=positive(float), default=120.0, metavar="SECONDS")
+    parser.add_argument("--ranks", type=positive(int), default=2)
+
+
+def clusters_arguments(parser: argparse.ArgumentParser) -> None:
+    """``autopar clusters`` takes none."""

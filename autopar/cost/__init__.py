@@ -1,0 +1,1 @@
+"""Seconds and bytes of operations, layers, collectives and schedules."""

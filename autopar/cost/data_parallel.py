@@ -1,0 +1,188 @@
+"""What ``fully_shard`` costs a layer: gathers, reductions, the bytes it holds.
+
+One primitive in four modes, by ``zero`` and the dp degree. With ``s`` the degree of sharding
+(1 for zero 0, dp otherwise), ``n`` elements per rank after the tp split and ``c`` bytes per
+element of compute:
+
+- always held: ``4 n / s`` of master parameters, ``4 n / s`` of gradients, optimizer state;
+- gathered parameters ``c n``: for the whole step with zero 0 and 2, for two layers with zero 3;
+- unreduced gradients: for a moment if they are reduced in every micro-batch, for the whole
+  step (``4 n``) if only in the last one, as zero 0 and every pipeline does.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from autopar.cluster import Cluster
+from autopar.cost.collectives import Group, collective_seconds
+from autopar.cost.compute import optimizer_seconds
+from autopar.cost.layer import LayerCost
+from autopar.cost.moves import tp_group
+from autopar.cost.schedule import actions
+
+MASTER_BYTES = 4
+OPTIMIZER_BYTES = {"sgd": 0, "adamw": 8}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the model-wide choices are, as far as data parallelism is concerned."""
+
+    pp: int
+    dp: int
+    tp: int
+    num_microbatches: int
+    schedule: str
+    precision: str
+    optimizer: str | int
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.pp * self.dp * self.tp
+
+    @property
+    def wrapped(self) -> bool:
+        """Whether ``fully_shard`` is applied: it also keeps the master copy for bf16."""
+        return self.dp > 1 or self.precision == "bf16"
+
+    @property
+    def compute_bytes(self) -> int:
+        """Bytes of a parameter as the kernels read it."""
+        return 2 if self.precision == "bf16" else 4
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """Bytes of optimizer state per parameter."""
+        known = OPTIMIZER_BYTES
+        return self.optimizer if isinstance(self.optimizer, int) else known[self.optimizer]
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """Bytes of one layer that stay for the whole step, by kind, and the peak on top of them."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    transient: int
+
+    @property
+    def total(self) -> int:
+        """Bytes that stay."""
+        return self.parameters + self.gradients + self.optimizer
+
+
+@dataclass(frozen=True)
+class DpCost:
+    """Exposed seconds per micro-batch and per step, and collectives per step."""
+
+    forward_seconds: float
+    backward_seconds: float
+    sync_seconds: float
+    optimizer_seconds: float
+    collectives: Counter[str] = field(default_factory=Counter)
+
+
+def dp_group(cluster: Cluster, setting: Setting) -> Group:
+    """Ranks of a dp group are tp apart; those of one node come before the next node's."""
+    per_node = max(1, min(setting.dp, cluster.devices_per_node // setting.tp))
+    crossing = min(setting.tp, cluster.devices_per_node) if per_node < setting.dp else 1
+    return Group(setting.dp, per_node, crossing)
+
+
+def gathers(setting: Setting, zero: int, stage: int) -> int:
+    """How often one layer's parameters are gathered per step.
+
+    zero 2 gathers once and keeps them. zero 3 frees them behind the forward of every
+    micro-batch and gathers them again for backward; torch's pipeline stages do not free
+    them behind a backward, so a forward that follows a backward finds them gathered.
+    """
+    if zero == 0 or setting.dp == 1:
+        return 0
+    if zero == 2:
+        return 1
+    return count_gathers(setting, stage)
+
+
+def count_gathers(setting: Setting, stage: int) -> int:
+    """Counts zero-3 gathers over the stage's action list."""
+    if setting.pp == 1:
+        return 2 * setting.num_microbatches
+    gathered, count = False, 0
+    for action in actions(setting.schedule, setting.pp, setting.num_microbatches)[stage]:
+        count += not gathered
+        gathered = action.kind == "B"
+    return count
+
+
+def reductions(setting: Setting, zero: int) -> int:
+    """How often one layer's gradients are reduced per step."""
+    every = zero > 0 and setting.pp == 1
+    return setting.num_microbatches if every else 1
+
+
+def state_bytes(cost: LayerCost, setting: Setting, zero: int) -> StateBytes:
+    """Bytes of one layer's parameters, gradients and optimizer state on one rank."""
+    n, compute = cost.parameter_elements, setting.compute_bytes
+    if not setting.wrapped:
+        return StateBytes(4 * n, 4 * n, setting.optimizer_bytes * n, 0)
+    held = -(-n // (setting.dp if zero else 1))
+    kept = compute * n if zero < 3 else 0
+    deferred = setting.num_microbatches > 1 and (zero == 0 or setting.pp > 1)
+    gradients = MASTER_BYTES * held + (MASTER_BYTES * n if deferred else 0)
+    gather = 2 * compute * n if zero == 3 else 0
+    reduce = MASTER_BYTES * n + compute * n
+    return StateBytes(
+        MASTER_BYTES * held + kept, gradients, setting.optimizer_bytes * held, gather + reduce
+    )
+
+
+def dp_cost(cluster: Cluster, cost: LayerCost, setting: Setting, zero: int, stage: int) -> DpCost:
+    """Prices the gathers, reductions and the optimizer step of one layer."""
+    held = -(-cost.parameter_elements // (setting.dp if zero else 1))
+    step = optimizer_seconds(cluster, held, setting.optimizer)
+    tp_sync = _tp_sync_seconds(cluster, cost, setting, zero)
+    if setting.dp == 1:
+        return DpCost(0.0, 0.0, tp_sync, step)
+    group = dp_group(cluster, setting)
+    n, m = cost.parameter_elements, setting.num_microbatches
+    slow = cluster.contention(setting.dp, setting.world_size)
+    gather = slow * collective_seconds(cluster, "all_gather", setting.compute_bytes * n, group)
+    kind = "reduce_scatter" if zero else "all_reduce"
+    reduce = slow * collective_seconds(cluster, kind, MASTER_BYTES * n, group)
+    times = gathers(setting, zero, stage)
+    count = reductions(setting, zero)
+    counts = Counter({"all_gather": times, kind: count})
+    if zero == 3:
+        forward = _exposed(cluster, gather, cost.forward_seconds)
+        backward = _exposed(
+            cluster, gather + (reduce if count > 1 else 0.0), cost.backward_seconds
+        ) * min(1.0, (times - m) / m if times > m else 1.0)
+        sync = tp_sync + (0.0 if count > 1 else _exposed(cluster, reduce, cost.backward_seconds))
+        return DpCost(forward, backward, sync, step, counts)
+    backward = _exposed(cluster, reduce, cost.backward_seconds) if count > 1 else 0.0
+    sync = 0.0 if count > 1 else _exposed(cluster, reduce, cost.backward_seconds)
+    first = _exposed(cluster, gather, cost.forward_seconds) if zero == 2 else 0.0
+    return DpCost(0.0, backward, sync + first + tp_sync, step, counts)
+
+
+def _tp_sync_seconds(cluster: Cluster, cost: LayerCost, setting: Setting, zero: int) -> float:
+    """All-reduce over tp of the gradients of replicated parameters that were used on shards.
+
+    It comes behind the reduction over dp, on what this rank then holds.
+    """
+    held = -(-cost.partial_elements // (setting.dp if zero else 1))
+    group = tp_group(cluster, setting.tp)
+    slow = cluster.contention(setting.tp, setting.world_size)
+    return slow * collective_seconds(cluster, "all_reduce", held * MASTER_BYTES, group)
+
+
+def _exposed(cluster: Cluster, communication: float, compute: float) -> float:
+    """Communication that does not hide behind the layer's own compute.
+
+    CUDA runs it on streams of its own; gloo's threads take turns with the compute threads.
+    """
+    return max(0.0, communication - compute) if cluster.device == "cuda" else communication

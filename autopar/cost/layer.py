@@ -1,0 +1,193 @@
+"""A sharded layer priced for any micro-batch: seconds, bytes and collectives, by arithmetic."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from autopar.cluster import Cluster
+from autopar.cost.moves import inner_seconds, move_seconds
+from autopar.cost.ops import OpCost, op_cost
+from autopar.graph import DTYPE_BYTES, Graph, Op
+from autopar.strategies.sharding import Pattern, Sharding, local_elements, local_shape
+from autopar.strategies.states import R, State, V
+from autopar.strategies.strategy import uniform
+
+# Ops whose result shares the memory of their input.
+_ALIASES = frozenset(
+    """view reshape _unsafe_view flatten transpose permute t unsqueeze squeeze expand slice
+    select split chunk split_with_sizes alias detach""".split()
+)
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer on one rank, for one micro-batch.
+
+    Seconds of forward and backward leave out tensor-parallel communication, which stands in
+    ``tp_forward_seconds`` and ``tp_backward_seconds``. ``parameter_elements`` is what one rank
+    holds after the tp split; ``partial_parameters`` counts those whose gradient must be
+    all-reduced over tp once per step, ``partial_seconds`` is the time of that.
+    """
+
+    forward_seconds: float
+    backward_seconds: float
+    tp_forward_seconds: float
+    tp_backward_seconds: float
+    flops: int
+    parameter_elements: int
+    partial_elements: int
+    saved_bytes: int
+    input_bytes: int
+    output_bytes: int
+    transient_bytes: int
+    tp_forward: Counter[str]
+    tp_backward: Counter[str]
+    tp_again: Counter[str]
+    tp_again_seconds: float
+
+
+def layer_cost(
+    graph: Graph, pattern: Pattern, sharding: Sharding, cluster: Cluster, batch: int
+) -> LayerCost:
+    """Prices ``pattern`` under ``sharding`` for micro-batches of ``batch`` samples."""
+    made = sharding.made(graph.ops)
+    compute = [_op(graph, sharding, cluster, i, batch) for i in pattern.ops]
+    comm = [
+        (m.move, move_seconds(cluster, m.move, graph.values[m.value], sharding.tp, batch))
+        for m in sharding.moves
+    ]
+    inner = sum(
+        inner_seconds(cluster, s, graph.values, sharding.tp, batch)
+        for s in sharding.strategies.values()
+    )
+    again = _moves_again(graph, pattern, sharding)
+    boundary = _boundary_bytes(graph, pattern, sharding, batch)
+    return LayerCost(
+        forward_seconds=sum(c.forward_seconds for c in compute),
+        backward_seconds=sum(c.backward_seconds for c in compute),
+        tp_forward_seconds=sum(s[0] for _, s in comm) + inner,
+        tp_backward_seconds=sum(s[1] for _, s in comm),
+        flops=sum(c.flops for c in compute),
+        parameter_elements=_parameter_elements(graph, sharding),
+        partial_elements=sum(
+            graph.values[n].elements(1) for n, s in sharding.parameters.items() if s == V
+        ),
+        saved_bytes=_saved_bytes(graph, pattern, sharding, made, batch),
+        input_bytes=boundary[0],
+        output_bytes=boundary[1],
+        transient_bytes=_transient_bytes(graph, pattern, sharding, batch),
+        tp_forward=_count(m.forward for m, _ in comm) + _inner_counts(sharding),
+        tp_backward=_count(m.backward for m, _ in comm),
+        tp_again=_count(sharding.moves[k].move.forward for k in again) + _inner_counts(sharding),
+        tp_again_seconds=sum(comm[k][1][0] for k in again) + inner,
+    )
+
+
+def _op(graph: Graph, sharding: Sharding, cluster: Cluster, index: int, batch: int) -> OpCost:
+    op, strategy = graph.ops[index], sharding.strategies[index]
+    states = [*strategy.inputs, *zip(op.outputs, strategy.outputs, strict=True)]
+    shapes = {n: local_shape(graph.values[n], s, sharding.tp, batch) for n, s in states}
+    return op_cost(cluster, op, graph.values, shapes)
+
+
+def _count(kinds: Iterable[str]) -> Counter[str]:
+    return Counter(kind for kind in kinds if kind)
+
+
+def _inner_counts(sharding: Sharding) -> Counter[str]:
+    return Counter(kind for s in sharding.strategies.values() for kind, _ in s.collectives)
+
+
+def _parameter_elements(graph: Graph, sharding: Sharding) -> int:
+    return sum(
+        local_elements(graph.values[name], state, sharding.tp, 1)
+        for name, state in sharding.parameters.items()
+    )
+
+
+def _moves_again(graph: Graph, pattern: Pattern, sharding: Sharding) -> list[int]:
+    """Moves whose result an op reads before the last one that keeps something for backward."""
+    saving = [i for i in pattern.ops if graph.saved[i].values or graph.saved[i].extra_bytes]
+    early = [i for i in pattern.ops if saving and i <= saving[-1]]
+    read = {pair for i in early for pair in sharding.strategies[i].inputs}
+    return [k for k, m in enumerate(sharding.moves) if (m.value, m.target) in read]
+
+
+def _boundary_bytes(
+    graph: Graph, pattern: Pattern, sharding: Sharding, batch: int
+) -> tuple[int, int]:
+    """Bytes of the activation that enters and that leaves, on one rank."""
+    factor = 1 if sharding.layout == "replicate" else sharding.tp
+    sizes = [
+        graph.values[n].bytes(batch) // factor if n else 0
+        for n in (pattern.received, pattern.sent)
+    ]
+    return sizes[0], sizes[1]
+
+
+def _roots(ops: list[Op], graph: Graph) -> dict[str, str]:
+    """The value whose memory each value shares; an expanded view that is reshaped is a copy."""
+    roots: dict[str, str] = {}
+    for op in ops:
+        if op.target.split(".")[1] not in _ALIASES:
+            continue
+        source = op.args[0].name
+        root = roots.get(source, source)
+        for out in op.outputs:
+            if graph.values[out].elements(1) <= graph.values[root].elements(1):
+                roots[out] = root
+    return roots
+
+
+def _saved_bytes(
+    graph: Graph, pattern: Pattern, sharding: Sharding, made: dict[str, State], batch: int
+) -> int:
+    """What backward needs: each distinct tensor once, in the state in which it is kept."""
+    ops = [graph.ops[i] for i in pattern.ops]
+    roots = _roots(ops, graph)
+    kept: dict[tuple[str, bool], int] = {}
+    extra = 0
+    for index in pattern.ops:
+        op, strategy, saved = graph.ops[index], sharding.strategies[index], graph.saved[index]
+        states = {**dict(zip(op.outputs, strategy.outputs, strict=True)), **dict(strategy.inputs)}
+        for name in saved.values:
+            value = graph.values[name]
+            if value.kind != "activation" or not value.requires_grad:
+                continue
+            root = graph.values[roots.get(name, name)]
+            split = states[name].kind == "S"
+            kept[root.name, split] = root.bytes(batch) // (sharding.tp if split else 1)
+        share = sharding.tp if strategy.outputs[0].kind == "S" or strategy.special else 1
+        extra += saved.extra_bytes * (batch if saved.scales else 1) // share
+    return sum(kept.values()) + extra
+
+
+def _transient_bytes(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> int:
+    """Largest working set of one op's backward: gradients of its results and of its inputs."""
+    largest = 0
+    for index in pattern.ops:
+        op, strategy = graph.ops[index], sharding.strategies[index]
+        if op.target.split(".")[1] in _ALIASES:
+            continue
+        states = [*strategy.inputs, *zip(op.outputs, strategy.outputs, strict=True)]
+        total = 0
+        for name, state in states:
+            value = graph.values[name]
+            if value.kind == "activation" and value.requires_grad:
+                held = local_elements(value, state, sharding.tp, batch)
+                total += held * DTYPE_BYTES[value.dtype]
+        extra = graph.saved[index]
+        share = sharding.tp if strategy.special else 1
+        total += extra.extra_bytes * (batch if extra.scales else 1) // share
+        largest = max(largest, total)
+    return largest
+
+
+def replicated(graph: Graph, pattern: Pattern) -> Sharding:
+    """The sharding of a layer at tp = 1: everything whole, nothing moved."""
+    chosen = {i: uniform(graph.ops[i], graph.values, R) for i in pattern.ops}
+    used = dict.fromkeys(n for i in pattern.ops for n in graph.ops[i].inputs())
+    parameters = {n: R for n in used if graph.values[n].kind == "parameter"}
+    return Sharding(1, "replicate", chosen, (), parameters, unsplit=True)

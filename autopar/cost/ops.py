@@ -1,0 +1,122 @@
+"""Seconds of one operation on local shards, forward and backward, from its own arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from autopar.cluster import Cluster
+from autopar.cost.compute import attention_seconds, elementwise_seconds, gemm_seconds
+from autopar.graph import DTYPE_BYTES, Op, Value
+
+Values = dict[str, Value]
+Shapes = dict[str, tuple[int, ...]]
+
+
+# Ops whose arithmetic shows beside their memory traffic.
+_KINDS = {
+    **dict.fromkeys(("gelu", "silu", "tanh", "sigmoid", "exp", "pow", "softplus"), "activation"),
+    **dict.fromkeys(("layer_norm", "rms_norm"), "normalization"),
+    **dict.fromkeys(("softmax", "log_softmax"), "softmax"),
+}
+
+
+@dataclass(frozen=True)
+class OpCost:
+    """Price of an op on one rank; ``flops`` counts forward multiply-adds twice."""
+
+    forward_seconds: float
+    backward_seconds: float
+    flops: int = 0
+
+
+FREE = OpCost(0.0, 0.0)
+_VIEWS = frozenset(
+    """view reshape _unsafe_view flatten unflatten transpose permute t unsqueeze squeeze expand
+    slice select split chunk split_with_sizes alias detach unbind""".split()
+)
+
+
+def op_cost(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
+    """Prices ``op``; ``shapes`` gives the local shape of each of its inputs and outputs."""
+    name = op.target.split(".")[1]
+    if name in _VIEWS:
+        return FREE
+    return _PRICES.get(name, _elementwise)(cluster, op, values, shapes)
+
+
+def _gemm(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
+    """A product of (m, k) and (k, n); its backward is one product per input with a gradient."""
+    left, right = (shapes[a.name] for a in op.args[:2])
+    out = shapes[op.outputs[0]]
+    k, n = left[-1], out[-1]
+    batch = math.prod(right[:-2]) if len(right) > 2 else 1
+    m = math.prod(out[:-1]) // batch
+    dtype = values[op.args[0].name].dtype
+    forward = gemm_seconds(cluster, m, n, k, dtype, batch)
+    grads = [values[a.name].requires_grad for a in op.args[:2]]
+    backward = grads[0] * gemm_seconds(cluster, m, k, n, dtype, batch)
+    backward += grads[1] * gemm_seconds(cluster, k, n, m, dtype, batch)
+    return OpCost(forward, backward, 2 * batch * m * n * k)
+
+
+def _attention(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
+    query, key = shapes[op.args[0].name], shapes[op.args[1].name]
+    causal = bool(op.kwargs.get("is_causal") or (len(op.args) > 5 and op.args[5]))
+    seconds = {
+        backward: attention_seconds(
+            cluster, batch=math.prod(query[:-3]), heads=query[-3], query_length=query[-2],
+            key_length=key[-2], head_dim=query[-1], dtype=values[op.args[0].name].dtype,
+            causal=causal, backward=backward,
+        )
+        for backward in (False, True)
+    }  # fmt: skip
+    flops = 4 * math.prod(query) * key[-2] // (2 if causal else 1)
+    backward = seconds[True] if values[op.outputs[0]].requires_grad else 0.0
+    return OpCost(seconds[False], backward, flops)
+
+
+def _elementwise(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
+    """Reads its inputs and writes its outputs; backward reads gradient and inputs, writes gradients."""
+    read = sum(_bytes(n, values, shapes) for n in op.inputs())
+    written = sum(_bytes(o, values, shapes) for o in op.outputs)
+    kind = _KINDS.get(op.target.split(".")[1], "elementwise")
+    forward = elementwise_seconds(cluster, read + written, kind)
+    if not any(values[o].requires_grad for o in op.outputs):
+        return OpCost(forward, 0.0)
+    grads = sum(_bytes(n, values, shapes) for n in op.inputs() if values[n].requires_grad)
+    kernels = sum(1 for n in op.inputs() if values[n].requires_grad)
+    moved = written + grads + read * (kernels > 1 or kind != "elementwise")
+    back = kind if kind == "elementwise" else f"{kind}_backward"
+    return OpCost(forward, elementwise_seconds(cluster, moved, back))
+
+
+def _embedding(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
+    """Reads and writes the rows; backward fills a gradient of the whole table with zeros first."""
+    rows = _bytes(op.outputs[0], values, shapes)
+    table = _bytes(op.args[0].name, values, shapes)
+    forward = elementwise_seconds(cluster, 2 * rows)
+    return OpCost(forward, elementwise_seconds(cluster, table + 3 * rows))
+
+
+def _cross_entropy(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
+    """Log-softmax reads and writes the logits; backward reads its result and writes a gradient."""
+    logits = _bytes(op.args[0].name, values, shapes)
+    forward = elementwise_seconds(cluster, 2 * logits, "softmax")
+    return OpCost(forward, elementwise_seconds(cluster, 3 * logits, "softmax_backward"))
+
+
+def _bytes(name: str, values: Values, shapes: Shapes) -> int:
+    return math.prod(shapes[name]) * DTYPE_BYTES[values[name].dtype]
+
+
+_PRICES: dict[str, Callable[[Cluster, Op, Values, Shapes], OpCost]] = {
+    "linear": _gemm,
+    "matmul": _gemm,
+    "mm": _gemm,
+    "bmm": _gemm,
+    "scaled_dot_product_attention": _attention,
+    "embedding": _embedding,
+    "cross_entropy_loss": _cross_entropy,
+}

@@ -1,0 +1,292 @@
+"""The body of a generated ``forward``: ops and state moves as lines of Python."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from autopar.emit.lines import comment, wrap
+from autopar.emit.source import Namer, Writer, dimension, literal
+from autopar.graph import Call, Graph, Op, Ref, Value, refs
+from autopar.strategies.rules import POINTWISE, RANDOM, name_of
+from autopar.strategies.sharding import Moved, Sharding
+from autopar.strategies.states import R, State, V
+
+# An expression longer than this gets a line and a name of its own.
+LONGEST_INLINE = 60
+LONGEST_ARITHMETIC = 40
+# Of generated lines; the program indents them by up to three levels.
+WIDTH = 88
+_VIEWS = frozenset(
+    ["view", "reshape", "_unsafe_view", "flatten", "transpose", "permute", "t", "unsqueeze", "squeeze", "expand", "slice", "select", "to", "_to_copy", "neg", "tril", "ones"]
+)
+_PRODUCTS = frozenset({"linear", "matmul", "mm"})
+
+
+@dataclass
+class Body:
+    """Writes the ops of one layer, in order, reading every value in the state its op needs.
+
+    Attributes:
+        graph: the graph that the ops belong to.
+        sharding: their strategies; None for code that is replicated (context).
+        owner: how parameters are reached, e.g. ``self`` in a layer's class.
+        root: dotted path of the module that ``owner`` is; parameters are named relative to it.
+        namer: variable names, shared between bodies of one function.
+        calls: user's module calls to write instead of their ops, by index of their first op.
+        used: names of the program's helper functions that the text calls.
+        notes: comment for each move, by (value, target state).
+    """
+
+    graph: Graph
+    sharding: Sharding | None
+    owner: str
+    root: str
+    namer: Namer
+    calls: dict[int, Call] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+    notes: dict[tuple[str, str], str] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    inline: dict[tuple[str, State], str] = field(default_factory=dict)
+    moved: dict[tuple[str, State], str] = field(default_factory=dict)
+    _unit: str = ""
+    _uses: Counter[str] = field(default_factory=Counter)
+    _biased: set[str] = field(default_factory=set)
+    _made_states: dict[str, State] | None = None
+
+    def write(self, indices: Iterable[int], wanted: Iterable[str] = ()) -> list[str]:
+        """Lines for the ops; ``wanted`` are values that code behind them reads."""
+        order = list(indices)
+        self._uses = self._count_uses(order, wanted)
+        self._biased = self._products_with_bias(order)
+        skipped = {i for i in order if self._covered(i)}
+        for index in order:
+            if index in self.calls:
+                self._call(self.calls[index])
+            elif index not in skipped:
+                self._op(index)
+        return self.lines
+
+    def read(self, value: str, state: State) -> str:
+        """The expression for ``value`` in ``state``; writes the move to it if there is one."""
+        item = self.graph.values[value]
+        if item.kind == "parameter":
+            return self._parameter(item, state)
+        if item.kind == "buffer":
+            return self._path(item.source)
+        made = self._made().get(value, R)
+        move = None if made == state else self._move(value, state)
+        if move is None:
+            return self.inline.get((value, made)) or self.namer.names[value]
+        if (value, state) not in self.moved:
+            self._write_move(move, made)
+        return self.moved[value, state]
+
+    def _made(self) -> dict[str, State]:
+        if self.sharding is None:
+            return {}
+        if self._made_states is None:
+            self._made_states = self.sharding.made(self.graph.ops)
+            for move in self.sharding.moves:
+                self._made_states.setdefault(move.value, move.source)
+        return self._made_states
+
+    def _move(self, value: str, state: State) -> Moved | None:
+        moves = self.sharding.moves if self.sharding else ()
+        return next((m for m in moves if (m.value, m.target) == (value, state)), None)
+
+    def _write_move(self, move: Moved, made: State) -> None:
+        source = self.inline.get((move.value, made)) or self.namer.names[move.value]
+        function = move.move.function
+        self.used.add(function)
+        arguments = _move_arguments(move)
+        base = self.namer.names.get(move.value, move.value)
+        name = self.namer.fresh(f"{base}_{_SUFFIX[move.target.kind]}")
+        note = self.notes.get((move.value, str(move.target)), "")
+        self._line(f"{name} = {function}({source}{arguments})", note)
+        self.moved[move.value, move.target] = name
+
+    def _op(self, index: int) -> None:
+        op = self.graph.ops[index]
+        self._unit = op.unit
+        strategy = self.sharding.strategies[index] if self.sharding else None
+        states = dict(strategy.inputs) if strategy else {}
+        outputs = strategy.outputs if strategy else (R,) * len(op.outputs)
+        shapes = {o: (o, s) for o, s in zip(op.outputs, outputs, strict=True)}
+        writer = Writer(
+            self.graph.values,
+            lambda name: self.read(name, states.get(name, R)),
+            lambda name: self._local(*shapes[name]),
+        )
+        text = self._special(op, states) if strategy and strategy.special else writer.expression(op)
+        self._assign(op, self._biased_linear(op, text), outputs)
+
+    def _products_with_bias(self, order: list[int]) -> set[str]:
+        """Products that the next op only adds a bias to, in the state in which they are made."""
+        found = set()
+        for index in order:
+            op = self.graph.ops[index]
+            if name_of(op) != "add" or op.kwargs or not all(isinstance(a, Ref) for a in op.args):
+                continue
+            product, bias = op.args[0].name, self.graph.values[op.args[1].name]
+            states = dict(self.sharding.strategies[index].inputs) if self.sharding else {}
+            moved = self._move(product, states.get(product, R)) is not None
+            if bias.kind == "parameter" and len(bias.shape) == 1 and not moved:
+                found.add(product)
+        return found
+
+    def _biased_linear(self, op: Op, text: str) -> str:
+        """``F.linear(x, w) + b`` as ``F.linear(x, w, b)``."""
+        product, plus, bias = text.rpartition(" + ")
+        joined = name_of(op) == "add" and product.startswith("F.linear(") and plus
+        whole = joined and product.endswith(")") and op.args[0].name in self._biased
+        return f"{product[:-1]}, {bias})" if whole else text
+
+    def _special(self, op: Op, states: dict[str, State]) -> str:
+        """The sharded form of a lookup or a loss."""
+        first, second = (self.read(a.name, states[a.name]) for a in op.args[:2])
+        if name_of(op) == "embedding":
+            self.used.add("sharded_embedding")
+            return f"sharded_embedding({second}, {first})"
+        self.used.add("sharded_cross_entropy")
+        ignore = op.args[4] if len(op.args) > 4 else op.kwargs.get("ignore_index", -100)
+        tail = "" if ignore == -100 else f", ignore_index={ignore}"
+        return f"sharded_cross_entropy({first}, {second}{tail})"
+
+    def _assign(self, op: Op, text: str, outputs: tuple[State, ...]) -> None:
+        key = (op.outputs[0], outputs[0])
+        random = name_of(op) in RANDOM and outputs[0].kind == "S" and "training" in text
+        single = len(op.outputs) == 1 and self._uses[op.outputs[0]] == 1 and not random
+        if single and self._may_inline(op, text):
+            self.inline[key] = text
+            return
+        base = self._base_name(op)
+        names = [self.namer.bind(o, base if len(op.outputs) == 1 else f"{base}_{i}")
+                 for i, o in enumerate(op.outputs)]  # fmt: skip
+        note = self._shape_note(op.outputs[0], outputs[0])
+        if random:
+            self.used.add("shard_rng")
+            self.lines.append("with shard_rng():")
+        self._line(f"{', '.join(names)} = {text}", note, indent=4 if random else 0)
+
+    def _may_inline(self, op: Op, text: str) -> bool:
+        """Short views and arithmetic stay in the expression that uses them; so does a product
+        whose bias is added next.
+        """
+        name = name_of(op)
+        if name in _PRODUCTS:
+            return op.outputs[0] in self._biased
+        limit = LONGEST_INLINE if name in _VIEWS else LONGEST_ARITHMETIC
+        return len(text) <= limit and (name in _VIEWS or name in POINTWISE - RANDOM)
+
+    def _base_name(self, op: Op) -> str:
+        """The module's own name for products and normalisations, the operation's otherwise."""
+        sources = [self.graph.values[n].source for n in op.inputs()
+                   if self.graph.values[n].kind == "parameter"]  # fmt: skip
+        for source in sources:
+            parts = [p for p in source.split(".")[:-1] if not p.isdigit()]
+            if parts:
+                return parts[-1]
+        base = name_of(op).strip("_")
+        return {"scaled_dot_product_attention": "attention", "cross_entropy_loss": "loss"}.get(
+            base, base
+        )
+
+    def _call(self, call: Call) -> None:
+        """``x = self.model.wte(idx)``, as the user's model does."""
+        self._line(f"{self._targets(call)} = {self._path(call.path)}({self.arguments(call)})", "")
+
+    def arguments(self, call: Call) -> str:
+        """The arguments of a module call as source."""
+
+        def name(value: str) -> str:
+            return self.read(value, R)
+
+        parts = [literal(a, name) for a in call.args]
+        parts += [f"{key}={literal(value, name)}" for key, value in call.kwargs.items()]
+        return ", ".join(parts)
+
+    def _targets(self, call: Call) -> str:
+        outputs = call.outputs if isinstance(call.outputs, tuple) else (call.outputs,)
+        base = [p for p in call.path.split(".") if not p.isdigit()][-1]
+        return ", ".join(self.namer.bind(o.name, base) for o in outputs)
+
+    def _covered(self, index: int) -> bool:
+        """Whether the op belongs to a module call that is written as a call."""
+        return self.graph.ops[index].unit in {c.path for c in self.calls.values()}
+
+    def _count_uses(self, order: list[int], wanted: Iterable[str]) -> Counter[str]:
+        """How often the text of each value would be repeated: once per read, once per move."""
+        uses: Counter[str] = Counter(wanted)
+        moves: set[tuple[str, State]] = set()
+        for index in order:
+            op = self.graph.ops[index]
+            states = dict(self.sharding.strategies[index].inputs) if self.sharding else {}
+            for name, times in Counter(_reads(op)).items():
+                state = states.get(name, R)
+                if self._move(name, state) is None:
+                    uses[name] += times
+                elif (name, state) not in moves:
+                    moves.add((name, state))
+                    uses[name] += 1
+        for index in self.calls:
+            uses.update(self.graph.ops[index].inputs())
+        return uses
+
+    def _parameter(self, value: Value, state: State) -> str:
+        path = self._path(spelled(self.graph, value.source, self._unit))
+        if self.sharding is None or self.sharding.unsplit:
+            return path
+        function = "partial" if state == V else "local"
+        self.used.add(function)
+        text = f"{function}({path})"
+        return text if state.plain or state.kind != "S" else (
+            f"{text}.flatten({state.dim}, {state.dim + 1})"
+        )  # fmt: skip
+
+    def _path(self, source: str) -> str:
+        """``self.attn.c_attn.weight``; numbered children are indexed."""
+        relative = source.removeprefix(f"{self.root}.") if self.root else source
+        text = self.owner
+        for part in relative.split("."):
+            text += f"[{part}]" if part.isdigit() else f".{part}"
+        return text
+
+    def _local(self, value: str, state: State) -> tuple[str, ...]:
+        shape = self.graph.values[value].shape
+        return tuple(
+            dimension(size, split=state.kind == "S" and state.dim == dim)
+            for dim, size in enumerate(shape)
+        )
+
+    def _shape_note(self, value: str, state: State) -> str:
+        item = self.graph.values[value]
+        if not item.shape or not item.requires_grad:
+            return ""
+        shape = ", ".join(self._local(value, state)).replace("MICROBATCH", "B")
+        suffix = {"S": f" sharded on {state.dim}", "P": " partial sums"}.get(state.kind, "")
+        return f"({shape}){suffix}"
+
+    def _line(self, text: str, note: str, indent: int = 0) -> None:
+        self.lines += [" " * indent + line for line in wrap(comment(text, note), WIDTH - indent)]
+
+
+def spelled(graph: Graph, source: str, unit: str) -> str:
+    """The name of a parameter as the module at ``unit`` spells it; tied ones have several."""
+    names = next((group for group in graph.tied if source in group), (source,))
+    return next((name for name in names if unit and name.startswith(f"{unit}.")), names[0])
+
+
+_SUFFIX = {"R": "full", "V": "full", "S": "shard"}
+
+
+def _reads(op: Op) -> list[str]:
+    return list(refs((op.args, op.kwargs)))
+
+
+def _move_arguments(move: Moved) -> str:
+    if move.move.function == "all_to_all":
+        return f", from_dim={move.source.dim}, to_dim={move.target.dim}"
+    dims = [s.dim for s in (move.source, move.target) if s.kind == "S"]
+    return f", dim={dims[0]}" if dims else ""

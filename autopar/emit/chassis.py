@@ -1,0 +1,343 @@
+"""The emitted program's frame: renders the templates around the generated layer code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+LINE = 100
+SCHEDULES = {"gpipe": "ScheduleGPipe", "1f1b": "Schedule1F1B"}
+# What each of the program's helper functions calls in turn.
+NEEDS = {
+    "all_reduce_enter": ("enter", "all_reduce"),
+    "sharded_cross_entropy": ("all_reduce",),
+}
+HELPERS = (
+    "enter",
+    "all_gather",
+    "gather",
+    "all_reduce",
+    "all_reduce_enter",
+    "reduce_scatter",
+    "scatter",
+    "narrow",
+    "all_to_all",
+    "local",
+    "partial",
+    "sharded_embedding",
+    "sharded_cross_entropy",
+    "shard_rng",
+)
+# Which names of torch.distributed.tensor a helper mentions.
+PLACEMENTS = {
+    "Partial": ("enter", "all_gather", "all_reduce", "reduce_scatter"),
+    "Replicate": (),
+    "Shard": ("all_gather", "gather", "reduce_scatter", "scatter"),
+}
+Tensor = tuple[tuple[str, ...], str]
+
+
+@dataclass(frozen=True)
+class Program:
+    """All that differs between two emitted programs.
+
+    Code is given as text without indentation; `model` in it is the user's model object.
+
+    Attributes:
+        title: first line of the program, e.g. "GPT on 8 ranks: 2 stages x 2 data x 2 tensor".
+        summary: lines of the docstring: prediction, cost model, what each part does.
+        pp, dp, tp: degrees of the mesh axes.
+        global_batch: samples per optimizer step.
+        microbatch: samples per micro-batch on one dp rank.
+        schedule: "gpipe" or "1f1b"; not read where pp is 1.
+        precision: "fp32" or "bf16".
+        seed: of the initialisation and of dropout.
+        predicted_step_seconds, predicted_memory_bytes: printed beside what is measured.
+        workload: "module:function" that returns the user's model, "" if there is none.
+        inputs: names of the model's inputs in the order of a tuple of them.
+        blocks: module paths of the repeated blocks, in execution order.
+        stages: (first, behind the last) index into ``blocks`` of each stage.
+        zero, recompute: per block; ``zero`` is 0, 2 or 3.
+        ends_zero: the same for all parameters outside the blocks.
+        layers: per block the name of its class in ``classes``, None for the user's own module.
+        classes: source of the classes, each a subclass of ``Parallel`` with ``PLACEMENTS``,
+            ``FUSED`` and ``forward``. ``PARTIAL`` is added from the calls of ``partial``.
+        ends_placements: {parameter outside the blocks: "Shard(0)"}: all that ``embed`` and
+            ``head`` read through ``local`` or ``partial``, under every name they use.
+        first, last: names of the parameters outside the blocks that the first and the last
+            stage read, as ``embed`` and ``head`` spell them.
+        tied: groups of names of one parameter; with pp > 1 the first name is on the first
+            stage and another on the last.
+        parameters: (name, shape, dtype) of the planned model.
+        hidden_names: variables that hold what one block hands to the next.
+        hidden: per cut between stages, (shape, dtype) of each of them on one rank. Sizes are
+            source text, so that ``MICROBATCH`` can be among them.
+        context: statements that every stage runs first (masks, rotary tables).
+        embed: statements of the first stage that set the variables of ``hidden_names``.
+        call: statements that run block ``index``, through ``self.run(index, ...)``.
+        head: statements of the last stage that set ``loss``.
+        tokens_per_sample: to print tokens per second; 0 if samples have none.
+        file_name: as the docstring's torchrun line spells it.
+    """
+
+    title: str
+    summary: tuple[str, ...]
+    pp: int
+    dp: int
+    tp: int
+    global_batch: int
+    microbatch: int
+    inputs: tuple[str, ...]
+    blocks: tuple[str, ...]
+    stages: tuple[tuple[int, int], ...]
+    zero: tuple[int, ...]
+    recompute: tuple[str, ...]
+    layers: tuple[str | None, ...]
+    parameters: tuple[tuple[str, tuple[int, ...], str], ...]
+    embed: str
+    call: str
+    head: str
+    ends_zero: int = 0
+    classes: tuple[str, ...] = ()
+    ends_placements: dict[str, str] = field(default_factory=dict)
+    first: tuple[str, ...] = ()
+    last: tuple[str, ...] = ()
+    tied: tuple[tuple[str, ...], ...] = ()
+    hidden_names: tuple[str, ...] = ("hidden",)
+    hidden: tuple[tuple[Tensor, ...], ...] = ()
+    context: str = ""
+    schedule: str = "1f1b"
+    precision: str = "fp32"
+    seed: int = 1234
+    predicted_step_seconds: float = 0.0
+    predicted_memory_bytes: int = 0
+    workload: str = ""
+    tokens_per_sample: int = 0
+    file_name: str = "program.py"
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.pp * self.dp * self.tp
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the compute is in bfloat16."""
+        return self.precision == "bf16"
+
+    @property
+    def sharded(self) -> bool:
+        """Whether ``fully_shard`` is applied, which also keeps the master copy for bf16."""
+        return self.dp > 1 or self.bf16
+
+    @property
+    def replicates(self) -> bool:
+        """Whether any part is in the replicated form of ``fully_shard``."""
+        return self.dp > 1 and 0 in (*self.zero, self.ends_zero)
+
+    @property
+    def shards(self) -> bool:
+        """Whether any part is divided over dp."""
+        return self.dp > 1 and any((*self.zero, self.ends_zero))
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether any block is recomputed."""
+        return any(mode != "none" for mode in self.recompute)
+
+    @property
+    def selective(self) -> bool:
+        """Whether any block is recomputed in part."""
+        return "selective" in self.recompute
+
+    @property
+    def sums(self) -> bool:
+        """Whether gradients are summed over other ranks than dp peers."""
+        return self.tp > 1 or (self.pp > 1 and bool(self.tied))
+
+    @property
+    def schedule_class(self) -> str:
+        """The schedule's class in torch."""
+        return SCHEDULES[self.schedule]
+
+    @property
+    def functional(self) -> bool:
+        """Whether ``torch.nn.functional`` is used."""
+        return "F." in self.code or "sharded_embedding" in self.code
+
+    @property
+    def code(self) -> str:
+        """All generated code."""
+        return "\n".join((*self.classes, self.context, self.embed, self.call, self.head))
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of parameters, tied ones once."""
+        return len(self.parameters)
+
+    @property
+    def parameter_hash(self) -> str:
+        """The hash by which the program recognises the planned model."""
+        import hashlib
+
+        lines = (f"{name} {list(shape)} torch.{dtype}" for name, shape, dtype in self.parameters)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def render(program: Program) -> str:
+    """The program's text; equal for equal programs."""
+    environment = Environment(
+        loader=PackageLoader("autopar.emit"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+    )
+    used = helpers(program.code)
+    text = environment.get_template("program.py.j2").render(
+        p=_with_partial(program),
+        used=used,
+        tensor_imports=", ".join(tensor_imports(program, used)),
+        ends_partial=partial_parameters("\n".join((program.embed, program.head)), "model"),
+        unpack=unpack(program),
+        **FORMATS,
+    )
+    return text.rstrip("\n") + "\n"
+
+
+def helpers(code: str) -> frozenset[str]:
+    """The helper functions that ``code`` calls, and those they call."""
+    called = {name for name in HELPERS if re.search(rf"(?<![\w.]){name}\(", code)}
+    return frozenset(called.union(*(NEEDS.get(name, ()) for name in called)))
+
+
+def tensor_imports(program: Program, used: frozenset[str]) -> list[str]:
+    """What the program imports from torch.distributed.tensor, sorted."""
+    names = {"DTensor"}
+    texts = [*program.classes, *program.ends_placements.values()]
+    for name, users in PLACEMENTS.items():
+        if used.intersection(users) or any(f"{name}(" in text for text in texts):
+            names.add(name)
+    if program.tp > 1:
+        names |= {"Replicate", "distribute_tensor"}
+    if program.shards:
+        names.add("Shard")
+    return sorted(names)
+
+
+def partial_parameters(code: str, owner: str) -> tuple[str, ...]:
+    """Dotted names, relative to ``owner``, of the parameters read through ``partial``."""
+    found = re.findall(rf"(?<![\w.])partial\({owner}\.([\w.\[\]]+)\)", code)
+    return tuple(dict.fromkeys(re.sub(r"\[(\d+)\]", r".\1", name) for name in found))
+
+
+def _with_partial(program: Program) -> Program:
+    from dataclasses import replace
+
+    return replace(program, classes=tuple(add_partial(text) for text in program.classes))
+
+
+def add_partial(text: str) -> str:
+    """Adds the attribute PARTIAL to a class in front of its first method."""
+    names = partial_parameters(text, "self")
+    if not names or re.search(r"^    PARTIAL\b", text, re.MULTILINE):
+        return text
+    head, mark, tail = text.partition("\n    def ")
+    line = constant("PARTIAL", words(names), indent=4)
+    return f"{head.rstrip()}\n{line}\n{mark}{tail}"
+
+
+def unpack(program: Program) -> str:
+    """The statement that takes the inputs of the next micro-batch."""
+    names = [name if re.search(rf"\b{name}\b", program.code) else "_" for name in program.inputs]
+    target = "target" if re.search(r"\btarget\b", program.code) else "_"
+    return f"{', '.join([*names, target])} = next(self.feed)"
+
+
+# ---- constants as a formatter would lay them out
+
+Items = tuple[str, Sequence[str], str]
+
+
+def constant(name: str, value: str | Items, note: str = "", indent: int = 0) -> str:
+    """``NAME = value``, one item per line where it does not fit on one."""
+    pad = " " * indent
+    opening, items, closing = ("", [value], "") if isinstance(value, str) else value
+    inline = ", ".join(items) + ("," if opening == "(" and len(items) == 1 else "")
+    line = f"{pad}{name} = {opening}{inline}{closing}"
+    comment = f"  # {note}" if note else ""
+    if len(line) <= LINE or isinstance(value, str):
+        above = f"{pad}# {note}\n" if comment and len(line + comment) > LINE else ""
+        return above + line if above else line + comment
+    above = f"{pad}# {note}\n" if note else ""
+    inner = "".join(f"{pad}    {item},\n" for item in items)
+    return f"{above}{pad}{name} = {opening}\n{inner}{pad}{closing}"
+
+
+def words(values: Iterable[str]) -> Items:
+    """A tuple of strings."""
+    return "(", [f'"{value}"' for value in values], ")"
+
+
+def groups(values: Iterable[Sequence[str]]) -> Items:
+    """A tuple of tuples of strings."""
+    return "(", [_inline_tuple([f'"{n}"' for n in group]) for group in values], ")"
+
+
+def mapping(values: dict[str, str]) -> Items:
+    """A dict from strings to expressions."""
+    return "{", [f'"{key}": {value}' for key, value in values.items()], "}"
+
+
+def ranges(values: Iterable[tuple[int, int]]) -> Items:
+    """A tuple of ranges."""
+    return "(", [f"range({start}, {stop})" for start, stop in values], ")"
+
+
+def runs(values: Sequence[int | str | None]) -> str:
+    """Run lengths: ``(0,) * 4 + (3,) * 8``. Strings are quoted unless they name a class."""
+    parts = [(_atom(value), len(list(run))) for value, run in groupby(values)]
+    return " + ".join(f"({text},) * {times}" for text, times in parts) or "()"
+
+
+def _atom(value: int | str | None) -> str:
+    quoted = isinstance(value, str) and value in ("none", "selective", "full")
+    return f'"{value}"' if quoted else str(value)
+
+
+def names(values: Sequence[str]) -> str:
+    """Module paths: a comprehension where they are one numbered list."""
+    heads = {value.rpartition(".")[0] for value in values}
+    counted = [f"{next(iter(heads), '')}.{i}" for i in range(len(values))]
+    if len(heads) == 1 and len(values) > 2 and list(values) == counted:
+        return f'tuple(f"{next(iter(heads))}.{{i}}" for i in range({len(values)}))'
+    return _inline_tuple([f'"{value}"' for value in values])
+
+
+def hidden(cuts: Sequence[Sequence[Tensor]]) -> str:
+    """Shapes and dtypes per cut, equal cuts as run lengths."""
+    texts = [
+        _inline_tuple([f"({_inline_tuple(shape)}, torch.{dtype})" for shape, dtype in cut])
+        for cut in cuts
+    ]
+    return " + ".join(f"({text},) * {len(list(run))}" for text, run in groupby(texts)) or "()"
+
+
+def _inline_tuple(items: Sequence[str]) -> str:
+    return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
+
+
+FORMATS = {
+    "constant": constant,
+    "words": words,
+    "groups": groups,
+    "mapping": mapping,
+    "ranges": ranges,
+    "runs": runs,
+    "names": names,
+    "hidden": hidden,
+}

@@ -1,0 +1,258 @@
+"""One operation of the graph as the line of PyTorch that a person would write."""
+
+from __future__ import annotations
+
+import keyword
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from autopar.graph import Op, Ref, Size, Value
+
+INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "matmul": "@", "mm": "@", "bmm": "@",
+         "__and__": "&", "__or__": "|", "bitwise_and": "&", "bitwise_or": "|",
+         "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}  # fmt: skip
+# Parameters of torch.nn.functional in the operator's order: "dtype=" is passed by name, None not
+# at all.
+FUNCTIONAL = {
+    "linear": ("linear", ("input", "weight", "bias")),
+    "layer_norm": ("layer_norm", ("input", "normalized_shape", "weight", "bias", "eps", None)),
+    "rms_norm": ("rms_norm", ("input", "normalized_shape", "weight", "eps")),
+    "dropout": ("dropout", ("input", "p", None)),
+    "gelu": ("gelu", ("input",)),
+    "silu": ("silu", ("input",)),
+    "relu": ("relu", ("input",)),
+    "elu": ("elu", ("input", "alpha")),
+    "softplus": ("softplus", ("input", "beta", "threshold")),
+    "hardswish": ("hardswish", ("input",)),
+    "hardtanh": ("hardtanh", ("input", "min_val", "max_val")),
+    "mish": ("mish", ("input",)),
+    "relu6": ("relu6", ("input",)),
+    "softmax": ("softmax", ("input", "dim", "dtype=")),
+    "log_softmax": ("log_softmax", ("input", "dim", "dtype=")),
+    "pad": ("pad", ("input", "pad", "mode", "value")),
+    "leaky_relu": ("leaky_relu", ("input", "negative_slope")),
+}
+FACTORIES = frozenset({"arange", "ones", "zeros", "full", "empty", "eye", "scalar_tensor"})
+_DEFAULTS = {"approximate": "none", "bias": None, "dtype": None, "mode": "constant"}
+
+
+class Namer:
+    """Gives graph values short Python names that do not collide."""
+
+    def __init__(self, taken: Sequence[str] = ()) -> None:
+        self.names: dict[str, str] = {}
+        self.taken = set(taken)
+
+    def fresh(self, base: str) -> str:
+        """A name like ``base`` that is not in use."""
+        base = base if base.isidentifier() and not keyword.iskeyword(base) else f"{base}_"
+        name, count = base, 2
+        while name in self.taken:
+            name, count = f"{base}_{count}", count + 1
+        self.taken.add(name)
+        return name
+
+    def bind(self, value: str, base: str) -> str:
+        """Names ``value``; later lookups return the same name."""
+        self.names[value] = self.fresh(base)
+        return self.names[value]
+
+
+def dimension(size: Size, *, split: bool = False) -> str:
+    """A dim as source: ``MICROBATCH``, ``12 // TP``, ``MICROBATCH * 32``."""
+    if split:
+        return f"{size.coefficient} // TP"
+    if not size.power:
+        return str(size.coefficient)
+    return "MICROBATCH" if size.coefficient == 1 else f"MICROBATCH * {size.coefficient}"
+
+
+def literal(argument: Any, name: Callable[[str], str]) -> str:
+    """A constant or reference among an op's arguments as source."""
+    if isinstance(argument, Ref):
+        return name(argument.name)
+    if isinstance(argument, Size):
+        return dimension(argument)
+    if isinstance(argument, tuple):
+        inner = ", ".join(literal(a, name) for a in argument)
+        return f"({inner},)" if len(argument) == 1 else f"({inner})"
+    if isinstance(argument, str) and argument.startswith("torch."):
+        return argument
+    if isinstance(argument, float) and argument in (float("inf"), float("-inf")):
+        return f'float("{argument}")'
+    return f'"{argument}"' if isinstance(argument, str) else repr(argument)
+
+
+def group(text: str) -> str:
+    """Parenthesises an infix expression, so that it can be an operand."""
+    depth = 0
+    for position, char in enumerate(text):
+        depth += (char in "([{") - (char in ")]}")
+        if char == " " and depth == 0 and position:
+            return f"({text})"
+    return f"({text})" if text.startswith("-") else text
+
+
+class Writer:
+    """Writes single ops; ``name`` gives the source of a value, ``local`` the local shape's source."""
+
+    def __init__(
+        self,
+        values: dict[str, Value],
+        name: Callable[[str], str],
+        local: Callable[[str], tuple[str, ...]],
+    ) -> None:
+        self.values, self.name, self.local = values, name, local
+
+    def expression(self, op: Op) -> str:
+        """The right-hand side for ``op``."""
+        base = op.target.split(".")[1]
+        special = _SPECIAL.get(base)
+        if special:
+            return special(self, op)
+        if base in INFIX and not op.kwargs and len(op.args) == 2:
+            left, right = (group(self.text(a)) for a in op.args)
+            return f"{left} {INFIX[base]} {right}"
+        if base in FUNCTIONAL and len(op.args) <= len(FUNCTIONAL[base][1]):
+            return self._functional(base, op)
+        if base in FACTORIES:
+            return self._factory(base, op)
+        if hasattr(torch.Tensor, base) and op.args and isinstance(op.args[0], Ref):
+            return self._method(base, op.args, op.kwargs)
+        return f"torch.ops.{op.target}({self._arguments(op.args, op.kwargs)})"
+
+    def text(self, argument: Any) -> str:
+        """The source of one argument."""
+        return literal(argument, self.name)
+
+    def _method(self, base: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        return f"{group(self.text(args[0]))}.{base}({self._arguments(args[1:], kwargs)})"
+
+    def _arguments(self, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
+        parts = [self.text(a) for a in args]
+        parts += [f"{key}={self.text(value)}" for key, value in kwargs.items()]
+        return ", ".join(parts)
+
+    def _functional(self, base: str, op: Op) -> str:
+        function, parameters = FUNCTIONAL[base]
+        pairs = [(p, a) for p, a in zip(parameters, op.args, strict=False) if p]
+        while pairs and pairs[-1][1] == _DEFAULTS.get(pairs[-1][0].rstrip("="), pairs):
+            pairs.pop()
+        kwargs = {p[:-1]: a for p, a in pairs if p.endswith("=")}
+        pairs = [(p, a) for p, a in pairs if not p.endswith("=")]
+        kwargs |= {k: v for k, v in op.kwargs.items() if _DEFAULTS.get(k, v is None) != v}
+        suffix = ", training=self.training" if base == "dropout" else ""
+        return f"F.{function}({self._arguments([a for _, a in pairs], kwargs)}{suffix})"
+
+    def _factory(self, base: str, op: Op) -> str:
+        return f"torch.{base}({self._arguments(op.args, {**op.kwargs})}, device=DEVICE)"
+
+    def reshape(self, op: Op) -> str:
+        """Reshapes by the local shape of the result."""
+        shape = ", ".join(self.local(op.outputs[0]))
+        return f"{group(self.text(op.args[0]))}.reshape({shape})"
+
+    def expand(self, op: Op) -> str:
+        """Broadcasts to the local shape of the result."""
+        return f"{group(self.text(op.args[0]))}.expand({', '.join(self.local(op.outputs[0]))})"
+
+    def slice(self, op: Op) -> str:
+        """Indexing with a range along one dim."""
+        dim, start, end, step = (*op.args[1:], *(0, None, None, 1)[len(op.args) - 1 :])
+        rank = len(self.values[op.args[0].name].shape)
+        span = f"{start or ''}:{'' if end is None or end >= 2**62 else end}"
+        span += f":{step}" if step != 1 else ""
+        before = [":"] * (dim % rank)
+        if rank - dim % rank == 1 and before:
+            before = ["..."]
+        return f"{group(self.text(op.args[0]))}[{', '.join([*before, span])}]"
+
+    def index(self, op: Op) -> str:
+        """Indexing with tensors."""
+        indices = ", ".join(":" if i is None else self.text(i) for i in op.args[1])
+        return f"{group(self.text(op.args[0]))}[{indices}]"
+
+    def split(self, op: Op) -> str:
+        """Equal parts of the local size; unequal ones are never divided."""
+        dim = op.args[2] if len(op.args) > 2 else op.kwargs.get("dim", 0)
+        rank = len(self.values[op.args[0].name].shape)
+        size = self.local(op.outputs[0])[dim % rank]
+        if isinstance(op.args[1], tuple) and len(set(op.args[1])) > 1:
+            size = self.text(op.args[1])
+        return f"{group(self.text(op.args[0]))}.split({size}, dim={dim})"
+
+    def joined(self, op: Op) -> str:
+        """``torch.cat`` and ``torch.stack``."""
+        base = op.target.split(".")[1]
+        dim = f", dim={op.args[1]}" if len(op.args) > 1 else ""
+        return f"torch.{base}({self.text(op.args[0])}{dim})"
+
+    def cast(self, op: Op) -> str:
+        """``x.to(dtype)``."""
+        dtype = self.values[op.outputs[0]].dtype
+        return f"{group(self.text(op.args[0]))}.to(torch.{dtype})"
+
+    def reversed(self, op: Op) -> str:
+        """``y - x`` for ``rsub(x, y)``."""
+        if len(op.args) > 2 or op.kwargs:
+            return f"torch.rsub({self._arguments(op.args, op.kwargs)})"
+        return f"{group(self.text(op.args[1]))} - {group(self.text(op.args[0]))}"
+
+    def where(self, op: Op) -> str:
+        """``torch.where``."""
+        return f"torch.where({self._arguments(op.args, op.kwargs)})"
+
+    def embedding(self, op: Op) -> str:
+        """Row lookup; the functional form takes the index first."""
+        padding = op.args[2] if len(op.args) > 2 else -1
+        tail = "" if padding in (-1, None) else f", padding_idx={padding}"
+        return f"F.embedding({self.text(op.args[1])}, {self.text(op.args[0])}{tail})"
+
+    def attention(self, op: Op) -> str:
+        """Scaled dot product attention with its non-default arguments by name."""
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        given = dict(zip(names[3:], op.args[3:], strict=False)) | op.kwargs
+        default = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None}
+        kept = {k: v for k, v in given.items() if default.get(k, False) != v}
+        dropout = kept.pop("dropout_p", None)
+        text = self._arguments(op.args[:3], kept)
+        if dropout is not None:
+            text += f", dropout_p={dropout} if self.training else 0.0"
+        return f"F.scaled_dot_product_attention({text})"
+
+    def cross_entropy(self, op: Op) -> str:
+        """The loss with its non-default arguments by name."""
+        names = ("weight", "reduction", "ignore_index", "label_smoothing")
+        given = dict(zip(names, op.args[2:], strict=False)) | op.kwargs
+        default = {"weight": None, "reduction": 1, "ignore_index": -100, "label_smoothing": 0.0}
+        kept = {k: v for k, v in given.items() if default[k] != v}
+        if "reduction" in kept:
+            kept["reduction"] = ("none", "mean", "sum")[kept["reduction"]]
+        return f"F.cross_entropy({self._arguments(op.args[:2], kept)})"
+
+
+_SPECIAL: dict[str, Callable[[Writer, Op], str]] = {
+    "view": Writer.reshape,
+    "reshape": Writer.reshape,
+    "_unsafe_view": Writer.reshape,
+    "flatten": Writer.reshape,
+    "unflatten": Writer.reshape,
+    "expand": Writer.expand,
+    "slice": Writer.slice,
+    "index": Writer.index,
+    "split": Writer.split,
+    "chunk": Writer.split,
+    "split_with_sizes": Writer.split,
+    "cat": Writer.joined,
+    "stack": Writer.joined,
+    "to": Writer.cast,
+    "_to_copy": Writer.cast,
+    "type_as": Writer.cast,
+    "rsub": Writer.reversed,
+    "where": Writer.where,
+    "embedding": Writer.embedding,
+    "scaled_dot_product_attention": Writer.attention,
+    "cross_entropy_loss": Writer.cross_entropy,
+}

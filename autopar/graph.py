@@ -1,0 +1,178 @@
+"""The traced model as plain data: values, operations, module calls and layers.
+
+Nothing here imports torch, so that a plan, which carries the graph that its program
+is written from, can be read anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+DTYPE_BYTES = {
+    "bool": 1,
+    "uint8": 1,
+    "int8": 1,
+    "int16": 2,
+    "int32": 4,
+    "int64": 8,
+    "float16": 2,
+    "bfloat16": 2,
+    "float32": 4,
+    "float64": 8,
+}
+
+ValueKind = Literal["input", "parameter", "buffer", "activation"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """One tensor dimension: ``coefficient * batch ** power``, batch being the micro-batch size."""
+
+    coefficient: int
+    power: int = 0
+
+    def at(self, batch: int) -> int:
+        """The number of elements along the dimension for a micro-batch of ``batch`` samples."""
+        return self.coefficient * batch**self.power
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A use of the value called ``name`` among an operation's arguments."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the graph.
+
+    ``source`` is the parameter's or buffer's dotted name, the input's key, or "" for activations.
+    """
+
+    name: str
+    shape: tuple[Size, ...]
+    dtype: str
+    kind: ValueKind = "activation"
+    source: str = ""
+    requires_grad: bool = False
+
+    def elements(self, batch: int) -> int:
+        """Number of elements for a micro-batch of ``batch`` samples."""
+        return math.prod(size.at(batch) for size in self.shape)
+
+    def bytes(self, batch: int) -> int:
+        """Size in bytes for a micro-batch of ``batch`` samples."""
+        return self.elements(batch) * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Op:
+    """One ATen operation.
+
+    ``args`` and ``kwargs`` hold ``Ref``, ``Size``, plain scalars, strings (dtypes are
+    written ``"torch.float32"``) and tuples of these. ``unit`` is the path of the
+    module call that the operation belongs to, "" for the code between module calls.
+    """
+
+    target: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[str, ...]
+    unit: str = ""
+    where: str = ""
+    no_grad: bool = False
+
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the values that the operation reads, in order of first use."""
+        return tuple(dict.fromkeys(refs((self.args, self.kwargs))))
+
+
+def refs(tree: Any) -> Iterator[str]:
+    """Every name referred to in a nest of tuples and dicts."""
+    if isinstance(tree, Ref):
+        yield tree.name
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from refs(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from refs(item)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a user's module, as the model made it.
+
+    ``args`` and ``kwargs`` hold ``Ref`` for tensors and plain data for everything else;
+    ``outputs`` is the nest of ``Ref`` that the module returned.
+    """
+
+    path: str
+    class_name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: Any
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A contiguous part of the model that is placed on one stage as a whole.
+
+    ``kind`` is "block" for a repeated module (``path`` names it) and "embedding" or
+    "head" for all that stands before the first and behind the last block.
+    ``signature`` is equal for layers that are the same up to the values of their parameters.
+    """
+
+    name: str
+    kind: Literal["embedding", "block", "head"]
+    ops: tuple[int, ...]
+    signature: str
+    parameters: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Tensors that autograd keeps for one op: graph values by name, and bytes made inside the op.
+
+    ``extra_bytes`` is for a micro-batch of one sample if ``scales`` with the batch.
+    """
+
+    values: tuple[str, ...]
+    extra_bytes: int
+    scales: bool
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A whole traced training step: model and loss.
+
+    Attributes:
+        values: every tensor, by name.
+        ops: in execution order.
+        calls: module calls by path.
+        layers: in execution order: embedding, blocks, head.
+        context: ops that depend on inputs and buffers alone (masks, rotary tables);
+            every stage that needs them runs them again instead of receiving their results.
+        inputs: names of the input values, by the key under which the user passes them:
+            ``"args.0"`` or ``"kwargs.input_ids"`` for inputs, ``"target"`` for the target.
+        loss: name of the scalar loss.
+        tied: groups of parameter names that are one tensor, first name first.
+        saved: by op index, what autograd keeps for backward; filled for the first
+            layer of each class.
+    """
+
+    values: dict[str, Value]
+    ops: tuple[Op, ...]
+    calls: dict[str, Call]
+    layers: tuple[Layer, ...]
+    context: tuple[int, ...]
+    inputs: dict[str, str]
+    loss: str
+    tied: tuple[tuple[str, ...], ...] = ()
+    saved: dict[int, Saved] = field(default_factory=dict)

@@ -1,0 +1,188 @@
+"""The plan: every decision, its prediction, and where the figures came from."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from autopar import plan_file
+
+Recompute = Literal["none", "selective", "full"]
+Schedule = Literal["gpipe", "1f1b", "interleaved_1f1b", "zero_bubble"]
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Degrees of the three mesh axes; the world size is their product."""
+
+    pp: int
+    dp: int
+    tp: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak bytes of one rank, by kind."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    transient: int
+    buffers: int = 0
+
+    @property
+    def total(self) -> int:
+        """Sum over the kinds, in bytes."""
+        return (
+            self.parameters + self.gradients + self.optimizer
+            + self.activations + self.transient + self.buffers
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StagePrediction:
+    """Prices of one stage.
+
+    Seconds are per micro-batch, except ``sync`` and ``optimizer``, which are per step.
+    """
+
+    forward_seconds: float
+    backward_seconds: float
+    tp_comm_seconds: float
+    p2p_seconds: float
+    sync_seconds: float
+    optimizer_seconds: float
+    memory: Memory
+    collectives: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One pipeline stage: the names of its layers and its prices."""
+
+    layers: tuple[str, ...]
+    prediction: StagePrediction
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """The choices for one layer; ``placements`` has a parameter's on the tp axis ("Shard(0)")."""
+
+    name: str
+    stage: int
+    placements: dict[str, tuple[str, ...]]
+    zero: int
+    recompute: Recompute
+    option: str = ""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the plan is expected to do; the values of ``breakdown`` add up to ``step_seconds``."""
+
+    step_seconds: float
+    memory_bytes: int
+    breakdown: dict[str, float]
+    samples_per_second: float
+    mfu: float
+    collectives: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SolverReport:
+    """How the plan was found; no plan in the space takes fewer seconds per step than ``bound``."""
+
+    status: str
+    gap: float
+    bound: float
+    seconds: float
+    candidates: dict[str, int]
+    name: str = "HiGHS"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a user would have typed.
+
+    ``step_seconds`` is None where it cannot run; ``reason`` says why.
+    """
+
+    name: str
+    description: str
+    step_seconds: float | None
+    memory_bytes: int | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Which cost model priced the plan; not ``calibrated`` means figures from publications."""
+
+    name: str
+    sha256: str
+    calibrated: bool
+    summary: str
+    fit_error: dict[str, float] = field(default_factory=dict)
+    devices_per_node: int = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A complete, executable decision; docs/design.md has the meaning of each field.
+
+    ``parameters`` lists (name, shape, dtype) of the planned model, to recognise another one.
+    ``program`` is what the emitter writes the program from: the graph of one layer of each
+    class with the chosen placements, as plain JSON data.
+    """
+
+    model: str
+    world_size: int
+    global_batch_size: int
+    optimizer: str
+    precision: str
+    memory_limit_bytes: int
+    mesh: Mesh
+    microbatch_size: int
+    num_microbatches: int
+    schedule: Schedule
+    virtual_stages: int
+    stages: tuple[StagePlan, ...]
+    layers: tuple[LayerPlan, ...]
+    prediction: Prediction
+    solver: SolverReport
+    baselines: tuple[Baseline, ...]
+    cluster: Provenance
+    pins: dict[str, Any]
+    parameters: tuple[tuple[str, tuple[int, ...], str], ...]
+    program: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    workload: str = ""
+
+    @property
+    def plan_id(self) -> str:
+        """Twelve hex digits that change whenever anything in the plan does."""
+        return plan_file.digest(self)[:12]
+
+    def to_json(self) -> str:
+        """The text that ``save`` writes; equal plans give equal text."""
+        return plan_file.dumps(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the plan as JSON, atomically: a reader sees the old file or the new one.
+
+        Raises:
+            PlanFormatError: the path cannot be written, or a value is not plain JSON data.
+        """
+        plan_file.write_atomically(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Reads what ``save`` wrote; the result equals the plan that was saved.
+
+        Raises:
+            PlanFormatError: the file is missing, truncated, of another schema version,
+                of wrong types, or was edited after it was written.
+        """
+        return plan_file.loads(cls, plan_file.read_text(path), str(path))

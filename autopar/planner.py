@@ -1,0 +1,254 @@
+"""``make_plan``: trace, shard, price, solve, assemble."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from autopar import graph_json
+from autopar.cluster import Cluster
+from autopar.cost.data_parallel import OPTIMIZER_BYTES
+from autopar.errors import UsageError
+from autopar.graph import Graph
+from autopar.plan import Baseline, Mesh, Plan, Provenance, SolverReport
+from autopar.solve.assemble import assemble
+from autopar.solve.baselines import run_baselines
+from autopar.solve.menus import Pricer
+from autopar.solve.problem import Candidate, Solution
+from autopar.solve.search import solve
+from autopar.solve.space import Task, check_pins, configurations, degrees
+from autopar.strategies.patterns import Classes, find_classes, reduce
+from autopar.strategies.sharding_json import encode_pattern, encode_sharding
+from autopar.strategies.strategy import is_covered
+from autopar.trace import trace
+from autopar.workload import Workload
+
+ATTENTION = "aten.scaled_dot_product_attention.default"
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of ``autopar.plan``, resolved; see there."""
+
+    workload: Workload
+    world_size: int
+    cluster: Cluster
+    optimizer: str | int
+    precision: str
+    memory_limit: float | None
+    pins: dict[str, Any]
+    gap: float
+    time_limit: float
+    progress: Callable[[int, int, float | None, float], None] | None
+    solver: str
+    source: str
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples per optimizer step."""
+        given = self.workload.global_batch_size
+        return self.workload.batch_size() * self.world_size if given is None else given
+
+    @property
+    def memory_limit_bytes(self) -> int:
+        """Bytes that one rank may use."""
+        limit = self.memory_limit
+        if limit is None:
+            return self.cluster.memory_bytes
+        return int(limit * self.cluster.memory_bytes) if limit <= 1 else int(limit)
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """A request with everything that is known before prices are compared."""
+
+    request: Request
+    graph: Graph
+    classes: Classes
+    names: tuple[str, ...]
+    task: Task
+
+    def pricer(self, pins: dict[str, Any]) -> Pricer:
+        """Prices under ``pins``."""
+        request = self.request
+        return Pricer(
+            self.graph, self.classes, request.cluster, request.precision, request.optimizer,
+            pins, request.memory_limit_bytes, request.solver,
+        )  # fmt: skip
+
+
+def make_plan(request: Request) -> Plan:
+    """The plan for ``request``; raises as ``autopar.plan`` does."""
+    _check(request)
+    started = time.perf_counter()
+    traced = _trace(request)
+    check_pins(traced.task)
+    pricer = traced.pricer(request.pins)
+    solution = _solve(traced, pricer, request.pins)
+    baselines = _baselines(traced, pricer)
+    return _plan(traced, pricer, solution, baselines, time.perf_counter() - started)
+
+
+def _check(request: Request) -> None:
+    """Refuses what no plan could honour before anything is traced."""
+    if not isinstance(request.world_size, int) or request.world_size < 1:
+        raise UsageError(f"world_size={request.world_size!r}", expected="an integer of at least 1",
+                         where="world_size", hint="pass the number of devices")  # fmt: skip
+    if request.global_batch_size < 1:
+        raise UsageError(f"global_batch_size={request.global_batch_size}",
+                         expected="at least 1", where="global_batch_size")  # fmt: skip
+    if request.precision not in ("fp32", "bf16"):
+        raise UsageError(f"precision={request.precision!r}", expected="fp32 or bf16",
+                         where="precision")  # fmt: skip
+    if isinstance(request.optimizer, str) and request.optimizer not in OPTIMIZER_BYTES:
+        raise UsageError(f"optimizer={request.optimizer!r}", where="optimizer",
+                         expected=f"{', '.join(OPTIMIZER_BYTES)}, or bytes per parameter")  # fmt: skip
+    if request.memory_limit is not None and request.memory_limit <= 0:
+        raise UsageError(f"memory_limit={request.memory_limit}", where="memory_limit",
+                         expected="bytes per device, or a fraction up to 1")  # fmt: skip
+
+
+def _trace(request: Request) -> _Traced:
+    args, kwargs = request.workload.inputs()
+    work = request.workload
+    whole = trace(work.model, args, kwargs, target=work.example_target, loss_fn=work.loss_fn,
+                  precision=request.precision)  # fmt: skip
+    graph, classes = reduce(whole, find_classes(whole))
+    names = tuple(layer.name for layer in whole.layers)
+    task = Task(
+        request.world_size, request.global_batch_size,
+        sum(layer.kind == "block" for layer in whole.layers), _heads(graph), request.pins,
+    )  # fmt: skip
+    return _Traced(request, graph, classes, names, task)
+
+
+def _heads(graph: Graph) -> tuple[int, ...]:
+    """Head counts of every attention: of the queries and of the keys."""
+    counts = {
+        graph.values[a.name].shape[-3].coefficient
+        for op in graph.ops
+        if op.target == ATTENTION
+        for a in op.args[:2]
+    }
+    return tuple(sorted(counts))
+
+
+def _candidates(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> list[Candidate]:
+    """Every configuration that the pins allow, with its bound.
+
+    Raises:
+        UsageError: there is none.
+    """
+    task = Task(**{**vars(traced.task), "pins": pins})
+    found = [
+        pricer.candidate(config)
+        for tp in sorted({tp for _, _, tp in degrees(task)})
+        for config in configurations(Task(**{**vars(task), "pins": {**pins, "tp": tp}}),
+                                     pricer.layouts(tp))
+    ]  # fmt: skip
+    if not found:
+        raise UsageError(
+            f"no legal factorisation of {task.world_size} devices",
+            expected=f"pp * dp * tp = {task.world_size}, pp <= {task.blocks} blocks, dp dividing"
+            f" the batch of {task.global_batch_size}, tp dividing the heads {list(task.heads)}",
+            where=f"pins {pins}" if pins else "world_size, global_batch_size",
+            hint="change the global batch, the number of devices or the pins",
+        )
+    return found
+
+
+def _solve(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> Solution:
+    request = traced.request
+    return solve(
+        _candidates(traced, pricer, pins), gap=request.gap, time_limit=request.time_limit,
+        progress=request.progress, solver=request.solver,
+    )  # fmt: skip
+
+
+def _baselines(traced: _Traced, pricer: Pricer) -> tuple[Baseline, ...]:
+    """What the user would have typed, each solved with its own pins."""
+
+    def solve_pinned(pins: dict[str, Any]) -> Solution:
+        task = Task(**{**vars(traced.task), "pins": pins})
+        check_pins(task)
+        own = traced.pricer(pins)
+        own._shardings, own._costs = pricer._shardings, pricer._costs
+        return solve(_candidates(traced, own, pins), gap=0.01, time_limit=5.0,
+                     solver=traced.request.solver)  # fmt: skip
+
+    request = traced.request
+    return run_baselines(solve_pinned, request.world_size, request.cluster.devices_per_node)
+
+
+def _plan(traced: _Traced, pricer: Pricer, solution: Solution, baselines: tuple[Baseline, ...],
+          seconds: float) -> Plan:  # fmt: skip
+    request, config = traced.request, solution.problem.configuration
+    stages, layers, prediction = assemble(pricer, traced.names, solution)
+    cluster = request.cluster
+    return Plan(
+        model=type(request.workload.model).__name__,
+        world_size=request.world_size,
+        global_batch_size=request.global_batch_size,
+        optimizer=str(request.optimizer),
+        precision=request.precision,
+        memory_limit_bytes=request.memory_limit_bytes,
+        mesh=Mesh(config.pp, config.dp, config.tp),
+        microbatch_size=config.microbatch_size,
+        num_microbatches=config.num_microbatches,
+        schedule=config.schedule,  # type: ignore[arg-type]
+        virtual_stages=1,
+        stages=stages,
+        layers=layers,
+        prediction=prediction,
+        solver=SolverReport(solution.status, solution.gap, solution.bound_seconds, seconds,
+                            solution.candidates, solution.solver),
+        baselines=baselines,
+        cluster=Provenance(cluster.name, cluster.sha256, cluster.calibrated, cluster.description,
+                           cluster.fit_error(), cluster.devices_per_node),
+        pins=request.pins,
+        parameters=_parameters(request.workload.model),
+        program=_program(traced, pricer, solution),
+        notes=_notes(traced),
+        workload=request.source,
+    )  # fmt: skip
+
+
+def _parameters(model: nn.Module) -> tuple[tuple[str, tuple[int, ...], str], ...]:
+    return tuple(
+        (name, tuple(p.shape), str(p.dtype).removeprefix("torch."))
+        for name, p in model.named_parameters()
+    )
+
+
+def _program(traced: _Traced, pricer: Pricer, solution: Solution) -> dict[str, Any]:
+    """The graph of one layer of each class and its sharding: what the program is written from."""
+    config = solution.problem.configuration
+    shardings = {}
+    for name in traced.classes.patterns:
+        sharding = pricer.sharding(name, config.tp, config.layout)
+        assert sharding is not None
+        shardings[name] = encode_sharding(sharding)
+    classes = traced.classes
+    return {
+        "graph": graph_json.encode(traced.graph),
+        "patterns": {name: encode_pattern(p) for name, p in classes.patterns.items()},
+        "parts": {name: encode_pattern(p) for name, p in classes.parts.items()},
+        "members": list(classes.members),
+        "shardings": shardings,
+    }
+
+
+def _notes(traced: _Traced) -> tuple[str, ...]:
+    """Ops without a sharding rule: they run replicated on the tp axis."""
+    graph = traced.graph
+    inside = {i for p in traced.classes.patterns.values() for i in p.ops}
+    missing = sorted(
+        {graph.ops[i].target for i in inside if not is_covered(graph.ops[i], graph.values)}
+    )
+    if not missing:
+        return ()
+    return (f"no sharding rule for {', '.join(missing)}: replicated on the tp axis",)

@@ -1,0 +1,142 @@
+"""Runs a plan on this host: emits its program and starts it under torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from autopar.emit import write_program
+from autopar.errors import RunError
+from autopar.plan import Plan
+from autopar.run.measure import RunResult, read_result
+
+# torchrun gives a dead rank's peers this long to end before it kills them.
+SHUTDOWN_SECONDS = 10.0
+LAST_LINES = 15
+
+
+def run_plan(
+    plan: Plan,
+    *,
+    workload: str,
+    steps: int = 10,
+    data: str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    timeout_seconds: float = 600.0,
+) -> RunResult:
+    """Trains ``steps`` steps on ranks of this host.
+
+    Args:
+        plan: what to run.
+        workload: "module:function" that returns the model.
+        steps: optimizer steps.
+        data: "module:function" of (step, batch_size, rank, size); default: the example batch.
+        checkpoint: directory to resume from and to save to.
+        timeout_seconds: when to give up.
+
+    Raises:
+        RunError: a rank failed, or the run took too long.
+    """
+    options = {"--data": data, "--checkpoint": checkpoint, "--workload": workload}
+    with tempfile.TemporaryDirectory(prefix="autopar-") as folder:
+        program, measured = Path(folder) / "program.py", Path(folder) / "measured.json"
+        write_program(plan, program, model=workload)
+        command = [str(program), "--steps", str(steps), "--json", str(measured)]
+        for name, value in options.items():
+            command += [name, os.fspath(value)] if value is not None else []
+        torchrun(command, plan.world_size, Path(folder), timeout_seconds)
+        return read_result(measured)
+
+
+def torchrun(command: list[str], ranks: int, folder: Path, timeout_seconds: float) -> None:
+    """Runs a program under torchrun and leaves no process behind.
+
+    Raises:
+        RunError: with the first rank that failed and its error.
+    """
+    errors = folder / "error.json"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    with (folder / "output.txt").open("w+", encoding="utf-8", errors="replace") as output:
+        process = subprocess.Popen(
+            [sys.executable, *launcher, *command],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment(errors),
+            # A group of its own, so that the launcher and all ranks can be ended together.
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            raise RunError(
+                f"the run had not ended after {timeout_seconds:g} s",
+                where=last_lines(folder / "output.txt"),
+                hint="fewer steps, or a longer timeout",
+            ) from None
+        finally:
+            end_group(process)
+    if code:
+        raise failure(errors, folder / "output.txt", ranks)
+
+
+def environment(errors: Path) -> dict[str, str]:
+    """The variables of the ranks: one thread each, as the cost model of a CPU host assumes."""
+    paths = [os.getcwd(), os.environ.get("PYTHONPATH", "")]
+    return {
+        "OMP_NUM_THREADS": "1",
+        "TORCHELASTIC_ERROR_FILE": str(errors),
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+    }
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Kills the launcher and every rank that is still there, then waits for the launcher."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(SHUTDOWN_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+
+
+def failure(errors: Path, output: Path, ranks: int) -> RunError:
+    """The error of the first rank that failed, from what torchelastic recorded."""
+    text = output.read_text(encoding="utf-8", errors="replace")
+    summary = text.partition("Root Cause")[2] or text
+    rank = re.search(r"rank\s*:\s*(\d+)", summary)
+    code = re.search(r"exitcode\s*:\s*(-?\d+)([^\n]*)", summary)
+    who = f"rank {rank[1]} of {ranks}" if rank else f"one of {ranks} ranks"
+    message = recorded(errors)
+    if message is None:
+        ended = f"exit code {code[1]}{code[2].partition(' (pid')[0]}" if code else "no exit code"
+        return RunError(f"{who} ended with {ended}", where=last_lines(output))
+    return RunError(f"{who} failed: {message[0]}", where=message[1])
+
+
+def recorded(errors: Path) -> tuple[str, str] | None:
+    """(message, innermost lines of the traceback) of an error file, if there is one."""
+    try:
+        message = json.loads(errors.read_text(encoding="utf-8"))["message"]
+    except (OSError, ValueError, KeyError):
+        return None
+    if isinstance(message, str):
+        return message, ""
+    trace = message.get("extraInfo", {}).get("py_callstack", "")
+    return message["message"], "\n".join(trace.strip().splitlines()[-LAST_LINES:])
+
+
+def last_lines(output: Path) -> str:
+    """The end of what the ranks printed."""
+    lines = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return "\n".join(lines[-LAST_LINES:])

@@ -1,0 +1,204 @@
+"""The neutral report of a plan: what is shown, before anything decides how it looks."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+from autopar.plan import Baseline, Memory, Plan
+from autopar.show.layers import layer_table
+from autopar.show.parts import Facts, Section, Table
+from autopar.show.units import duration, percent, share, size
+
+MEMORY_KINDS = ("parameters", "gradients", "optimizer", "activations", "transient", "buffers")
+TIME_PARTS = {
+    "compute": "compute",
+    "tp_comm": "tensor-parallel communication",
+    "dp_comm": "data-parallel communication",
+    "pp_comm": "pipeline communication",
+    "bubble": "pipeline bubble",
+    "optimizer": "optimizer",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """A verdict in one line, sections of tables and facts, and the commands to type next."""
+
+    title: str
+    verdict: str
+    sections: tuple[Section, ...]
+    commands: tuple[str, ...] = ()
+
+
+def report(plan: Plan, path: str = "plan.json") -> Report:
+    """Everything there is to say about ``plan``; ``path`` is where the next commands find it."""
+    sections = (_choices, _stages, _memory, _time, layer_table, _baselines, _search, _costs, _notes)
+    built = (section(plan) for section in sections)
+    return Report(
+        title=f"{plan.model} on {plan.world_size} x {plan.cluster.name} (plan {plan.plan_id})",
+        verdict=verdict(plan),
+        sections=tuple(section for section in built if section is not None),
+        commands=next_commands(plan, path),
+    )
+
+
+def verdict(plan: Plan) -> str:
+    """The plan in one line; an uncalibrated cost model is the first thing that it says."""
+    mesh, prediction = plan.mesh, plan.prediction
+    caution = "" if plan.cluster.calibrated else "UNCALIBRATED cost model, figures are estimates: "
+    return (
+        f"{caution}pp={mesh.pp} dp={mesh.dp} tp={mesh.tp} takes "
+        f"{duration(prediction.step_seconds)} per step and {size(prediction.memory_bytes)} of "
+        f"{size(plan.memory_limit_bytes)} per rank; {_certificate(plan)}"
+    )
+
+
+def _certificate(plan: Plan) -> str:
+    if plan.solver.gap <= 0:
+        return "proven optimal"
+    return f"proven within {percent(plan.solver.gap)} of the optimum"
+
+
+def next_commands(plan: Plan, path: str) -> tuple[str, ...]:
+    """The shell lines that write the program and start it."""
+    model = "" if plan.workload else " --model MODULE:FUNCTION"
+    program = path.removesuffix(".json") + "_train.py"
+    return (
+        f"autopar emit {shlex.quote(path)} -o {shlex.quote(program)}{model}",
+        launch_command(plan, program),
+    )
+
+
+def launch_command(plan: Plan, program: str) -> str:
+    """The torchrun line that starts ``program`` on every rank, to be typed on each node."""
+    per_node = min(plan.world_size, plan.cluster.devices_per_node)
+    nodes = -(-plan.world_size // per_node)
+    rendezvous = "" if nodes == 1 else f" --nnodes {nodes} --rdzv-backend c10d --rdzv-endpoint HOST"
+    return f"torchrun{rendezvous} --nproc-per-node {per_node} {shlex.quote(program)}"
+
+
+def _choices(plan: Plan) -> Section:
+    zero = sorted({layer.zero for layer in plan.layers})
+    recompute = sorted({layer.recompute for layer in plan.layers})
+    pins = ", ".join(f"{key}={value}" for key, value in plan.pins.items())
+    rows = (
+        ("mesh", f"pp={plan.mesh.pp} dp={plan.mesh.dp} tp={plan.mesh.tp}"),
+        ("schedule", f"{plan.schedule}, {plan.virtual_stages} stage(s) per rank"),
+        (
+            "micro-batches",
+            f"{plan.num_microbatches} of {plan.microbatch_size} sample(s) per data-parallel rank",
+        ),
+        ("global batch", f"{plan.global_batch_size:,} samples"),
+        ("ZeRO stages", ", ".join(map(str, zero))),
+        ("recompute", ", ".join(recompute)),
+        ("precision", f"{plan.precision}, optimizer {plan.optimizer}"),
+        ("pinned by you", pins or "nothing"),
+    )
+    return Section("Decisions", (Facts(rows),))
+
+
+def _stages(plan: Plan) -> Section:
+    columns = ("stage", "layers", "forward", "backward", "of it tp", "send", "sync", "memory")
+    rows = []
+    for index, stage in enumerate(plan.stages):
+        prices = stage.prediction
+        seconds = (
+            prices.forward_seconds,
+            prices.backward_seconds,
+            prices.tp_comm_seconds,
+            prices.p2p_seconds,
+            prices.sync_seconds,
+        )
+        used = prices.memory.total
+        memory = f"{size(used)} ({share(used, plan.memory_limit_bytes)})"
+        rows.append((str(index), _span(stage.layers), *map(duration, seconds), memory))
+    note = "forward, backward, tp and send per micro-batch; sync per step"
+    return Section("Stages", (Table(columns, tuple(rows), note),))
+
+
+def _span(names: tuple[str, ...]) -> str:
+    if len(names) < 3:
+        return ", ".join(names)
+    return f"{names[0]} .. {names[-1]} ({len(names)})"
+
+
+def _memory(plan: Plan) -> Section:
+    limit = plan.memory_limit_bytes
+    rows = tuple(
+        (str(index), *_memory_row(stage.prediction.memory, limit))
+        for index, stage in enumerate(plan.stages)
+    )
+    note = f"percent of the limit of {size(limit)} per rank"
+    return Section("Memory per rank", (Table(("stage", "peak", *MEMORY_KINDS), rows, note),))
+
+
+def _memory_row(memory: Memory, limit_bytes: int) -> tuple[str, ...]:
+    kinds = (size(getattr(memory, kind)) for kind in MEMORY_KINDS)
+    return (f"{size(memory.total)} ({share(memory.total, limit_bytes)})", *kinds)
+
+
+def _time(plan: Plan) -> Section:
+    prediction = plan.prediction
+    rows = tuple(
+        (TIME_PARTS.get(part, part), duration(seconds), share(seconds, prediction.step_seconds))
+        for part, seconds in prediction.breakdown.items()
+    )
+    total = ("step", duration(prediction.step_seconds), "100 %")
+    speed = (
+        ("throughput", f"{prediction.samples_per_second:,.4g} samples/s"),
+        ("model flops utilisation", percent(prediction.mfu)),
+    )
+    return Section(
+        "Time per step", (Table(("part", "time", "share"), (*rows, total)), Facts(speed))
+    )
+
+
+def _baselines(plan: Plan) -> Section | None:
+    if not plan.baselines:
+        return None
+    ranked = sorted(plan.baselines, key=lambda base: (base.step_seconds is None, base.step_seconds))
+    rows = tuple(_baseline_row(base, plan.prediction.step_seconds) for base in ranked)
+    columns = ("baseline", "per step", "against this plan", "memory", "remark")
+    return Section("What you would have typed", (Table(columns, rows),))
+
+
+def _baseline_row(base: Baseline, step_seconds: float) -> tuple[str, ...]:
+    if base.step_seconds is None:
+        memory = "-" if base.memory_bytes is None else size(base.memory_bytes)
+        return (base.name, "cannot run", "-", memory, base.reason)
+    ratio = f"{base.step_seconds / step_seconds:.2f} x the time"
+    memory = size(base.memory_bytes or 0)
+    return (base.name, duration(base.step_seconds), ratio, memory, base.description)
+
+
+def _search(plan: Plan) -> Section:
+    solver = plan.solver
+    candidates = ", ".join(f"{count:,} {fate}" for fate, count in solver.candidates.items())
+    rows = (
+        ("solver", f"{solver.name}, {solver.status}"),
+        ("lower bound", f"{duration(solver.bound)} per step, over everything in the search space"),
+        ("gap", percent(solver.gap)),
+        ("solved in", duration(solver.seconds)),
+        ("configurations", candidates or "-"),
+    )
+    return Section("Search", (Facts(rows),))
+
+
+def _costs(plan: Plan) -> Section:
+    costs = plan.cluster
+    origin = "measured on the device" if costs.calibrated else "not measured, from publications"
+    errors = ", ".join(f"{curve} {percent(error)}" for curve, error in costs.fit_error.items())
+    rows = (
+        ("cost model", f"{costs.name} (sha256 {costs.sha256[:12]})"),
+        ("figures", origin),
+        ("source", costs.summary),
+        ("fit error", errors or "not stated"),
+    )
+    return Section("Cost model", (Facts(rows),))
+
+
+def _notes(plan: Plan) -> Section | None:
+    if not plan.notes:
+        return None
+    return Section("Notes", (Facts(tuple(("", note) for note in plan.notes)),))

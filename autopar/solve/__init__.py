@@ -1,0 +1,1 @@
+"""The optimisation: op level per layer class, then one MILP over the model."""

@@ -1,0 +1,186 @@
+"""From the solver's assignment to the figures of a plan: per stage, per step, per collective."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from autopar.cost.data_parallel import dp_cost, gathers, reductions, state_bytes
+from autopar.cost.schedule import simulate
+from autopar.plan import LayerPlan, Memory, Prediction, StagePlan, StagePrediction
+from autopar.solve.menus import Pricer
+from autopar.solve.problem import Configuration, Option, Solution
+from autopar.strategies.patterns import restrict
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Layers of one stage with their options."""
+
+    index: int
+    members: tuple[str, ...]
+    names: tuple[str, ...]
+    options: tuple[Option, ...]
+
+
+def assemble(
+    pricer: Pricer, names: tuple[str, ...], solution: Solution
+) -> tuple[tuple[StagePlan, ...], tuple[LayerPlan, ...], Prediction]:
+    """Stages, layers and prediction of a solution; ``names`` are the layers' names in order."""
+    config = solution.problem.configuration
+    stages = _stages(pricer, names, solution)
+    plans = tuple(StagePlan(s.names, _predict_stage(pricer, config, s)) for s in stages)
+    layers = tuple(
+        _layer_plan(pricer, config, name, member, option, stage.index)
+        for stage in stages
+        for name, member, option in zip(stage.names, stage.members, stage.options, strict=True)
+    )
+    return plans, layers, _predict(pricer, config, plans)
+
+
+def _stages(pricer: Pricer, names: tuple[str, ...], solution: Solution) -> list[_Stage]:
+    starts = [*solution.boundaries, len(names)]
+    return [
+        _Stage(p, pricer.classes.members[a:b], names[a:b], solution.options[a:b])
+        for p, (a, b) in enumerate(zip(starts, starts[1:], strict=False))
+    ]
+
+
+def _predict_stage(pricer: Pricer, config: Configuration, stage: _Stage) -> StagePrediction:
+    """Sums over the stage's layers; the transient peak is that of its largest layer."""
+    slow = pricer.cluster.oversubscription(config.pp * config.dp * config.tp)
+    setting, flight = pricer.setting(config), config.in_flight(stage.index)
+    forward = backward = tp = sync = optimizer = 0.0
+    parameters = gradients = state = activations = transient = 0
+    for member, option in zip(stage.members, stage.options, strict=True):
+        cost = pricer.layer(member, config)
+        parallel = dp_cost(pricer.cluster, cost, setting, option.zero, stage.index)
+        held = state_bytes(cost, setting, option.zero)
+        again = option.recompute == "full"
+        compute = cost.forward_seconds * slow
+        forward += compute + parallel.forward_seconds
+        backward += compute * again + cost.backward_seconds * slow + parallel.backward_seconds
+        tp += cost.tp_forward_seconds + cost.tp_backward_seconds + again * cost.tp_again_seconds
+        sync += parallel.sync_seconds + pricer.tied_seconds(member, config)
+        optimizer += parallel.optimizer_seconds * slow
+        parameters, gradients = parameters + held.parameters, gradients + held.gradients
+        state += held.optimizer
+        activations += flight * option.activation_bytes
+        transient = max(transient, option.transient_bytes)
+    p2p = pricer.p2p_seconds(config) * ((stage.index > 0) + (stage.index < config.pp - 1))
+    memory = Memory(parameters, gradients, state, activations, transient)
+    counts = _collectives(pricer, config, stage)
+    return StagePrediction(
+        forward, backward, tp, p2p, sync, optimizer, memory, dict(sorted(counts.items()))
+    )
+
+
+def _layer_plan(
+    pricer: Pricer, config: Configuration, name: str, member: str, option: Option, stage: int
+) -> LayerPlan:
+    classes = pricer.classes
+    sharding = pricer.sharding(classes.home(member), config.tp, config.layout)
+    assert sharding is not None
+    pattern = classes.priced(member)
+    own = restrict(sharding, pattern, pricer.graph)
+    placements = {}
+    for value, state in own.parameters.items():
+        source = pricer.graph.values[value].source.replace(f"{pattern.name}.", f"{name}.", 1)
+        split = state.kind == "S"
+        placements[source] = (f"Shard({state.dim})" if split else "Replicate()",)
+    return LayerPlan(name, stage, placements, option.zero, option.recompute, config.layout)  # type: ignore[arg-type]
+
+
+def _predict(pricer: Pricer, config: Configuration, stages: tuple[StagePlan, ...]) -> Prediction:
+    """Simulates the schedule with each stage's own times, then adds synchronisation and optimizer."""
+    each = [stage.prediction for stage in stages]
+    forward, backward = _passes(pricer, config, stages)
+    half = pricer.p2p_seconds(config) / 2
+    timeline = simulate(config.schedule, forward, backward, half, half, config.num_microbatches)
+    tail = max(p.sync_seconds + p.optimizer_seconds for p in each)
+    step = timeline.makespan + tail
+    world = config.pp * config.dp * config.tp
+    samples = config.dp * config.microbatch_size * config.num_microbatches
+    flops = 3 * sum(pricer.cost(m, config).flops for m in pricer.classes.members)
+    peak = pricer.cluster.peak_flops(pricer.precision)
+    total = flops * config.tp * config.dp * config.num_microbatches
+    return Prediction(
+        step_seconds=step,
+        memory_bytes=max(p.memory.total for p in each),
+        breakdown=_breakdown(config, each, step),
+        samples_per_second=samples / step,
+        mfu=total / (step * world * peak),
+        collectives=_sum_collectives(each),
+    )
+
+
+def _passes(
+    pricer: Pricer, config: Configuration, stages: tuple[StagePlan, ...]
+) -> tuple[list[float], list[float]]:
+    """Forward and backward seconds of each stage with its tp communication."""
+    forward, backward = [], []
+    starts = 0
+    for stage in stages:
+        members = pricer.classes.members[starts : starts + len(stage.layers)]
+        starts += len(stage.layers)
+        tp_forward = sum(pricer.cost(m, config).tp_forward_seconds for m in members)
+        forward.append(stage.prediction.forward_seconds + tp_forward)
+        rest = stage.prediction.tp_comm_seconds - tp_forward
+        backward.append(stage.prediction.backward_seconds + rest)
+    return forward, backward
+
+
+def _breakdown(
+    config: Configuration, stages: list[StagePrediction], step: float
+) -> dict[str, float]:
+    """The time of the busiest stage by kind; what is left of the step is bubble."""
+    m = config.num_microbatches
+    busiest = max(stages, key=lambda p: p.forward_seconds + p.backward_seconds + p.tp_comm_seconds)
+    parts = {
+        "compute": m * (busiest.forward_seconds + busiest.backward_seconds),
+        "tp_comm": m * busiest.tp_comm_seconds,
+        "dp_comm": busiest.sync_seconds,
+        "pp_comm": m * busiest.p2p_seconds,
+        "optimizer": busiest.optimizer_seconds,
+    }
+    rest = step - sum(parts.values())
+    if rest < 0:  # transfers overlap with the neighbours' compute in the simulated schedule
+        parts["pp_comm"] = max(0.0, parts["pp_comm"] + rest)
+    return {**parts, "bubble": max(0.0, rest)}
+
+
+def _collectives(pricer: Pricer, config: Configuration, stage: _Stage) -> Counter[str]:
+    """Every collective that one rank of the stage issues in one step, by kind.
+
+    Besides those of the layers: one all-reduce over tp for all partial gradients together,
+    one per tied parameter between first and last stage, and one for the loss.
+    """
+    setting, m = pricer.setting(config), config.num_microbatches
+    counts: Counter[str] = Counter()
+    groups: dict[str, int] = {}
+    partial = False
+    for name, member, option in zip(stage.names, stage.members, stage.options, strict=True):
+        cost = pricer.layer(member, config)
+        again = cost.tp_again if option.recompute == "full" else Counter()
+        for passed in (cost.tp_forward, cost.tp_backward, again):
+            counts.update({kind: number * m for kind, number in passed.items()})
+        partial |= cost.partial_elements > 0
+        if pricer.cost(member, config).parameter_elements:
+            groups["ends" if member in pricer.classes.parts else name] = option.zero
+    for zero in groups.values() if config.dp > 1 else ():
+        counts["all_gather"] += gathers(setting, zero, stage.index)
+        counts["reduce_scatter" if zero else "all_reduce"] += reductions(setting, zero)
+    at_end = config.pp > 1 and stage.index in (0, config.pp - 1)
+    world = config.pp * config.dp * config.tp
+    counts["all_reduce"] += partial + at_end * len(pricer.tied()) + (world > 1)
+    neighbours = (stage.index > 0) + (stage.index < config.pp - 1)
+    counts["send"] += neighbours * m
+    counts["recv"] += neighbours * m
+    return +counts
+
+
+def _sum_collectives(stages: list[StagePrediction]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for stage in stages:
+        total.update(stage.collectives)
+    return dict(sorted(total.items()))

@@ -1,0 +1,141 @@
+"""What a user would have typed instead: published recipes as pins, solved like any other plan.
+
+Whatever a recipe leaves open is chosen by the solver, so each is shown at its best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autopar.errors import AutoparError
+from autopar.plan import Baseline
+from autopar.solve.price import stage_memory_bytes
+from autopar.solve.problem import Solution
+
+Pins = dict[str, Any]
+SolvePinned = Callable[[Pins], Solution]
+
+
+@dataclass(frozen=True)
+class Machines:
+    """How many devices there are, and how many of them share a node."""
+
+    world_size: int
+    devices_per_node: int
+
+    @property
+    def node(self) -> int:
+        """Devices of one node that divide the world size evenly."""
+        most = min(self.world_size, self.devices_per_node)
+        return max(d for d in range(1, most + 1) if self.world_size % d == 0)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named baseline; ``attempts`` yields pins to try until some can run."""
+
+    name: str
+    description: str
+    attempts: Callable[[Machines], Iterator[Pins]]
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def _ddp(machines: Machines) -> Iterator[Pins]:
+    yield {"dp": machines.world_size, "tp": 1, "pp": 1, "zero": 0, "recompute": "none"}
+
+
+def _fsdp(machines: Machines) -> Iterator[Pins]:
+    yield {"dp": machines.world_size, "tp": 1, "pp": 1, "zero": 3, "recompute": "none"}
+
+
+def _fsdp_recompute(machines: Machines) -> Iterator[Pins]:
+    yield {"dp": machines.world_size, "tp": 1, "pp": 1, "zero": 3, "recompute": "full"}
+
+
+def _tensor_in_node(machines: Machines) -> Iterator[Pins]:
+    """The whole node, or the largest part of it that divides the heads."""
+    for tp in reversed(_divisors(machines.node)[1:]):
+        yield {"dp": machines.world_size // tp, "tp": tp, "pp": 1, "zero": 0, "recompute": "none"}
+
+
+def _megatron(machines: Machines) -> Iterator[Pins]:
+    """Grows tp to the node, then pp; dp takes the rest; recomputes if that is not enough."""
+    tensor = _divisors(machines.node)
+    degrees = [(tp, 1) for tp in tensor]
+    for pp in _divisors(machines.world_size)[1:]:
+        degrees += [(tp, pp) for tp in reversed(tensor) if machines.world_size % (tp * pp) == 0]
+    for recompute in ("none", "full"):
+        for tp, pp in degrees:
+            dp = machines.world_size // (tp * pp)
+            schedule = {"schedule": "1f1b"} if pp > 1 else {}
+            yield {"dp": dp, "tp": tp, "pp": pp, "zero": 0, "recompute": recompute, **schedule}
+
+
+def _gpipe(machines: Machines) -> Iterator[Pins]:
+    """As many stages as devices, or the most that can run."""
+    for pp in reversed(_divisors(machines.world_size)[1:]):
+        dp = machines.world_size // pp
+        yield {"dp": dp, "tp": 1, "pp": pp, "zero": 0, "recompute": "full", "schedule": "gpipe"}
+
+
+RECIPES = (
+    Recipe("DDP", "one replica per device", _ddp),
+    Recipe("FSDP", "ZeRO-3 over all devices", _fsdp),
+    Recipe("FSDP + recompute", "ZeRO-3 over all devices, full recomputation", _fsdp_recompute),
+    Recipe("TP in the node", "tensor parallel within a node, replicas across", _tensor_in_node),
+    Recipe("Megatron rule", "tp up to the node until it fits, then pp, then recomputation",
+           _megatron),
+    Recipe("GPipe", "stages only, gpipe schedule, full recomputation", _gpipe),
+)  # fmt: skip
+
+
+def run_baselines(
+    solve_pinned: SolvePinned, world_size: int, devices_per_node: int
+) -> tuple[Baseline, ...]:
+    """Every recipe with its predicted step, or with the reason why it cannot run.
+
+    Args:
+        solve_pinned: solves the task under these pins; raises AutoparError if that is impossible.
+        world_size: number of devices.
+        devices_per_node: how many of them share the fast links.
+    """
+    machines = Machines(world_size, devices_per_node)
+    known: dict[tuple[tuple[str, Any], ...], Solution | AutoparError] = {}
+
+    def once(pins: Pins) -> Solution | AutoparError:
+        key = tuple(sorted(pins.items()))
+        if key not in known:
+            known[key] = _attempt(solve_pinned, pins)
+        return known[key]
+
+    return tuple(_run(recipe, machines, once) for recipe in RECIPES)
+
+
+def _attempt(solve_pinned: SolvePinned, pins: Pins) -> Solution | AutoparError:
+    try:
+        return solve_pinned(dict(pins))
+    except AutoparError as error:
+        return error
+
+
+def _run(
+    recipe: Recipe, machines: Machines, once: Callable[[Pins], Solution | AutoparError]
+) -> Baseline:
+    reason = "needs more than one device"
+    for pins in recipe.attempts(machines):
+        result = once(pins)
+        if not isinstance(result, AutoparError):
+            memory = max(stage_memory_bytes(result.problem, result.boundaries, result.options))
+            described = f"{recipe.description} ({_degrees(pins)})"
+            return Baseline(recipe.name, described, result.objective_seconds, memory)
+        reason = str(result).splitlines()[0]
+    return Baseline(recipe.name, recipe.description, None, None, reason)
+
+
+def _degrees(pins: Mapping[str, Any]) -> str:
+    return " ".join(f"{axis}={pins[axis]}" for axis in ("pp", "dp", "tp"))

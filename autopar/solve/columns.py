@@ -1,0 +1,221 @@
+"""Stage patterns from the knapsack relaxation: a bound and a good pattern for every interval.
+
+Filling a stage is a multiple-choice knapsack (Sinha and Zoltners 1979): every layer takes one
+option, bytes are limited, cost is minimised. Its linear relaxation is solved by climbing
+the lower convex hulls of all classes at once, best saving per byte first; it leaves one class
+between two options, and rounding that one down gives a pattern that fits.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from autopar.solve.chain import Bools, Chain, Floats, Ints
+
+LEVELS = 4
+
+
+@dataclass(frozen=True)
+class Level:
+    """Patterns whose largest transient lies in [low, high] bytes."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The hulls of all classes, merged.
+
+    ``base`` [classes] is the leanest option of each class, -1 if it has none.
+    Step k moves one layer of class ``owner[k]`` from option ``before[k]`` to ``after[k]``:
+    ``extra_bytes[k]`` more for ``gain[k]`` less cost. Gain per byte falls with k.
+    """
+
+    base: Ints
+    owner: Ints
+    before: Ints
+    after: Ints
+    extra_bytes: Floats
+    gain: Floats
+
+
+@dataclass(frozen=True)
+class Filled:
+    """The cost ``lower`` [contents] of the relaxation, and a rounding ``units`` [contents, steps].
+
+    ``feasible`` [contents] tells where there is one.
+    """
+
+    lower: Floats
+    units: Ints
+    feasible: Bools
+
+
+@dataclass(frozen=True)
+class Relaxed:
+    """Bounds and patterns for each stage and interval content; arrays are [stages, contents].
+
+    Lower bounds of micro-batch seconds, of step seconds and of ``m * seconds + step``
+    come without transfers; infinite where nothing fits. ``patterns`` has the seconds and the
+    step seconds of real patterns, one entry per weighting of ``weights``.
+    """
+
+    seconds: Floats
+    step_seconds: Floats
+    mixed: Floats
+    patterns: tuple[tuple[Floats, Floats], ...]
+
+
+def levels(chain: Chain) -> list[Level]:
+    """The transients that options have, in at most LEVELS ranges that cover them all."""
+    values = np.unique(chain.transient_bytes)
+    parts = np.array_split(values, min(LEVELS, len(values))) if len(values) else []
+    return [Level(float(part[0]), float(part[-1])) for part in parts]
+
+
+def weights(chain: Chain) -> tuple[Floats, ...]:
+    """The costs of options [options] by which patterns are sought.
+
+    Seconds matter once on most stages, and m times on the slowest.
+    """
+    if chain.pp == 1:
+        return (chain.seconds,)
+    return chain.seconds, chain.num_microbatches * chain.seconds + chain.step_seconds
+
+
+def hull(option_bytes: Floats, cost: Floats) -> list[int]:
+    """Indices of the lower convex hull from the leanest to the cheapest."""
+    chosen: list[int] = []
+    for o in np.lexsort((cost, option_bytes)):
+        if chosen and cost[o] >= cost[chosen[-1]]:
+            continue
+        while len(chosen) > 1 and _above(option_bytes, cost, chosen[-2], chosen[-1], int(o)):
+            chosen.pop()
+        chosen.append(int(o))
+    return chosen
+
+
+def _above(x: Floats, y: Floats, a: int, b: int, c: int) -> bool:
+    """Whether b lies on or above the line from a to c."""
+    return bool((y[b] - y[a]) * (x[c] - x[a]) >= (y[c] - y[a]) * (x[b] - x[a]))
+
+
+def ladder(chain: Chain, option_bytes: Floats, cost: Floats, level: Level) -> Ladder:
+    """Merges the hulls of the options that the level allows."""
+    base = np.full(len(chain.menus), -1, dtype=np.int64)
+    steps: list[tuple[float, int, int, int]] = []
+    for c in range(len(chain.menus)):
+        allowed = np.flatnonzero((chain.owner == c) & (chain.transient_bytes <= level.high))
+        chosen = allowed[hull(option_bytes[allowed], cost[allowed])] if len(allowed) else allowed
+        if len(chosen):
+            base[c] = chosen[0]
+        for a, b in itertools.pairwise(chosen):
+            rate = (cost[b] - cost[a]) / (option_bytes[b] - option_bytes[a])
+            steps.append((float(rate), c, int(a), int(b)))
+    steps.sort(key=lambda step: step[0])
+    owner, before, after = np.array([s[1:] for s in steps], dtype=np.int64).reshape(-1, 3).T
+    extra, gain = option_bytes[after] - option_bytes[before], cost[before] - cost[after]
+    return Ladder(base, owner, before, after, extra, gain)
+
+
+def climb(steps: Ladder, counts: Ints, option_bytes: Floats, cost: Floats, room: float) -> Filled:
+    """Solves the relaxation for every row of ``counts`` [contents, classes] at once."""
+    missing = (counts[:, steps.base < 0] > 0).any(axis=1)
+    spare = room - counts @ option_bytes[steps.base]
+    layers = counts[:, steps.owner]
+    used = np.cumsum(layers * steps.extra_bytes, axis=1)
+    full = used <= spare[:, None]
+    units = np.where(full, layers, 0)
+    lower = counts @ cost[steps.base] - units @ steps.gain
+    rows = np.flatnonzero(~full.all(axis=1))
+    if len(rows):
+        step = full[rows].sum(axis=1)
+        left = spare[rows] - (units[rows] * steps.extra_bytes).sum(axis=1)
+        part = np.maximum(left / steps.extra_bytes[step], 0.0)
+        lower[rows] -= part * steps.gain[step]
+        units[rows, step] = np.floor(part)
+    feasible = (spare >= 0) & ~missing
+    return Filled(np.where(feasible, lower, np.inf), units, feasible)
+
+
+def relax(chain: Chain) -> Relaxed:
+    """Bounds and patterns for every stage and content of an interval."""
+    depths, stage_depth = np.unique(chain.depths, return_inverse=True)
+    each = [_relax_depth(chain, int(depth)) for depth in depths]
+    stacked = [np.stack([entry[k] for entry in each])[stage_depth] for k in range(len(each[0]))]
+    seconds, step, mixed, *patterns = stacked
+    pairs = zip(patterns[::2], patterns[1::2], strict=True)
+    return Relaxed(seconds, step, mixed, tuple(pairs))
+
+
+def _relax_depth(chain: Chain, depth: int) -> list[Floats]:
+    """Three lower bounds, then seconds and step seconds of a pattern per weighting; [contents]."""
+    sought = weights(chain)
+    lower = [_lower(chain, depth, sought[0])]
+    if chain.pp == 1:
+        lower += [np.zeros_like(lower[0]), chain.num_microbatches * lower[0]]
+    else:
+        lower += [_lower(chain, depth, w) for w in (chain.step_seconds, sought[1])]
+    figures = [f for w in sought for f in _pattern_figures(chain, depth, w)]
+    return lower + figures
+
+
+def _lower(chain: Chain, depth: int, cost: Floats) -> Floats:
+    """The least cost of each content over all levels, by relaxation."""
+    option_bytes = chain.state_bytes + depth * chain.activation_bytes
+    best = np.full(len(chain.counts), np.inf)
+    for level in levels(chain):
+        steps = ladder(chain, option_bytes, cost, level)
+        room = chain.room_bytes - level.low
+        best = np.minimum(best, climb(steps, chain.counts, option_bytes, cost, room).lower)
+    return best
+
+
+def _pattern_figures(chain: Chain, depth: int, cost: Floats) -> tuple[Floats, Floats]:
+    """Seconds and step seconds of the best rounded pattern of each content."""
+    best = np.full(len(chain.counts), np.inf)
+    seconds, step_seconds = best.copy(), best.copy()
+    for filled, steps in _roundings(chain, depth, cost, chain.counts):
+        value = _total(chain.counts, filled, steps, cost)
+        better = value < best
+        best = np.where(better, value, best)
+        for figure, source in ((seconds, chain.seconds), (step_seconds, chain.step_seconds)):
+            figure[better] = _total(chain.counts, filled, steps, source)[better]
+    return seconds, step_seconds
+
+
+def _roundings(chain: Chain, depth: int, cost: Floats, counts: Ints) -> list[tuple[Filled, Ladder]]:
+    """A rounding of the relaxation at every level."""
+    option_bytes = chain.state_bytes + depth * chain.activation_bytes
+    found = []
+    for level in levels(chain):
+        steps = ladder(chain, option_bytes, cost, level)
+        room = chain.room_bytes - level.high
+        found.append((climb(steps, counts, option_bytes, cost, room), steps))
+    return found
+
+
+def _total(counts: Ints, filled: Filled, steps: Ladder, figure: Floats) -> Floats:
+    """Sum of a figure of the options over the layers of each content; inf where nothing fits."""
+    change = figure[steps.after] - figure[steps.before]
+    total = counts @ figure[steps.base] + filled.units @ change
+    return np.where(filled.feasible, total, np.inf)
+
+
+def rounded_pattern(chain: Chain, depth: int, content: int, weighting: int) -> Ints:
+    """Layers per option [options] of the pattern whose figures ``relax`` reported."""
+    cost, counts = weights(chain)[weighting], chain.counts[content : content + 1]
+    filled, steps = min(
+        _roundings(chain, depth, cost, counts),
+        key=lambda pair: float(_total(counts, pair[0], pair[1], cost)[0]),
+    )
+    taken = np.zeros(len(chain.options), dtype=np.int64)
+    present = np.flatnonzero(counts[0])
+    taken[steps.base[present]] = counts[0, present]
+    np.subtract.at(taken, steps.before, filled.units[0])
+    np.add.at(taken, steps.after, filled.units[0])
+    return taken

@@ -1,0 +1,221 @@
+"""Options of each layer class under a configuration, priced by arithmetic on cached costs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from autopar.cluster import Cluster
+from autopar.cost.collectives import Group, collective_seconds
+from autopar.cost.data_parallel import MASTER_BYTES, Setting, dp_cost, state_bytes
+from autopar.cost.layer import LayerCost, layer_cost, replicated
+from autopar.graph import Graph
+from autopar.solve.intra import Weights, shard_pattern
+from autopar.solve.problem import Candidate, Configuration, Option, Problem
+from autopar.solve.space import RECOMPUTE, ZERO
+from autopar.strategies.patterns import ENDS, Classes, restrict
+from autopar.strategies.sharding import Sharding, local_elements
+
+# What the op-level optimisation is asked for: the fastest layer, the one that holds the
+# fewest parameters, and the one that holds the fewest parameters and activations.
+AIMS = {
+    "fast": Weights(),
+    "lean": Weights(parameter=1e-10, activation=1e-12),
+    "leanest": Weights(parameter=1e-9, activation=1e-11),
+}
+LAYOUTS = tuple(f"{kind}:{aim}" for kind in ("replicate", "sequence") for aim in AIMS)
+# The micro-batch size at which op-level time is traded against memory.
+REFERENCE_BATCH = 1
+
+
+@dataclass
+class Pricer:
+    """Shardings and prices of one traced model on one cluster, each worked out once."""
+
+    graph: Graph
+    classes: Classes
+    cluster: Cluster
+    precision: str
+    optimizer: str | int
+    pins: dict[str, Any]
+    memory_limit_bytes: int
+    solver: str = "highs"
+    _shardings: dict[tuple[str, int, str], Sharding | None] = field(default_factory=dict)
+    _costs: dict[tuple[str, int, str, int], LayerCost] = field(default_factory=dict)
+
+    def sharding(self, pattern: str, tp: int, layout: str) -> Sharding | None:
+        """The sharding of a pattern; ``layout`` is "kind:aim", e.g. "sequence:fast"."""
+        key = (pattern, tp, layout)
+        if key not in self._shardings:
+            self._shardings[key] = self._shard(pattern, tp, layout)
+        return self._shardings[key]
+
+    def _shard(self, pattern: str, tp: int, layout: str) -> Sharding | None:
+        if tp == 1:
+            return replicated(self.graph, self.classes.patterns[pattern])
+        kind, _, aim = layout.partition(":")
+        return shard_pattern(
+            self.graph, self.classes.patterns[pattern], self.cluster, tp, kind,
+            REFERENCE_BATCH, AIMS[aim], solver=self.solver,
+        )  # fmt: skip
+
+    def layouts(self, tp: int) -> list[str]:
+        """Layouts whose blocks are sharded differently; equal ones are kept once."""
+        if tp == 1:
+            return ["replicate"]
+        seen: dict[Any, str] = {}
+        for layout in LAYOUTS:
+            shardings = [self.sharding(p, tp, layout) for p in self.classes.patterns]
+            if all(shardings):
+                kind = layout.partition(":")[0]
+                key = (kind, *(tuple(s.strategies.items()) for s in shardings if s))
+                seen.setdefault(key, layout)
+        return list(seen.values())
+
+    def cost(self, member: str, config: Configuration) -> LayerCost:
+        """The price of one layer of class ``member`` without data parallelism."""
+        key = (member, config.tp, config.layout, config.microbatch_size)
+        if key not in self._costs:
+            pattern = self.classes.priced(member)
+            whole = self.sharding(self.classes.home(member), config.tp, config.layout)
+            assert whole is not None, "configurations are made from feasible layouts only"
+            own = restrict(whole, pattern, self.graph)
+            self._costs[key] = layer_cost(
+                self.graph, pattern, own, self.cluster, config.microbatch_size
+            )
+        return _contended(self._costs[key], self.cluster, config)
+
+    def setting(self, config: Configuration) -> Setting:
+        """The part of a configuration that data parallelism sees."""
+        return Setting(
+            config.pp, config.dp, config.tp, config.num_microbatches, config.schedule,
+            self.precision, self.optimizer,
+        )  # fmt: skip
+
+    def menu(self, member: str, config: Configuration) -> tuple[Option, ...]:
+        """Every option of a class that the pins allow."""
+        zeros = [self.pins["zero"]] if "zero" in self.pins else ZERO
+        zeros = [0] if config.dp == 1 and "zero" not in self.pins else zeros
+        recomputes: Sequence[str] = RECOMPUTE if member not in self.classes.parts else ("none",)
+        if "recompute" in self.pins and member not in self.classes.parts:
+            recomputes = [self.pins["recompute"]]
+        return tuple(self.option(member, config, z, r) for z in zeros for r in recomputes)
+
+    def option(self, member: str, config: Configuration, zero: int, recompute: str) -> Option:
+        """One option of a class, with its data-parallel cost."""
+        cost, setting = self.layer(member, config), self.setting(config)
+        parallel = dp_cost(self.cluster, cost, setting, zero, stage=0)
+        state = state_bytes(cost, setting, zero)
+        again = recompute == "full"
+        slow = self.cluster.oversubscription(world_size(config))
+        forward = cost.forward_seconds * slow + cost.tp_forward_seconds
+        repeated = cost.forward_seconds * slow + cost.tp_again_seconds
+        backward = cost.backward_seconds * slow + cost.tp_backward_seconds
+        return Option(
+            key=f"{zero}/{recompute}",
+            tp_option=0,
+            zero=zero,
+            recompute=recompute,
+            forward_seconds=forward + parallel.forward_seconds,
+            backward_seconds=backward + again * repeated + parallel.backward_seconds,
+            step_seconds=parallel.sync_seconds
+            + slow * parallel.optimizer_seconds
+            + self.tied_seconds(member, config),
+            state_bytes=state.total,
+            activation_bytes=cost.input_bytes if again else cost.saved_bytes,
+            transient_bytes=state.transient
+            + cost.transient_bytes
+            + (cost.saved_bytes if again else 0),
+        )
+
+    def layer(self, member: str, config: Configuration) -> LayerCost:
+        """The head's cost without the parameters that it shares with an embedding on its rank."""
+        cost = self.cost(member, config)
+        if member != "head" or config.pp > 1 or not self.graph.tied:
+            return cost
+        return dataclasses.replace(
+            cost, parameter_elements=cost.parameter_elements - self.tied_elements(config)
+        )
+
+    def tied(self) -> list[str]:
+        """Parameters that embedding and head share."""
+        if len(self.classes.parts) < 2:
+            return []
+        first, second = (
+            {n for i in part.ops for n in self.graph.ops[i].inputs()}
+            for part in self.classes.parts.values()
+        )
+        return sorted(n for n in first & second if self.graph.values[n].kind == "parameter")
+
+    def tied_elements(self, config: Configuration) -> int:
+        """Elements on one rank of the parameters that embedding and head share."""
+        sharding = self.sharding(ENDS, config.tp, config.layout) if self.tied() else None
+        if sharding is None:
+            return 0
+        states = sharding.parameters
+        return sum(
+            local_elements(self.graph.values[n], states[n], config.tp, 1) for n in self.tied()
+        )
+
+    def tied_seconds(self, member: str, config: Configuration) -> float:
+        """Sum of a shared parameter's gradients over first and last stage, once per step."""
+        if config.pp == 1 or member not in self.classes.parts:
+            return 0.0
+        payload = self.tied_elements(config) * MASTER_BYTES
+        slow = self.cluster.contention(2, world_size(config))
+        return slow * collective_seconds(self.cluster, "all_reduce", payload, Group(2, 1))
+
+    def p2p_seconds(self, config: Configuration) -> float:
+        """Activation forward and gradient backward across one stage boundary."""
+        if config.pp == 1:
+            return 0.0
+        block = next(m for m in self.classes.members if m not in self.classes.parts)
+        payload = self.cost(block, config).input_bytes
+        near = config.dp * config.tp < self.cluster.devices_per_node
+        group = Group(2, 2 if near else 1, 1 if near else self.cluster.devices_per_node)
+        slow = self.cluster.contention(2, world_size(config))
+        return 2 * slow * collective_seconds(self.cluster, "send_recv", payload, group)
+
+    def problem(self, config: Configuration) -> Problem:
+        """The model-level problem under one configuration."""
+        names = list(dict.fromkeys(self.classes.members))
+        last = len(self.classes.members) - 1
+        return Problem(
+            configuration=config,
+            layers=tuple(names.index(m) for m in self.classes.members),
+            menus=tuple(self.menu(m, config) for m in names),
+            memory_limit_bytes=self.memory_limit_bytes,
+            p2p_seconds=self.p2p_seconds(config),
+            linked=((0, last),) if len(self.classes.parts) == 2 else (),
+        )
+
+    def candidate(self, config: Configuration) -> Candidate:
+        """A configuration with a bound that ignores memory and rounding."""
+        problem = self.problem(config)
+        fastest = [min(o.microbatch_seconds for o in menu) for menu in problem.menus]
+        cheapest = [min(o.step_seconds for o in menu) for menu in problem.menus]
+        work = sum(fastest[c] for c in problem.layers) + 2 * (config.pp - 1) * problem.p2p_seconds
+        slowest = max(work / config.pp, max(fastest))
+        sync = max(sum(cheapest[c] for c in problem.layers) / config.pp, max(cheapest))
+        bound = work + (config.num_microbatches - 1) * slowest + sync
+        return Candidate(config, bound, lambda: problem)
+
+
+def world_size(config: Configuration) -> int:
+    """Number of ranks of a configuration."""
+    return config.pp * config.dp * config.tp
+
+
+def _contended(cost: LayerCost, cluster: Cluster, config: Configuration) -> LayerCost:
+    """Tensor-parallel seconds while every tp group of the world communicates at once."""
+    slow = cluster.contention(config.tp, world_size(config))
+    if slow == 1.0:
+        return cost
+    return dataclasses.replace(
+        cost,
+        tp_forward_seconds=slow * cost.tp_forward_seconds,
+        tp_backward_seconds=slow * cost.tp_backward_seconds,
+        tp_again_seconds=slow * cost.tp_again_seconds,
+    )

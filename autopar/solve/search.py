@@ -1,0 +1,307 @@
+"""The search: candidates best bound first, then one MILP over what the bounds leave open."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from autopar.errors import InfeasiblePlanError
+from autopar.solve.bounds import dense, good_paths, windows
+from autopar.solve.chain import Chain, chains, relaxed_chain
+from autopar.solve.columns import relax, rounded_pattern
+from autopar.solve.engine import solver_name
+from autopar.solve.infeasible import Relaxation, diagnose
+from autopar.solve.milp import solve_milp
+from autopar.solve.patterns import OutOfTimeError
+from autopar.solve.price import objective_seconds, violations
+from autopar.solve.problem import Candidate, Option, Problem, Solution
+from autopar.solve.windows import Offer, Open, offer_columns
+
+Progress = Callable[[int, int, float | None, float], None]
+
+# Bounds exclude only what cannot be better by a tenth of the gap: it costs little, and the plan
+# is better than asked for. The search still ends when the gap itself is met.
+AIM = 0.1
+BUDGETS = (2_000, 20_000, 200_000)
+TOLERANCE = 2e-6  # of the MILP solvers, on a scale where the objective is 1
+ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class _Incumbent:
+    """The best plan so far; ``candidate`` is its position in best-first order."""
+
+    problem: Problem
+    boundaries: tuple[int, ...]
+    options: tuple[Option, ...]
+    seconds: float
+    candidate: int
+
+
+@dataclass
+class _Search:
+    """What is known while the search runs.
+
+    No plan costs less than ``bound``: the least of ``dropped`` (everything excluded by a bound),
+    ``unexplored`` (candidates not built yet) and the bounds of the chains in ``open``.
+    ``problems`` are those built while there was no plan, to explain why there is none.
+    """
+
+    order: Sequence[Candidate]
+    gap: float
+    deadline: float
+    progress: Progress | None
+    solver: str
+    best: _Incumbent | None = None
+    dropped: float = np.inf
+    unexplored: float = -np.inf
+    open: list[Open] = field(default_factory=list)
+    fate: dict[int, str] = field(default_factory=dict)
+    stopped: str = ""
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def target(self) -> float:
+        """Plans that cost this much or more need not be looked at."""
+        return self.best.seconds * (1 - AIM * self.gap) if self.best else np.inf
+
+    @property
+    def bound(self) -> float:
+        """No plan costs less."""
+        lowest = min(self.dropped, self.unexplored, *(o.bound for o in self.open), np.inf)
+        return min(lowest, self.best.seconds) if self.best else lowest
+
+    def report(self) -> None:
+        """Tells the caller how far the search is."""
+        if self.progress:
+            seconds = self.best.seconds if self.best else None
+            self.progress(len(self.fate), len(self.order), seconds, float(self.bound))
+
+
+def solve(
+    candidates: Sequence[Candidate], *, gap: float = 0.01, time_limit: float = 60.0,
+    progress: Progress | None = None, solver: str = "highs",
+    relaxations: Sequence[Relaxation] = (),
+) -> Solution:  # fmt: skip
+    """The plan with the fewest seconds per step, to a relative ``gap`` if time allows.
+
+    Args:
+        candidates: configurations with lower bounds; few of them are built.
+        gap: the search ends when no plan can be faster by more than this share.
+        time_limit: seconds after which the best plan so far is returned, as on Ctrl-C.
+        progress: called with configurations done, their number, the best plan's seconds, the bound.
+        solver: "highs" or "cbc".
+        relaxations: what the user could give up, tried if nothing fits.
+
+    Raises:
+        InfeasiblePlanError: nothing fits, or nothing was found in time.
+    """
+    begun = time.monotonic()
+    order = sorted(candidates, key=lambda c: c.lower_bound)
+    search = _Search(order, gap, begun + time_limit, progress, solver)
+    try:
+        _explore(search)
+        _close(search)
+    except OutOfTimeError:
+        search.stopped = "time limit"
+    except KeyboardInterrupt:
+        if search.best is None:
+            raise
+        search.stopped = "interrupted"
+    if search.best is None:
+        raise _failure(search, relaxations, time_limit)
+    return _solution(search, search.best, time.monotonic() - begun)
+
+
+def _explore(search: _Search) -> None:
+    """Builds candidates in order of their bounds until no other can win."""
+    for number, candidate in enumerate(search.order):
+        search.unexplored = candidate.lower_bound
+        if candidate.lower_bound >= search.target:
+            search.dropped = min(search.dropped, candidate.lower_bound)
+            break
+        if time.monotonic() > search.deadline:
+            raise OutOfTimeError
+        search.fate[number] = _try(search, number, candidate)
+        search.report()
+    search.unexplored = np.inf
+
+
+def _try(search: _Search, number: int, candidate: Candidate) -> str:
+    """Opens the chains of a candidate; returns what became of it so far."""
+    try:
+        problem = candidate.build()
+    except InfeasiblePlanError:
+        return "infeasible"
+    if search.best is None:
+        search.problems.append(problem)
+    fate = "infeasible"
+    for opened in _chains(search, number, problem):
+        fate = "bounded out" if fate == "infeasible" else fate
+        if opened.bound >= search.target:
+            search.dropped = min(search.dropped, opened.bound)
+            continue
+        search.open.append(opened)
+        _improve_by_rounding(search, opened)
+        fate = "solved"
+    return fate
+
+
+def _chains(search: _Search, number: int, problem: Problem) -> Iterator[Open]:
+    """The chains of a problem in which something may fit.
+
+    Without the links first: where that is hopeless there is no need to try every key.
+    """
+    loose = _opened(relaxed_chain(problem), number)
+    if loose.bound == np.inf:
+        return
+    if loose.bound >= search.target or not problem.linked:
+        yield loose
+        return
+    for chain in chains(problem):
+        opened = _opened(chain, number)
+        if opened.bound < np.inf:
+            yield opened
+
+
+def _opened(chain: Chain, number: int) -> Open:
+    relaxed = relax(chain)
+    return Open(chain, relaxed, windows(chain, relaxed).bound, number)
+
+
+def _improve_by_rounding(search: _Search, opened: Open) -> None:
+    """Looks for a better plan among the rounded patterns."""
+    chain, patterns = opened.chain, opened.relaxed.patterns
+    seconds = np.stack([dense(chain, t, 1) for t, _ in patterns])
+    step = np.stack([dense(chain, g) for _, g in patterns])
+    for value, path, weighting in good_paths(seconds, step, chain.num_microbatches):
+        if search.best and value >= search.best.seconds:
+            continue
+        ends = [*path[1:], len(chain.layers)]
+        taken = [
+            rounded_pattern(chain, chain.depths[p], int(chain.content[i, j]), k).tolist()
+            for p, (i, j, k) in enumerate(zip(path, ends, weighting, strict=True))
+        ]
+        _accept(search, opened, path, taken)
+
+
+def _accept(
+    search: _Search, opened: Open, boundaries: Sequence[int], taken: Sequence[Sequence[int]]
+) -> None:
+    """Prices a plan given by layers per option of each stage, and keeps it if it is the best."""
+    chain, problem = opened.chain, opened.chain.problem
+    options: list[Option] = []
+    for start, end, numbers in zip(
+        boundaries, [*boundaries[1:], len(chain.layers)], taken, strict=True
+    ):
+        rest: dict[int, list[Option]] = {c: [] for c in range(len(chain.menus))}
+        for option, owner, number in zip(chain.options, chain.owner, numbers, strict=True):
+            rest[int(owner)] += [option] * number
+        options += [rest[c].pop(0) for c in chain.layers[start:end]]
+    broken = violations(problem, boundaries, options)
+    assert not broken, broken
+    seconds = objective_seconds(problem, boundaries, options)
+    if search.best is None or seconds < search.best.seconds:
+        search.best = _Incumbent(
+            problem, tuple(boundaries), tuple(options), seconds, opened.candidate
+        )
+
+
+def _close(search: _Search) -> None:
+    """Solves the MILP over the open chains, with more patterns each time, until the gap is met."""
+    for budget in BUDGETS:
+        _drop_beaten(search)
+        if not search.open or _closed(search):
+            return
+        _solve_open(search, budget)
+        search.report()
+
+
+def _drop_beaten(search: _Search) -> None:
+    for opened in search.open:
+        if opened.bound >= search.target:
+            search.dropped = min(search.dropped, opened.bound)
+    kept = [o for o in search.open if o.bound < search.target]
+    for number in {o.candidate for o in search.open} - {o.candidate for o in kept}:
+        if search.best is None or number != search.best.candidate:
+            search.fate[number] = "bounded out"
+    search.open = kept
+
+
+def _closed(search: _Search) -> bool:
+    best = search.best
+    return best is not None and 1 - search.bound / best.seconds <= search.gap + TOLERANCE
+
+
+def _solve_open(search: _Search, budget: int) -> None:
+    """One MILP over the open chains; afterwards their bounds are what it has proven."""
+    target = search.target
+    offers = [offer_columns(o, target, budget, search.deadline) for o in search.open]
+    answer_bound = _solve_offers(search, offers)
+    search.open = [
+        Open(o.chain, o.relaxed, max(o.bound, min(target, offer.residual, answer_bound)),
+             o.candidate)
+        for o, offer in zip(search.open, offers, strict=True)
+    ]  # fmt: skip
+
+
+def _solve_offers(search: _Search, offers: Sequence[Offer]) -> float:
+    """Runs the MILP, keeps its plan if it is the best, and returns its bound."""
+    pairs = zip(search.open, offers, strict=True)
+    live = [(opened, offer) for opened, offer in pairs if offer.choices.columns]
+    if not live:
+        return np.inf
+    scale = search.best.seconds if search.best else min(o.bound for o, _ in live)
+    answer = solve_milp(
+        [offer.choices for _, offer in live], scale, solver=search.solver, gap=search.gap / 2,
+        time_limit=search.deadline - time.monotonic(), watch=lambda _bound: search.report(),
+    )  # fmt: skip
+    if answer.chosen:
+        opened, columns = live[answer.chosen[0]][0], answer.chosen[1]
+        _accept(search, opened, [c.start for c in columns], [c.pattern.taken for c in columns])
+    if answer.outcome.interrupted:
+        raise KeyboardInterrupt
+    if answer.bound is None:
+        return -np.inf
+    return answer.bound
+
+
+def _failure(
+    search: _Search, relaxations: Sequence[Relaxation], time_limit: float
+) -> InfeasiblePlanError:
+    """Why there is no plan: it is proven that none fits, or time ran out before one was found."""
+    if search.stopped or search.open:
+        return InfeasiblePlanError(
+            f"no plan found in {time_limit:g} s, and none excluded",
+            expected="a plan that fits into the memory of each device",
+            where=f"search over {len(search.order)} configurations",
+            hint="a larger time_limit, or pins that narrow the search",
+        )
+    return diagnose(search.problems, relaxations=relaxations, verify=solve)
+
+
+def _solution(search: _Search, best: _Incumbent, seconds: float) -> Solution:
+    bound = float(min(search.bound, best.seconds))
+    if np.isclose(bound, best.seconds, rtol=ROUNDING, atol=0.0):
+        bound = best.seconds
+    gap = 1 - bound / best.seconds if best.seconds else 0.0
+    met = gap <= search.gap + TOLERANCE
+    return Solution(
+        problem=best.problem, boundaries=best.boundaries, options=best.options,
+        objective_seconds=best.seconds, bound_seconds=bound, gap=gap,
+        status="optimal" if met else search.stopped or "feasible",
+        seconds=seconds, candidates=_counts(search), solver=solver_name(search.solver),
+    )  # fmt: skip
+
+
+def _counts(search: _Search) -> dict[str, int]:
+    """How many configurations were considered, and what became of them."""
+    fates = Counter(search.fate.values())
+    untried = "not reached" if search.stopped else "bounded out"
+    fates[untried] += len(search.order) - len(search.fate)
+    counts = {"considered": len(search.order), "bounded out": 0, "infeasible": 0, "solved": 0}
+    return counts | {name: number for name, number in fates.items() if number}

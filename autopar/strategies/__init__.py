@@ -1,0 +1,1 @@
+"""The ways to run operations and layers on the tp axis."""

@@ -1,0 +1,70 @@
+"""The tp decision for one class of layers: a strategy per op, the moves between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from autopar.graph import Op, Value
+from autopar.strategies.states import Move, State
+from autopar.strategies.strategy import Strategy
+
+Values = dict[str, Value]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """The ops of one layer class, as they stand in its first member.
+
+    ``received`` names the activation that comes from the layer before, ``sent`` the one
+    that goes to the layer behind. Both have the layout's state at the boundary.
+    The embedding and the head form one pattern, because they may share a parameter.
+    """
+
+    name: str
+    ops: tuple[int, ...]
+    received: str | None
+    sent: str | None
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A value that is needed in another state than it was made in."""
+
+    value: str
+    source: State
+    target: State
+    move: Move
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """What the op-level optimisation found for a pattern at one tp degree and layout."""
+
+    tp: int
+    layout: str
+    strategies: dict[int, Strategy]
+    moves: tuple[Moved, ...]
+    parameters: dict[str, State]
+    unsplit: bool = field(default=False)
+
+    def made(self, ops: tuple[Op, ...]) -> dict[str, State]:
+        """The state in which each activation is made."""
+        return {
+            name: state
+            for index, strategy in self.strategies.items()
+            for name, state in zip(ops[index].outputs, strategy.outputs, strict=True)
+        }
+
+
+def local_elements(value: Value, state: State, tp: int, batch: int) -> int:
+    """Elements that one rank holds of ``value`` in ``state``."""
+    total = value.elements(batch)
+    return total // tp if state.kind == "S" else total
+
+
+def local_shape(value: Value, state: State, tp: int, batch: int) -> tuple[int, ...]:
+    """Shape that one rank holds of ``value`` in ``state``."""
+    shape = [size.at(batch) for size in value.shape]
+    if state.kind == "S":
+        shape[state.dim] //= tp
+    return tuple(shape)

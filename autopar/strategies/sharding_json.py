@@ -1,0 +1,68 @@
+"""Shardings as plain JSON data, for the plan file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autopar.strategies.sharding import Moved, Pattern, Sharding
+from autopar.strategies.states import Move, parse_state
+from autopar.strategies.strategy import Strategy
+
+
+def encode_sharding(sharding: Sharding) -> dict[str, Any]:
+    """States are written as in ``str(State)``."""
+    return {
+        "tp": sharding.tp,
+        "layout": sharding.layout,
+        "unsplit": sharding.unsplit,
+        "strategies": {
+            str(index): [
+                {name: str(state) for name, state in s.inputs},
+                [str(state) for state in s.outputs],
+                s.special,
+                [list(c) for c in s.collectives],
+            ]
+            for index, s in sharding.strategies.items()
+        },
+        "moves": [
+            [m.value, str(m.source), str(m.target), m.move.function, m.move.forward, m.move.backward]
+            for m in sharding.moves
+        ],
+        "parameters": {name: str(state) for name, state in sharding.parameters.items()},
+    }
+
+
+def decode_sharding(data: dict[str, Any]) -> Sharding:
+    """The inverse of ``encode_sharding``."""
+    strategies = {
+        int(index): Strategy(
+            tuple((name, parse_state(state)) for name, state in inputs.items()),
+            tuple(parse_state(state) for state in outputs),
+            special,
+            tuple((kind, name) for kind, name in collectives),
+        )
+        for index, (inputs, outputs, special, collectives) in data["strategies"].items()
+    }
+    moves = tuple(
+        Moved(value, parse_state(source), parse_state(target), Move(*move))
+        for value, source, target, *move in data["moves"]
+    )
+    parameters = {name: parse_state(state) for name, state in data["parameters"].items()}
+    return Sharding(
+        data["tp"], data["layout"], strategies, moves, parameters, unsplit=data["unsplit"]
+    )
+
+
+def encode_pattern(pattern: Pattern) -> dict[str, Any]:
+    """A pattern's ops by index into the graph stored beside it."""
+    return {
+        "name": pattern.name,
+        "ops": list(pattern.ops),
+        "received": pattern.received,
+        "sent": pattern.sent,
+    }
+
+
+def decode_pattern(data: dict[str, Any]) -> Pattern:
+    """The inverse of ``encode_pattern``."""
+    return Pattern(data["name"], tuple(data["ops"]), data["received"], data["sent"])

@@ -1,0 +1,300 @@
+"""From an ``nn.Module`` and a loss to one flat list of operations, through ``torch.export``."""
+
+from __future__ import annotations
+
+import operator
+import os
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from autopar.errors import TraceError
+from autopar.graph import Op, Ref, Size, Value
+from autopar.trace.private import tree_flatten_with_path, tree_map, tree_unflatten
+from autopar.trace.model import Recorder, find_blocks, find_units, meta_copy
+
+TRACE_BATCH = 2
+
+
+@dataclass
+class Raw:
+    """The trace before it is simplified: values and ops in execution order, marks included."""
+
+    values: dict[str, Value] = field(default_factory=dict)
+    ops: list[Op] = field(default_factory=list)
+    inputs: dict[str, str] = field(default_factory=dict)
+    loss: str = ""
+    blocks: tuple[str, ...] = ()
+    recorder: Recorder = field(default_factory=Recorder)
+
+
+class _Step(nn.Module):
+    """Model and loss as one module with two inputs: (args, kwargs) and the target."""
+
+    def __init__(self, model: nn.Module, loss_fn: Callable[..., Tensor] | None) -> None:
+        super().__init__()
+        self.model = model
+        self.loss_fn = loss_fn
+
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], target: Any) -> Tensor:
+        output = self.model(*args, **kwargs)
+        if self.loss_fn is not None:
+            return self.loss_fn(output, target)
+        loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
+        if not isinstance(loss, Tensor):
+            kind = "a tensor" if isinstance(output, Tensor) else type(output).__name__
+            raise TraceError(
+                f"the model returned {kind} without a loss",
+                expected="a scalar loss to train on",
+                where="loss_fn",
+                hint="pass loss_fn=(output, target) -> scalar, or inputs with labels",
+            )
+        return loss
+
+
+def capture(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    target: Any,
+    loss_fn: Callable[..., Tensor] | None,
+    dtype: torch.dtype,
+) -> Raw:
+    """Exports one training step of ``model``; see ``autopar.trace.trace`` for the arguments."""
+    copy = meta_copy(model, dtype).train()
+    _disable_cache(copy)
+    blocks = find_blocks(copy)
+    recorder = Recorder()
+    recorder.attach(copy, find_units(copy, blocks))
+    example = tree_map(_to_meta, (args, kwargs, target))
+    exported = _export(_Step(copy, loss_fn), example, recorder)
+    raw = Raw(blocks=blocks, recorder=recorder)
+    frozen = {name for name, p in copy.named_parameters() if not p.requires_grad}
+    _Reader(raw, exported, frozen).read()
+    return raw
+
+
+def _disable_cache(model: nn.Module) -> None:
+    """Hugging Face decoders keep a key/value cache by default, which training never reads."""
+    config = getattr(model, "config", None)
+    if getattr(config, "use_cache", False):
+        config.use_cache = False  # type: ignore[union-attr]
+
+
+def _to_meta(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    return torch.empty((TRACE_BATCH, *leaf.shape[1:]), dtype=leaf.dtype, device="meta")
+
+
+def _export(step: nn.Module, example: tuple[Any, ...], recorder: Recorder) -> ExportedProgram:
+    """Runs ``torch.export`` and turns what goes wrong into an error that names the place."""
+    dynamic = tree_map(lambda leaf: {0: Dim.AUTO} if isinstance(leaf, Tensor) else None, example)
+    try:
+        return torch.export.export(step, example, dynamic_shapes=dynamic, strict=False)
+    except TraceError:
+        raise
+    except Exception as error:  # export raises many types, all of them about the user's model
+        raise _trace_error(error, recorder) from error
+
+
+def _trace_error(error: Exception, recorder: Recorder) -> TraceError:
+    module = next((path for path in reversed(recorder.stack) if path), "the loss function")
+    text = str(error).strip().splitlines()
+    reason = text[0] if text else type(error).__name__
+    data_dependent = "data-dependent" in str(error) or "DataDependent" in type(error).__name__
+    return TraceError(
+        f"cannot trace the model: {reason}",
+        expected="a forward whose control flow does not depend on tensor values",
+        where=f"module {module!r}, {_user_line(error)}",
+        hint="replace the branch on a tensor's value by torch.where or a fixed choice"
+        if data_dependent
+        else "make this call traceable by torch.export, or pass inputs that avoid it",
+    )
+
+
+def _user_line(error: BaseException) -> str:
+    """``file:line`` of the innermost frame that is the user's."""
+    folders = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
+    ours = tuple(folder + os.sep for folder in folders)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
+    named = [f for f in frames if not f.filename.startswith("<")]
+    return f"{os.path.basename(named[-1].filename)}:{named[-1].lineno}" if named else "unknown line"
+
+
+class _Reader:
+    """Reads an exported graph into ``Raw``, following nested graphs."""
+
+    def __init__(self, raw: Raw, exported: ExportedProgram, frozen: set[str]) -> None:
+        self.raw, self.exported, self.frozen = raw, exported, frozen
+        self.names: dict[Any, Any] = {}
+
+    def read(self) -> None:
+        sources = _placeholder_sources(self.exported)
+        for node in self.exported.graph.nodes:
+            if node.op == "placeholder":
+                self._placeholder(node, *sources[node.name])
+        self._walk(self.exported.graph, self.exported.graph_module, no_grad=False)
+        outputs = [n for n in self.exported.graph.nodes if n.op == "output"][0].args[0]
+        loss = self._arg(outputs[-1])
+        if not isinstance(loss, Ref) or self.raw.values[loss.name].shape != ():
+            raise TraceError(
+                f"the loss has shape {[s.coefficient for s in self.raw.values[loss.name].shape]}",
+                expected="a scalar", where="loss_fn", hint="reduce it with .mean()",
+            )  # fmt: skip
+        self.raw.loss = loss.name
+
+    def _placeholder(self, node: Any, kind: str, source: str) -> None:
+        if not isinstance(node.meta.get("val"), Tensor):
+            return
+        self._new_value(node, node.name, node.meta["val"], kind, source)
+        if kind == "input":
+            self.raw.inputs[source] = node.name
+
+    def _walk(self, graph: Any, module: nn.Module, no_grad: bool) -> None:
+        for node in graph.nodes:
+            if node.op == "get_attr":
+                self.names[node] = getattr(module, node.target)
+            elif node.op == "call_function":
+                self._call(node, module, no_grad)
+
+    def _call(self, node: Any, module: nn.Module, no_grad: bool) -> None:
+        value = node.meta.get("val")
+        inner = [a for a in node.args if isinstance(self._known(a), torch.fx.GraphModule)]
+        if inner:
+            self._inline(node, inner[0], no_grad)
+        elif node.target is operator.getitem and node.args[0] in self.names:
+            self.names[node] = self.names[node.args[0]][node.args[1]]
+        elif isinstance(value, (torch.SymInt, int)):
+            self.names[node] = _size(value, _where(node))
+        elif isinstance(value, (Tensor, tuple, list)):
+            self._operation(node, value, no_grad)
+
+    def _known(self, argument: Any) -> Any:
+        return self.names.get(argument) if isinstance(argument, torch.fx.Node) else None
+
+    def _inline(self, node: Any, inner: Any, no_grad: bool) -> None:
+        """A region under ``torch.no_grad`` or ``autocast(enabled=False)`` is a graph of its own."""
+        name, position = str(node.target), list(node.args).index(inner)
+        region = self.names[inner]
+        if "set_grad" in name:
+            no_grad = not node.args[0]
+        elif "autocast" not in name or node.args[2]:
+            raise TraceError(f"the model uses the region {name}", where=_where(node),
+                             expected="plain operations", hint="call it outside of forward")  # fmt: skip
+        holes = [n for n in region.graph.nodes if n.op == "placeholder"]
+        for hole, actual in zip(holes, node.args[position + 1 :], strict=True):
+            self.names[hole] = self._arg(actual)
+        self._walk(region.graph, region, no_grad)
+        result = [n for n in region.graph.nodes if n.op == "output"][0].args[0]
+        self.names[node] = self._arg(result)
+
+    def _operation(self, node: Any, value: Any, no_grad: bool) -> None:
+        many = isinstance(value, (tuple, list))
+        outputs = [
+            self._new_value(node, f"{node.name}_{i}" if many else node.name, v, "activation", "")
+            for i, v in enumerate(value if many else [value])
+        ]
+        self.names[node] = tuple(Ref(o) for o in outputs) if many else Ref(outputs[0])
+        args = tuple(self._arg(a) for a in node.args)
+        kwargs = {k: self._arg(v) for k, v in node.kwargs.items() if k not in _DROPPED}
+        op = Op(str(node.target), args, kwargs, tuple(outputs), "", _where(node), no_grad)
+        self.raw.ops.append(op)
+
+    def _new_value(self, node: Any, name: str, tensor: Tensor, kind: Any, source: str) -> str:
+        unique = name
+        while unique in self.raw.values:
+            unique += "_"
+        shape = tuple(_size(s, _where(node)) for s in tensor.shape)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        grad = kind == "parameter" and source not in self.frozen
+        self.raw.values[unique] = Value(unique, shape, dtype, kind, source, grad)
+        if kind != "activation":
+            self.names[node] = Ref(unique)
+        return unique
+
+    def _arg(self, argument: Any) -> Any:
+        if isinstance(argument, torch.fx.Node):
+            return self.names[argument]
+        if isinstance(argument, (tuple, list)):
+            return tuple(self._arg(a) for a in argument)
+        if isinstance(argument, torch.SymInt):
+            return _size(argument, "")
+        if isinstance(argument, (torch.dtype, torch.layout, torch.memory_format)):
+            return str(argument)
+        return None if isinstance(argument, torch.device) else argument
+
+
+_DROPPED = ("device", "pin_memory", "layout", "memory_format")
+
+
+def _placeholder_sources(exported: ExportedProgram) -> dict[str, tuple[str, str]]:
+    """(kind, source) of each placeholder: dotted parameter name, or the key of a user's input."""
+    kinds = {"PARAMETER": "parameter", "BUFFER": "buffer"}
+    sources = {}
+    user = []
+    for spec in exported.graph_signature.input_specs:
+        name = spec.arg.name
+        if spec.kind.name in kinds:
+            sources[name] = (kinds[spec.kind.name], str(spec.target).removeprefix("model."))
+        elif spec.kind.name == "USER_INPUT":
+            user.append(name)
+        else:
+            path = str(spec.target).removeprefix("model.")
+            raise TraceError(
+                f"the model holds the tensor {path!r} as a plain attribute",
+                expected="parameters and buffers only", where=path,
+                hint="register it with register_buffer(name, tensor, persistent=False)",
+            )  # fmt: skip
+    for name, key in zip(user, _input_keys(exported), strict=True):
+        sources[name] = ("input", key)
+    return sources
+
+
+def _input_keys(exported: ExportedProgram) -> list[str]:
+    """``args.0``, ``kwargs.labels``, ``target`` ... for the flattened inputs, in order."""
+    spec = exported.call_spec.in_spec
+    leaves = tree_unflatten(list(range(spec.num_leaves)), spec)
+    (args, kwargs, target), _ = leaves
+    keys: dict[int, str] = {}
+    for prefix, tree in (("args", args), ("kwargs", kwargs), ("target", target)):
+        for path, leaf in tree_flatten_with_path(tree)[0]:
+            keys[leaf] = ".".join([prefix, *(str(_key(step)) for step in path)])
+    return [keys[i] for i in range(spec.num_leaves)]
+
+
+def _key(step: Any) -> Any:
+    return getattr(step, "key", getattr(step, "idx", getattr(step, "name", step)))
+
+
+def _size(value: Any, where: str) -> Size:
+    """A dimension as ``coefficient * batch ** power``."""
+    if isinstance(value, int):
+        return Size(value)
+    expression = value.node.expr
+    coefficient, rest = expression.as_coeff_Mul()
+    if rest == 1:
+        return Size(int(coefficient))
+    if rest.is_symbol and coefficient.is_integer:
+        return Size(int(coefficient), 1)
+    raise TraceError(
+        f"a dimension is {expression}", expected="a multiple of the batch size", where=where,
+        hint="keep samples of a batch apart: dim 0 of every input is the batch",
+    )  # fmt: skip
+
+
+def _where(node: Any) -> str:
+    """Module path and source line of an operation, for messages."""
+    stack = [entry[0] for entry in node.meta.get("nn_module_stack", {}).values()]
+    path = stack[-1].removeprefix("model").lstrip(".") if stack else ""
+    lines = [ln.strip() for ln in (node.meta.get("stack_trace") or "").splitlines()]
+    files = [ln for ln in lines if ln.startswith("File ")]
+    if not files:
+        return path
+    parts = files[-1].split('"')
+    return f"{path} ({os.path.basename(parts[1])}:{parts[2].split('line ')[1].split(',')[0]})"

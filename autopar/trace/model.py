@@ -1,0 +1,165 @@
+"""A copy of the user's model on ``meta``, with its module calls marked for the trace."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autopar.graph import Call, Ref
+from autopar.trace.private import tree_flatten, tree_unflatten
+
+
+@torch.library.custom_op("autopar::mark", mutates_args=())
+def mark(x: Tensor, tag: str) -> Tensor:
+    """An identity that survives into the exported graph and names a module's input or output."""
+    return x.clone()
+
+
+@mark.register_fake
+def _(x: Tensor, tag: str) -> Tensor:
+    return torch.empty_like(x)
+
+
+def meta_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Copies ``model`` without its data: floating parameters become ``dtype`` tensors on ``meta``.
+
+    ``deepcopy`` finds every tensor already in its memo, so no weight is ever allocated
+    and tied parameters stay tied.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            kind = dtype if parameter.is_floating_point() else parameter.dtype
+            like = torch.empty(parameter.shape, dtype=kind, device="meta")
+            memo[id(parameter)] = nn.Parameter(like, requires_grad=parameter.requires_grad)
+        for tensor in _plain_tensors(module):
+            memo[id(tensor)] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return copy.deepcopy(model, memo)
+
+
+def _plain_tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.buffers(recurse=False)
+    yield from (value for value in vars(module).values() if isinstance(value, Tensor))
+
+
+def find_blocks(model: nn.Module) -> tuple[str, ...]:
+    """Paths of the repeated layers: the children of the outermost lists of modules."""
+    found: list[str] = []
+
+    def visit(path: str, module: nn.Module) -> None:
+        if _is_block_list(module):
+            found.extend(f"{path}.{name}" if path else name for name, _ in module.named_children())
+            return
+        for name, child in module.named_children():
+            visit(f"{path}.{name}" if path else name, child)
+
+    visit("", model)
+    return tuple(found)
+
+
+def _is_block_list(module: nn.Module) -> bool:
+    children = list(module.children())
+    if isinstance(module, nn.ModuleList):
+        return len(children) > 0
+    if not isinstance(module, nn.Sequential) or len(children) < 2:
+        return False
+    shapes = [[(n, p.shape) for n, p in c.named_parameters()] for c in children]
+    return bool(shapes[0]) and all(s == shapes[0] for s in shapes)
+
+
+def find_units(model: nn.Module, blocks: tuple[str, ...]) -> tuple[str, ...]:
+    """The blocks and the largest modules that neither hold a block nor lie inside one."""
+    found: list[str] = []
+
+    def visit(path: str, module: nn.Module) -> None:
+        if path in blocks or not any(b.startswith(f"{path}.") for b in blocks if path):
+            if path:
+                found.append(path)
+                return
+        for name, child in module.named_children():
+            visit(f"{path}.{name}" if path else name, child)
+
+    visit("", model)
+    return tuple(found)
+
+
+@dataclass
+class Recorder:
+    """Notes how each unit was called; the graph later says which tensors these were.
+
+    ``stack`` holds the paths of the modules that are running, so that an error can
+    name the module in which the trace stopped.
+    """
+
+    calls: dict[str, tuple[str, Any, Any]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    stack: list[str] = field(default_factory=list)
+
+    def attach(self, model: nn.Module, units: tuple[str, ...]) -> None:
+        """Registers the hooks on ``model``, which is a private copy and is thrown away later."""
+        for path, module in model.named_modules():
+            if path in units:
+                module.register_forward_pre_hook(self._enter_unit(path), with_kwargs=True)
+            module.register_forward_pre_hook(lambda *_, path=path: self.stack.append(path))
+            module.register_forward_hook(lambda *_: self._leave())
+            if path in units:
+                module.register_forward_hook(self._leave_unit(path))
+
+    def _leave(self) -> None:
+        self.stack.pop()
+
+    def _enter_unit(self, path: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            count = self.counts[path] = self.counts.get(path, 0) + 1
+            (args, kwargs), tree = _mark_tree((args, kwargs), f"{path}#{count}:in")
+            self.calls[path] = (type(module).__name__, tree, None)
+            return args, kwargs
+
+        return hook
+
+    def _leave_unit(self, path: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            output, tree = _mark_tree(output, f"{path}#{self.counts[path]}:out")
+            name, inputs, _ = self.calls[path]
+            self.calls[path] = (name, inputs, tree)
+            return output
+
+        return hook
+
+
+def _mark_tree(tree: Any, tag: str) -> tuple[Any, Any]:
+    """Marks each tensor of a nest; returns the marked nest and the nest with ``Ref(tag)`` leaves."""
+    leaves, spec = tree_flatten(tree)
+    marked, refs = [], []
+    for index, leaf in enumerate(leaves):
+        is_tensor = isinstance(leaf, Tensor)
+        marked.append(mark(leaf, f"{tag}:{index}") if is_tensor else leaf)
+        refs.append(Ref(f"{tag}:{index}") if is_tensor else leaf)
+    return tree_unflatten(marked, spec), tree_unflatten(refs, spec)
+
+
+def as_call(path: str, recorded: tuple[str, Any, Any], names: dict[str, str]) -> Call | None:
+    """The recorded call in terms of graph values, or None if it cannot be written as source."""
+    class_name, (args, kwargs), outputs = recorded
+    try:
+        tree = (_plain(args, names), _plain(kwargs, names), _plain(outputs, names))
+    except (KeyError, TypeError):
+        return None
+    return Call(path, class_name, tree[0], tree[1], tree[2])
+
+
+def _plain(tree: Any, names: dict[str, str]) -> Any:
+    if isinstance(tree, Ref):
+        return Ref(names[tree.name])
+    if isinstance(tree, (tuple, list)):
+        return tuple(_plain(item, names) for item in tree)
+    if isinstance(tree, dict):
+        return {str(key): _plain(item, names) for key, item in tree.items()}
+    if tree is None or isinstance(tree, (bool, int, float, str)):
+        return tree
+    raise TypeError(f"a {type(tree).__name__} has no source form")

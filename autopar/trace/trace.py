@@ -1,0 +1,151 @@
+"""``trace``: capture, simplify, cut into layers, observe what autograd keeps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autopar.errors import TraceError
+from autopar.graph import Graph, Op, Value
+from autopar.trace.capture import Raw, capture
+from autopar.trace.inplace import make_functional
+from autopar.trace.layers import assign_units, build_layers, collect_calls
+from autopar.trace.masks import simplify_masks
+from autopar.trace.saved import observe_saved
+from autopar.trace.simplify import (
+    lift_rows,
+    propagate_grad,
+    remove_dead,
+    remove_identities,
+    split_bias,
+)
+
+
+def trace(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    target: Any = None,
+    loss_fn: Callable[..., Tensor] | None = None,
+    precision: str = "fp32",
+) -> Graph:
+    """Captures one training step of ``model`` without running or copying its weights.
+
+    Args:
+        model: any module; its parameters may be on ``meta``.
+        args: positional inputs; dim 0 of every tensor is the batch.
+        kwargs: keyword inputs, likewise.
+        target: second argument of ``loss_fn``.
+        loss_fn: ``(output, target) -> scalar``; None if the model's output has a ``loss``.
+        precision: "fp32", or "bf16" for the dtypes of mixed precision.
+
+    Raises:
+        TraceError: the model cannot be captured, with module and line.
+    """
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    raw = capture(model, args, kwargs, target, loss_fn, dtype)
+    tied = _tied(model)
+    _name_tied(raw.values, tied)
+    marked = assign_units(raw.ops, raw.recorder)
+    ops, same = _simplify(marked, raw)
+    calls = collect_calls(marked, raw.recorder, same)
+    layers, context = build_layers(ops, raw.values, raw.blocks, calls)
+    graph = Graph(
+        values=_used_values(ops, raw.values),
+        ops=tuple(ops),
+        calls={path: calls[path] for path in calls},
+        layers=layers,
+        context=context,
+        inputs=raw.inputs,
+        loss=same.get(raw.loss, raw.loss),
+        tied=tied,
+        saved=_saved(layers, ops, raw.values),
+    )
+    verify(graph)
+    return graph
+
+
+def _simplify(ops: list[Op], raw: Raw) -> tuple[list[Op], dict[str, str]]:
+    ops, changed = make_functional(ops, raw.values)
+    raw.loss = changed.get(raw.loss, raw.loss)
+    ops, same = remove_identities(ops, raw.values)
+    ops = lift_rows(split_bias(ops, raw.values), raw.values)
+    ops, more = remove_identities(ops, raw.values)
+    ops = simplify_masks(ops, raw.values)
+    wanted = {raw.loss, *(more.get(n, n) for n in same.values())} & _made(ops)
+    ops = remove_dead(ops, {more.get(raw.loss, raw.loss)} | (wanted & _call_inputs(ops, raw, same, more)))
+    propagate_grad(ops, raw.values)
+    return ops, {**{k: more.get(v, v) for k, v in same.items()}, **more}
+
+
+def _made(ops: list[Op]) -> set[str]:
+    return {out for op in ops for out in op.outputs}
+
+
+def _call_inputs(
+    ops: list[Op], raw: Raw, same: dict[str, str], more: dict[str, str]
+) -> set[str]:
+    """Values that a block's recorded call passes, needed even if the block's own ops are not."""
+    names = set()
+    for op in raw.ops:
+        if op.target == "autopar.mark.default" and ":in:" in op.args[1]:
+            if op.args[1].split("#")[0] in raw.blocks:
+                name = op.outputs[0]
+                while name in same or name in more:
+                    name = same.get(name, more.get(name, name))
+                names.add(name)
+    return names
+
+
+def _used_values(ops: list[Op], values: dict[str, Value]) -> dict[str, Value]:
+    used = dict.fromkeys(n for op in ops for n in (*op.inputs(), *op.outputs))
+    return {name: values[name] for name in used}
+
+
+def _tied(model: nn.Module) -> tuple[tuple[str, ...], ...]:
+    """Groups of names under which one parameter is registered."""
+    groups: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(name)
+    return tuple(tuple(names) for names in groups.values() if len(names) > 1)
+
+
+def _name_tied(values: dict[str, Value], tied: tuple[tuple[str, ...], ...]) -> None:
+    """A tied parameter goes by the first of its names."""
+    first = {name: group[0] for group in tied for name in group}
+    for name, value in values.items():
+        if value.source in first:
+            values[name] = dataclasses.replace(value, source=first[value.source])
+
+
+def _saved(layers: Any, ops: list[Op], values: dict[str, Value]) -> dict[int, Any]:
+    """Observed once per class of layers and copied to its other members."""
+    saved: dict[int, Any] = {}
+    patterns: dict[str, Any] = {}
+    for layer in layers:
+        if layer.signature not in patterns:
+            patterns[layer.signature] = layer
+            saved.update({i: observe_saved(ops[i], values) for i in layer.ops})
+    return saved
+
+
+def verify(graph: Graph) -> None:
+    """Checks that every op reads only what exists, and that the loss is made by the last layer.
+
+    Raises:
+        TraceError: the graph is not self-contained; this is a defect of the trace.
+    """
+    known = {n for n, v in graph.values.items() if v.kind != "activation"}
+    for op in graph.ops:
+        missing = [n for n in op.inputs() if n not in known]
+        if missing:
+            raise TraceError(f"{op.target} reads {missing[0]!r} before it is made", where=op.where)
+        known.update(op.outputs)
+    if not graph.layers or graph.loss not in graph.layers[-1].outputs:
+        raise TraceError("the loss does not depend on the model's parameters", where="loss_fn",
+                         expected="a loss computed from the output")  # fmt: skip

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+
+from autopar.calibration.points import Point
+from autopar.calibration.rows import Rows
+from autopar.errors import CostModelError
+
+POINT = Point("gemm", "float32/linear", (2, 3, 4))
+
+
+def test_a_second_run_continues_the_first(tmp_path):
+    path = tmp_path / "a.csv"
+    first = Rows(path, "chip, fast")
+    for seconds in (3.0, 1.0, 2.0):
+        first.add(POINT, seconds)
+    first.add(Point("optimizer", "sgd", (1,), True), 5.0)
+    second = Rows(path, "chip, fast")
+    assert second.count(POINT) == 3
+    assert second.seconds(POINT) == 1.0
+    assert second.points() == first.points()
+    second.add(POINT, 0.5)
+    assert Rows(path, "chip, fast").count(POINT) == 4
+
+
+def test_low_percentile_not_minimum(tmp_path):
+    rows = Rows(tmp_path / "a.csv", "chip")
+    for seconds in range(20, 0, -1):
+        rows.add(POINT, seconds)
+    assert rows.seconds(POINT) == 4
+    assert rows.count(Point("gemm", "x", (1,))) == 0
+
+
+def test_half_a_row_is_forgotten(tmp_path):
+    path = tmp_path / "a.csv"
+    Rows(path, "chip").add(POINT, 1.0)
+    path.write_text(path.read_text() + "chip,gemm,flo")
+    assert Rows(path, "chip").count(POINT) == 1
+
+
+def test_samples_of_another_device_are_refused(tmp_path):
+    path = tmp_path / "a.csv"
+    Rows(path, "old chip").add(POINT, 1.0)
+    with pytest.raises(CostModelError, match="old chip"):
+        Rows(path, "new chip")
+
+
+def test_another_csv_is_refused(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("name,age\n")
+    with pytest.raises(CostModelError, match="columns name, age"):
+        Rows(path, "chip")
+
+
+def test_unwritable(tmp_path):
+    with pytest.raises(CostModelError, match="cannot be used"):
+        Rows(tmp_path / "missing" / "a.csv", "chip")

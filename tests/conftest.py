@@ -1,0 +1,79 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import pytest
+
+from autopar.plan import (
+    Baseline,
+    LayerPlan,
+    Memory,
+    Mesh,
+    Plan,
+    Prediction,
+    Provenance,
+    SolverReport,
+    StagePlan,
+    StagePrediction,
+)
+
+GIB = 1024**3
+
+
+def _stage(layers: tuple[str, ...]) -> StagePlan:
+    memory = Memory(4 * GIB, 2 * GIB, 8 * GIB, 3 * GIB, GIB // 2, GIB // 10)
+    return StagePlan(layers, StagePrediction(0.1, 0.2, 0.03, 0.001, 0.02, 0.004, memory))
+
+
+def _block(index: int) -> LayerPlan:
+    name = f"blocks.{index}"
+    placements = {
+        f"{name}.norm.weight": ("Replicate()",),
+        f"{name}.up.weight": ("Shard(0)",),
+        f"{name}.up.bias": ("Shard(0)",),
+        f"{name}.down.weight": ("Shard(1)",),
+    }
+    return LayerPlan(name, index // 3, placements, 2, "selective", "tp2")
+
+
+@pytest.fixture
+def sample_plan() -> Plan:
+    """A made-up plan of six blocks on two stages; its figures mean nothing."""
+    layers = tuple(_block(index) for index in range(6))
+    names = tuple(layer.name for layer in layers)
+    breakdown = {
+        "compute": 0.5,
+        "tp_comm": 0.1,
+        "dp_comm": 0.02,
+        "pp_comm": 0.01,
+        "bubble": 0.06,
+        "optimizer": 0.01,
+    }
+    return Plan(
+        model="Toy",
+        world_size=16,
+        global_batch_size=64,
+        optimizer="adamw",
+        precision="bf16",
+        memory_limit_bytes=80 * GIB,
+        mesh=Mesh(pp=2, dp=4, tp=2),
+        microbatch_size=2,
+        num_microbatches=8,
+        schedule="1f1b",
+        virtual_stages=1,
+        stages=(_stage(names[:3]), _stage(names[3:])),
+        layers=layers,
+        prediction=Prediction(0.7, 18 * GIB, breakdown, 91.4, 0.41, {"all_reduce": 12}),
+        solver=SolverReport("optimal", 0.004, 0.6972, 1.5, {"solved": 3, "pruned": 40}),
+        baselines=(
+            Baseline("ddp", "data parallel", None, 190 * GIB, "short by 110.0 GiB"),
+            Baseline("megatron", "tp in the node", 0.91, 30 * GIB),
+            Baseline("fsdp", "ZeRO-3 everywhere", 0.84, 20 * GIB),
+        ),
+        cluster=Provenance("h100-80g", "ab" * 32, False, "vendor and papers", {"gemm": 0.05}),
+        pins={"tp": 2, "sequence_parallel": False},
+        parameters=tuple((f"{name}.up.weight", (8, 4), "float32") for name in names),
+        program={"classes": [{"ops": [1, 2.5, None, "x"], "empty": {}}]},
+        notes=("2 ops could not be split: aten.cumsum",),
+        workload="toy.py:workload",
+    )

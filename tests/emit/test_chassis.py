@@ -1,0 +1,112 @@
+"""The text of the program: equal for equal plans, formatted, and only what is used."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import subprocess
+import sys
+
+import pytest
+
+from autopar.emit import chassis
+from autopar.emit.chassis import HELPERS, add_partial, helpers, partial_parameters, render
+from tests.emit.gpt_program import gpt_program
+
+MIXED = {"zero": (0, 2, 3, 3), "ends_zero": 2, "recompute": ("none", "full", "selective", "none")}
+SETTINGS = [{}, {**MIXED, "precision": "bf16"}, {"zero": (3,) * 4, "ends_zero": 3}]
+DEGREES = list(itertools.product((1, 2, 4), (1, 2), (1, 2)))
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return [render(gpt_program(*degrees, **setting)) for degrees in DEGREES for setting in SETTINGS]
+
+
+def test_equal_plans_give_equal_bytes(texts):
+    program = gpt_program(*DEGREES[-1], **SETTINGS[-1])
+    assert render(program) == render(program) == texts[-1]
+
+
+def test_is_formatted_and_free_of_lint(texts, tmp_path):
+    for number, text in enumerate(texts):
+        (tmp_path / f"program{number}.py").write_text(text, encoding="utf-8")
+    for command in (("format", "--check"), ("check", "--select", "E,F,W,I,B,UP")):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "--isolated", "--line-length", "100", "."],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_imports_only_torch_and_the_standard_library(texts):
+    for text in texts:
+        nodes = ast.walk(ast.parse(text))
+        names = [a.name for n in nodes if isinstance(n, ast.Import) for a in n.names]
+        nodes = ast.walk(ast.parse(text))
+        names += [n.module for n in nodes if isinstance(n, ast.ImportFrom)]
+        roots = {name.split(".")[0] for name in names}
+        assert roots - set(sys.stdlib_module_names) == {"torch"}
+        assert not any(part.startswith("_") for name in names for part in name.split("."))
+
+
+def test_defines_no_function_that_is_not_used(texts):
+    public = {"parallelize", "main", "forward", "save", "load", "eval", "train", "clip_grad_norm_"}
+    public |= {"full_state_dict", "full_gradients", "load_full_state_dict", "forward_backward"}
+    for text in texts:
+        functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)]
+        for node in functions:
+            if node.name not in public and not node.name.startswith("__"):
+                assert text.count(node.name) > 1, node.name
+        assert max(n.end_lineno - n.lineno + 1 for n in functions) <= 60
+
+
+def test_depth_changes_constants_only():
+    blocks = tuple(f"transformer.h.{i}" for i in range(80))
+    deep = gpt_program(
+        2,
+        2,
+        2,
+        blocks=blocks,
+        stages=((0, 40), (40, 80)),
+        zero=(3,) * 80,
+        recompute=("full",) * 80,
+        layers=("SplitBlock",) * 80,
+    )
+    shallow = gpt_program(2, 2, 2, zero=(3,) * 4, recompute=("full",) * 4)
+    pairs = zip(render(deep).splitlines(), render(shallow).splitlines(), strict=True)
+    changed = [one.partition(" = ")[0] for one, other in pairs if one != other]
+    assert changed == ["BLOCKS", "STAGES", "ZERO", "RECOMPUTE", "LAYERS"]
+
+
+@pytest.mark.parametrize(("code", "expected"), [
+    ("y = enter(x)", {"enter"}),
+    ("y = all_reduce_enter(x)", {"all_reduce_enter", "all_reduce", "enter"}),
+    ("loss = sharded_cross_entropy(x, y)", {"sharded_cross_entropy", "all_reduce"}),
+    ("y = x.gather(1, i) + dist.all_reduce(x) + my_enter(x)", set()),
+])  # fmt: skip
+def test_helpers(code, expected):
+    assert helpers(code) == expected
+    assert expected <= set(HELPERS)
+
+
+def test_partial_parameters():
+    code = "f(partial(self.norm.weight), local(self.up.weight), partial(self.seq[0].bias))"
+    assert partial_parameters(code, "self") == ("norm.weight", "seq.0.bias")
+    text = f'class A(Parallel):\n    """A."""\n\n    def forward(self):\n        return {code}'
+    assert '    PARTIAL = ("norm.weight", "seq.0.bias")\n\n    def forward' in add_partial(text)
+    assert add_partial(add_partial(text)) == add_partial(text)
+
+
+def test_constants():
+    assert chassis.runs((0, 0, 3)) == "(0,) * 2 + (3,) * 1"
+    assert chassis.runs(("full", "none")) == '("full",) * 1 + ("none",) * 1'
+    assert chassis.runs((None, "Block")) == "(None,) * 1 + (Block,) * 1"
+    assert chassis.names(("h.0", "h.1", "h.2")) == 'tuple(f"h.{i}" for i in range(3))'
+    assert chassis.names(("a.0", "b.0")) == '("a.0", "b.0")'
+    long = chassis.constant("NAMES", chassis.words(["x" * 60, "y" * 60]), "two")
+    assert long == f'# two\nNAMES = (\n    "{"x" * 60}",\n    "{"y" * 60}",\n)'

@@ -1,0 +1,46 @@
+"""Breaking long lines."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from autopar.emit.lines import comment, wrap
+
+LONG = "name = function(first_argument, second(1, 2), third[3, 4], fourth)"
+CASES = {
+    "x = y": ["x = y"],
+    "x = function(a)  # note": ["# note", "x = function(a)"],
+    "value = f(one, two, three)": ["value = f(", "    one, two, three", ")"],
+    "value = f(one(1), two(2), three(3))": [
+        "value = f(", "    one(1),", "    two(2),", "    three(3),", ")",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", CASES)
+def test_cases(line):
+    assert wrap(line, 20) == CASES[line]
+
+
+def test_comment():
+    assert comment("x = 1", "") == "x = 1"
+    assert comment("x = 1", "why") == "x = 1  # why"
+
+
+@pytest.mark.parametrize("width", [24, 40, 60, 80])
+@pytest.mark.parametrize(
+    "line",
+    [
+        LONG,
+        'x = g(text, "a, b", key=(1, 2))',
+        "y = (first_factor * second_factor) + f(third_one, fourth_one)",
+        "y = x.reshape(1, 2).expand(3, 4, 5).reshape(6, 7, 8, 9, 10, 11)",
+        "return layer_norm(hidden, (32,), weight, bias) + other",
+        "a, b, c = tensor.split(argument_number_one, dim=argument_number_two)",
+    ],
+)
+def test_breaking_keeps_the_meaning(line, width):
+    lines = wrap(line, width)
+    assert ast.dump(ast.parse("\n".join(lines))) == ast.dump(ast.parse(line))

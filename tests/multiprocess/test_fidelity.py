@@ -1,0 +1,113 @@
+"""Every choice of the search space, planned by pins, emitted and run: equal to the single device,
+with the collectives that the plan foretells."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import autopar
+from tests.multiprocess.models import SAMPLES, batch, build, loss_fn, loss_of
+from tests.multiprocess.programs import load_program
+
+pytestmark = pytest.mark.multiprocess
+STEPS, RATE = 3, 3e-4
+
+# (pp, dp, tp) and further pins; between them each zero mode, recompute, schedule and layout.
+PLANS = [
+    (1, 1, 2, {"sequence_parallel": False}),
+    (1, 1, 2, {"sequence_parallel": True, "recompute": "full"}),
+    (1, 2, 1, {"zero": 0, "microbatch_size": 2}),
+    (1, 2, 1, {"zero": 2, "microbatch_size": 2}),
+    (1, 2, 1, {"zero": 3, "microbatch_size": 2, "recompute": "full"}),
+    (2, 1, 1, {"schedule": "1f1b", "microbatch_size": 2}),
+    (2, 1, 1, {"schedule": "gpipe", "microbatch_size": 2, "recompute": "full"}),
+    (2, 2, 1, {"zero": 3, "schedule": "1f1b", "microbatch_size": 1}),
+    (1, 2, 2, {"zero": 2, "sequence_parallel": True, "microbatch_size": 2}),
+    (2, 1, 2, {"sequence_parallel": True, "microbatch_size": 2}),
+    (2, 2, 2, {"zero": 0, "sequence_parallel": False, "recompute": "full"}),
+    (2, 2, 2, {"zero": 3, "sequence_parallel": True, "schedule": "gpipe", "microbatch_size": 1}),
+]
+
+
+@pytest.fixture(scope="session")
+def references() -> dict[str, dict[str, Any]]:
+    return {}
+
+
+def single_device(name: str) -> dict[str, Any]:
+    model = build(name)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
+    losses, gradients = [], {}
+    for step in range(STEPS):
+        loss = loss_of(name, model, *batch(name, step))
+        loss.backward()
+        if step == 0:
+            gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return {"losses": losses, "gradients": gradients, "parameters": model.state_dict()}
+
+
+def share(value: Any, parallel: Any) -> Any:
+    """The part of a nest of global tensors that this rank reads."""
+    if isinstance(value, dict):
+        return {key: share(item, parallel) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(share(item, parallel) for item in value)
+    return value if value is None else value.chunk(parallel.dp_size)[parallel.dp_rank]
+
+
+def train(path: str, name: str) -> dict[str, Any]:
+    """Runs on every rank; collectives are counted in the second step."""
+    from tests.multiprocess.collectives import CountCollectives
+
+    parallel = load_program(path).parallelize(build(name))
+    optimizer = torch.optim.AdamW(parallel.parameters(), lr=RATE)
+    losses, gradients, counter = [], {}, CountCollectives()
+    for step in range(STEPS):
+        inputs, target = share(batch(name, step), parallel)
+        if step == 1:
+            with counter:
+                loss = parallel.forward_backward(inputs, target)
+        else:
+            loss = parallel.forward_backward(inputs, target)
+        if step == 0:
+            gradients = parallel.full_gradients()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    state = parallel.full_state_dict()
+    return {
+        "losses": losses, "gradients": gradients, "parameters": state, "kinds": counter.kinds,
+    }  # fmt: skip
+
+
+def make_plan(name: str, pp: int, dp: int, tp: int, pins: dict[str, Any]) -> autopar.Plan:
+    inputs, target = batch(name, 0)
+    return autopar.plan(
+        build(name), pp * dp * tp, inputs, loss_fn(name), target, cluster="h100-80g",
+        global_batch_size=SAMPLES, precision="fp32",
+        pin={"pp": pp, "dp": dp, "tp": tp, **pins},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["gpt", "gpt2", "llama"])
+@pytest.mark.parametrize(("pp", "dp", "tp", "pins"), PLANS)
+def test_equals_single_device_and_plan(ranks, tmp_path, references, name, pp, dp, tp, pins):
+    plan = make_plan(name, pp, dp, tp, pins)
+    path = str(tmp_path / "program.py")
+    plan.emit(path, model="tests:none")
+    results = ranks(pp * dp * tp).run(train, path, name, timeout=120.0)
+    reference = references.setdefault(name, single_device(name))
+    for rank, result in enumerate(results):
+        assert result["losses"] == pytest.approx(reference["losses"], rel=1e-5)
+        stage = plan.stages[rank // (dp * tp)]
+        assert result["kinds"] == stage.prediction.collectives, f"rank {rank}"
+    for kind in ("gradients", "parameters"):
+        for key, wanted in reference[kind].items():
+            found = results[0][kind][key]
+            assert (found - wanted).norm() <= 1e-4 * wanted.norm() + 1e-7, (kind, key)

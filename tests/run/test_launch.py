@@ -1,0 +1,106 @@
+"""Runs under torchrun: what is measured, and how a failure is told."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from autopar.emit.chassis import render
+from autopar.errors import RunError
+from autopar.run import launch
+from autopar.run.launch import last_lines, run_plan, torchrun
+from examples.gpt import GPTConfig
+from tests.emit.gpt_program import gpt_program, parameters
+
+pytestmark = pytest.mark.multiprocess
+SCRIPT = """
+import os, signal, sys, time
+from torch.distributed.elastic.multiprocessing.errors import record
+
+@record
+def main():
+    open(f"{{os.path.dirname(__file__)}}/pid{{os.environ['RANK']}}", "w").write(str(os.getpid()))
+    if os.environ["RANK"] == "1":
+        {action}
+    time.sleep({seconds})
+
+main()
+"""
+
+
+def script(folder: Path, action: str, seconds: float = 60) -> list[str]:
+    path = folder / "script.py"
+    path.write_text(SCRIPT.format(action=action, seconds=seconds), encoding="utf-8")
+    return [str(path)]
+
+
+def alive(folder: Path) -> list[int]:
+    pids = [int(path.read_text()) for path in folder.glob("pid*")]
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_error_of_a_rank(tmp_path):
+    command = script(tmp_path, 'raise ValueError("a bad batch")')
+    started = time.monotonic()
+    with pytest.raises(RunError) as error:
+        torchrun(command, 2, tmp_path, 120)
+    assert error.value.found == "rank 1 of 2 failed: ValueError: a bad batch"
+    assert "raise ValueError" in error.value.where
+    assert time.monotonic() - started < 60
+    assert alive(tmp_path) == []
+
+
+def test_killed_rank(tmp_path):
+    command = script(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(RunError, match=r"rank 1 of 2 .*-9"):
+        torchrun(command, 2, tmp_path, 120)
+    assert alive(tmp_path) == []
+
+
+def test_timeout(tmp_path):
+    command = script(tmp_path, "print('still here', flush=True)")
+    with pytest.raises(RunError, match="had not ended after 6 s"):
+        torchrun(command, 2, tmp_path, 6)
+    assert alive(tmp_path) == []
+
+
+def test_last_lines(tmp_path):
+    path = tmp_path / "output.txt"
+    path.write_text("\n".join(map(str, range(100))))
+    assert last_lines(path).splitlines() == [str(n) for n in range(85, 100)]
+
+
+def write_small(plan, path, model):
+    """An emitter that knows one program: the example, on two stages."""
+    config = GPTConfig()
+    size = config.block_size
+    program = gpt_program(
+        2,
+        parameters=parameters(config),
+        global_batch=4,
+        microbatch=2,
+        workload=model,
+        hidden=(((("MICROBATCH", str(size), str(config.n_embd)), "float32"),),),
+    )
+    text = render(program).replace("torch.arange(16", f"torch.arange({size}")
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def test_run_plan(sample_plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "write_program", write_small)
+    monkeypatch.chdir(Path(__file__).parents[2])
+    plan = type(sample_plan)(**(vars(sample_plan) | {"world_size": 2}))
+    options = {"workload": "examples.gpt:make", "data": "examples.gpt:batches"}
+    options |= {"checkpoint": tmp_path / "checkpoint", "timeout_seconds": 120.0}
+    first = run_plan(plan, steps=3, **options)
+    assert len(first.losses) == len(first.step_seconds) == 3
+    assert first.losses[2] < first.losses[0]
+    assert len(first.peak_memory_bytes) == 2
+    assert min(first.peak_memory_bytes) > 0
+    assert first.predicted_step_seconds == 0.0125
+    again = run_plan(plan, steps=1, **options)
+    assert again.losses[0] < first.losses[0], "it went on from the checkpoint"
+    assert os.listdir(tmp_path / "checkpoint")

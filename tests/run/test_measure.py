@@ -1,0 +1,42 @@
+"""Figures derived from a run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from autopar.errors import RunError
+from autopar.run.measure import RunResult, read_result
+
+FIELDS = {
+    "step_seconds": (9.0, *(0.1 * step for step in range(11, 0, -1))),
+    "losses": (2.0, 1.5),
+    "peak_memory_bytes": (100, 200),
+    "predicted_step_seconds": 0.9,
+    "predicted_memory_bytes": 150,
+}
+
+
+def test_derived_figures():
+    result = RunResult(**FIELDS)
+    assert result.median_seconds == pytest.approx(0.6), "the first step is left out"
+    assert result.tenth_percentile_seconds == pytest.approx(0.2)
+    assert result.step_error == pytest.approx(0.5)
+    assert result.memory_error == pytest.approx(-0.25)
+
+
+def test_one_step_is_its_own_median():
+    assert RunResult((3.0,), (1.0,), (1,), 3.0, 1).median_seconds == 3.0
+
+
+def test_goes_through_json(tmp_path):
+    path = tmp_path / "measured.json"
+    path.write_text(json.dumps(FIELDS | {"world_size": 2}))
+    assert read_result(path) == RunResult(**FIELDS)
+    assert set(FIELDS) < set(json.loads(json.dumps(read_result(path).as_dict())))
+
+
+def test_nothing_measured(tmp_path):
+    with pytest.raises(RunError, match="without writing"):
+        read_result(tmp_path / "measured.json")

@@ -1,0 +1,229 @@
+"""Runs one op under a strategy, rank by rank in this process, by the algebra of states."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from autopar.graph import Op, Size, Value
+from autopar.strategies.rules import name_of
+from autopar.strategies.sharding import local_shape
+from autopar.strategies.states import State
+from autopar.strategies.strategy import Strategy
+from autopar.strategies.views import RESHAPES, SPLITS
+from autopar.trace.interpret import run
+
+BATCH = 2
+Values = dict[str, Value]
+Tensors = dict[str, Tensor]
+
+
+def blocks(tensor: Tensor, state: State, tp: int) -> Tensor:
+    """``tensor`` with its sharded dim as (outer, tp, inner)."""
+    outer = Size(*state.outer).at(BATCH)
+    return tensor.unflatten(state.dim, (outer, tp, -1))
+
+
+def cut(tensor: Tensor, state: State, tp: int) -> list[Tensor]:
+    """What each rank holds of ``tensor``; partial sums are random numbers that add up to it."""
+    if state.kind == "S":
+        parts = blocks(tensor, state, tp).unbind(state.dim + 1)
+        return [part.flatten(state.dim, state.dim + 1) for part in parts]
+    return split_sum(tensor, tp) if state.kind == "P" else [tensor] * tp
+
+
+def cut_gradient(gradient: Tensor, state: State, tp: int) -> list[Tensor]:
+    """The gradient that reaches each rank: partial sums for V, whole for R and P."""
+    if state.kind == "S":
+        return cut(gradient, state, tp)
+    return split_sum(gradient, tp) if state.kind == "V" else [gradient] * tp
+
+
+def split_sum(tensor: Tensor, tp: int) -> list[Tensor]:
+    parts = [torch.randn_like(tensor) for _ in range(tp - 1)]
+    return [*parts, tensor - sum(parts)]
+
+
+def check_whole(parts: Sequence[Tensor], state: State, whole: Tensor, summed: str) -> None:
+    """Rebuilds a tensor from its parts; those in the state ``summed`` add up."""
+    tp = len(parts)
+    if state.kind == summed:
+        close(sum(parts), whole)
+    else:
+        expected = cut(whole, state, tp) if state.kind == "S" else [whole] * tp
+        for part, shard in zip(parts, expected, strict=True):
+            close(part, shard)
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def example(op: Op, values: Values, tp: int) -> Tensors:
+    """Random positive tensors of the traced shapes; indices lie in the range of what they index."""
+    ceiling = {"embedding": 0, "cross_entropy_loss": 1}
+    tensors = {}
+    for name in op.inputs():
+        value = values[name]
+        shape = [size.at(BATCH) for size in value.shape]
+        limit = tp
+        if name_of(op) in ceiling and value.dtype == "int64":
+            table = values[op.args[0].name]
+            limit = table.shape[ceiling[name_of(op)]].at(BATCH)
+        tensors[name] = draw(shape, value.dtype, limit)
+    return tensors
+
+
+def draw(shape: list[int], dtype: str, limit: int) -> Tensor:
+    if dtype == "bool":
+        return torch.rand(shape) > 0.5
+    if dtype.startswith("int"):
+        return torch.randint(limit, shape)
+    return torch.rand(shape, dtype=torch.float64) + 0.5
+
+
+def localised(op: Op, strategy: Strategy, values: Values, tp: int) -> Op:
+    """The op as the emitted program writes it: sizes among its arguments are the local ones."""
+    shape = local_shape(values[op.outputs[0]], strategy.outputs[0], tp, BATCH)
+    if name_of(op) in RESHAPES:
+        return dataclasses.replace(op, target="aten.reshape.default", args=(op.args[0], shape))
+    if name_of(op) == "expand":
+        return dataclasses.replace(op, args=(op.args[0], shape))
+    if name_of(op) in SPLITS:
+        dim = op.args[2] if len(op.args) > 2 else op.kwargs.get("dim", 0)
+        sizes = [
+            local_shape(values[o], s, tp, BATCH)[dim]
+            for o, s in zip(op.outputs, strategy.outputs, strict=True)
+        ]
+        return dataclasses.replace(
+            op, target="aten.split_with_sizes.default", args=(op.args[0], tuple(sizes), dim),
+            kwargs={},
+        )  # fmt: skip
+    return op
+
+
+def check_strategy(op: Op, strategy: Strategy, values: Values, tp: int) -> None:
+    """Asserts that the ranks' results, and their gradients, rebuild those of the whole op."""
+    tensors = {n: _leaf(t, values[n]) for n, t in example(op, values, tp).items()}
+    expected = run(op, tensors, BATCH, "cpu")
+    ranks = _cut_all(tensors, strategy, values, tp)
+    results = _run_ranks(op, strategy, values, ranks)
+    for k, (output, state) in enumerate(zip(op.outputs, strategy.outputs, strict=True)):
+        check_whole([result[k].detach() for result in results], state, expected[k].detach(), "P")
+        assert tuple(results[0][k].shape) == local_shape(values[output], state, tp, BATCH)
+    _check_gradients(tensors, expected, ranks, results, strategy)
+
+
+def _leaf(tensor: Tensor, value: Value) -> Tensor:
+    return tensor.requires_grad_(value.requires_grad and tensor.is_floating_point())
+
+
+def _cut_all(tensors: Tensors, strategy: Strategy, values: Values, tp: int) -> list[Tensors]:
+    ranks: list[Tensors] = [{} for _ in range(tp)]
+    for name, tensor in tensors.items():
+        state = strategy.state_of(name)
+        for rank, part in enumerate(cut(tensor.detach(), state, tp)):
+            ranks[rank][name] = _leaf(part.clone(), values[name])
+    return ranks
+
+
+def _run_ranks(
+    op: Op, strategy: Strategy, values: Values, ranks: list[Tensors]
+) -> list[tuple[Tensor, ...]]:
+    if strategy.special:
+        return [(result,) for result in SPECIAL[strategy.special](op, ranks)]
+    local = localised(op, strategy, values, len(ranks))
+    return [run(local, rank, BATCH, "cpu") for rank in ranks]
+
+
+def _check_gradients(
+    tensors: Tensors, expected: tuple[Tensor, ...], ranks: list[Tensors],
+    results: list[tuple[Tensor, ...]], strategy: Strategy,
+) -> None:  # fmt: skip
+    learned = [k for k, out in enumerate(expected) if out.requires_grad]
+    if not learned:
+        return
+    gradients = {k: torch.randn_like(expected[k]) for k in learned}
+    parts = {k: cut_gradient(g, strategy.outputs[k], len(ranks)) for k, g in gradients.items()}
+    torch.autograd.backward([expected[k] for k in learned], list(gradients.values()))
+    for rank, result in enumerate(results):
+        torch.autograd.backward([result[k] for k in learned], [parts[k][rank] for k in learned])
+    for name, tensor in tensors.items():
+        if tensor.grad is not None:
+            found = [rank[name].grad for rank in ranks]
+            check_whole(found, strategy.state_of(name), tensor.grad, "V")
+
+
+def all_reduced(parts: Sequence[Tensor]) -> list[Tensor]:
+    """P -> R: the sum on every rank; its gradient goes to the rank's own part unchanged."""
+    total = sum(part.detach() for part in parts)
+    return [part + (total - part.detach()) for part in parts]
+
+
+def sharded_embedding(op: Op, ranks: list[Tensors]) -> list[Tensor]:
+    """A rank looks up the rows that it holds; the others are zeros."""
+    results = []
+    for rank, tensors in enumerate(ranks):
+        table, index = (tensors[a.name] for a in op.args[:2])
+        index = index - rank * len(table)
+        elsewhere = (index < 0) | (index >= len(table))
+        rows = F.embedding(index.masked_fill(elsewhere, 0), table)
+        results.append(rows.masked_fill(elsewhere.unsqueeze(-1), 0))
+    return results
+
+
+def sharded_cross_entropy(op: Op, ranks: list[Tensors]) -> list[Tensor]:
+    """Largest logit, sum of exponentials and the target's logit, each over all ranks."""
+    logits = [tensors[op.args[0].name] for tensors in ranks]
+    target, width = ranks[0][op.args[1].name], logits[0].shape[1]
+    ignored = op.args[4] if len(op.args) > 4 else -100
+    top = torch.stack([part.detach().amax(-1) for part in logits]).amax(0)
+    total = all_reduced([(part - top.unsqueeze(-1)).exp().sum(-1) for part in logits])
+    picked = all_reduced([_picked(part, target - k * width) for k, part in enumerate(logits)])
+    kept = target != ignored
+    return [((t.log() + top - p) * kept).sum() / kept.sum() for t, p in zip(total, picked, strict=True)]
+
+
+def _picked(logits: Tensor, target: Tensor) -> Tensor:
+    elsewhere = (target < 0) | (target >= logits.shape[1])
+    own = logits.gather(1, target.masked_fill(elsewhere, 0).unsqueeze(1)).squeeze(1)
+    return own.masked_fill(elsewhere, 0)
+
+
+SPECIAL = {
+    "sharded_embedding": sharded_embedding,
+    "sharded_cross_entropy": sharded_cross_entropy,
+}
+
+
+def made(op: Op, values: Values) -> None:
+    """Adds the values that ``op`` makes, as it makes them on ``meta``."""
+    inputs = [values[name] for name in op.inputs()]
+    tensors = {
+        v.name: torch.empty([s.at(BATCH) for s in v.shape], dtype=getattr(torch, v.dtype),
+                            device="meta")
+        for v in inputs
+    }  # fmt: skip
+    learned = any(v.requires_grad for v in inputs)
+    for name, result in zip(op.outputs, run(op, tensors, BATCH, "meta"), strict=True):
+        shape = tuple(Size(size) for size in result.shape)
+        dtype = str(result.dtype).removeprefix("torch.")
+        values[name] = Value(name, shape, dtype, requires_grad=learned and dtype.startswith("float"))
+
+
+def value(
+    name: str, shape: Sequence[int], dtype: str = "float32", *, learned: bool = True
+) -> Value:
+    """An activation of a fixed shape; integers never have a gradient."""
+    gradient = learned and dtype.startswith("float")
+    return Value(name, tuple(map(Size, shape)), dtype, requires_grad=gradient)
+
+
+def op_of(target: str, *args: object, outputs: int = 1, **kwargs: object) -> Op:
+    """An op with outputs "y0", "y1" ..."""
+    names = tuple(f"y{k}" for k in range(outputs))
+    return Op(target, tuple(args), kwargs, names)

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+import sys
+from copy import deepcopy
+from types import SimpleNamespace
+
+import pytest
+
+from autopar.cluster import Cluster, known_clusters
+from autopar.errors import CostModelError
+
+SHIPPED = ("a100-80g", "cpu", "h100-80g", "h200-141g")
+
+
+@pytest.fixture
+def data():
+    return deepcopy(Cluster.load("h100-80g").to_dict())
+
+
+def test_shipped_models_are_known_and_valid():
+    assert known_clusters() == SHIPPED
+    for name in SHIPPED:
+        cluster = Cluster.load(name)
+        assert cluster.name == name
+        assert cluster.calibrated == (name == "cpu")
+        assert cluster.provenance
+
+
+def test_loads_a_path_and_keeps_every_figure(tmp_path, data):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(data))
+    loaded = Cluster.load(path)
+    assert loaded == Cluster.load("h100-80g") == Cluster.load(str(path))
+    assert hash(loaded) == hash(Cluster.load("h100-80g"))
+    assert loaded.to_dict() == data
+
+
+def test_hash_changes_with_any_figure(data):
+    before = Cluster.from_dict(deepcopy(data))
+    data["curves"]["gemm"]["float32"]["efficiency"][0][0][0] *= 0.5
+    after = Cluster.from_dict(data)
+    assert before.sha256 != after.sha256
+    assert before != after
+    assert len(after.sha256) == 64
+
+
+def test_unknown_name_lists_the_known_ones():
+    with pytest.raises(CostModelError) as caught:
+        Cluster.load("h9000")
+    assert "h9000" in caught.value.found
+    assert all(name in caught.value.expected for name in SHIPPED)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"a": 1', "\x00"])
+def test_a_file_that_is_no_model(tmp_path, text):
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(CostModelError, match="JSON"):
+        Cluster.load(path)
+
+
+def remove_curve(data):
+    del data["curves"]["collectives"]["all_gather"]
+
+
+def wrong_unit(data):
+    curve = data["curves"]["collectives"]["all_reduce"][0]
+    curve["time_us"] = curve.pop("seconds")
+
+
+def teraflops(data):
+    data["curves"]["gemm"]["bfloat16"]["peak_flops"] = 989.0
+
+
+def gigabytes(data):
+    data["memory_bytes"] = 80
+
+
+def other_units(data):
+    data["units"]["time"] = "us"
+
+
+def negative(data):
+    data["curves"]["elementwise"]["softmax"]["launch_seconds"] = -1e-6
+
+
+def falling_sizes(data):
+    data["curves"]["elementwise"]["softmax"]["bytes"].reverse()
+
+
+def falling_seconds(data):
+    data["curves"]["collectives"]["broadcast"][0]["seconds"].reverse()
+
+
+def ragged(data):
+    data["curves"]["gemm"]["float32"]["efficiency"][0][0].pop()
+
+
+def too_short(data):
+    data["curves"]["attention"]["float32"]["full_forward"]["efficiency"].pop()
+
+
+def newer(data):
+    data["schema_version"] = 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (remove_curve, "all_gather"),
+        (wrong_unit, "time_us"),
+        (teraflops, "989.0 is less than the minimum"),
+        (gigabytes, "80 is less than the minimum"),
+        (other_units, "'us'"),
+        (negative, "-1e-06 is less than the minimum"),
+        (falling_sizes, "increasing bytes"),
+        (falling_seconds, "non-decreasing seconds"),
+        (ragged, "shape None"),
+        (too_short, "expected: shape"),
+        (newer, "schema_version 2"),
+    ],
+)
+def test_damage_is_named(data, damage, said):
+    damage(data)
+    with pytest.raises(CostModelError) as caught:
+        Cluster.from_dict(data, where="my.json")
+    assert said in str(caught.value)
+    assert caught.value.where.startswith("my.json")
+    assert caught.value.hint
+
+
+def fake_torch(monkeypatch, device):
+    cuda = SimpleNamespace(is_available=lambda: device is not None, get_device_name=lambda: device)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        (None, "cpu"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80g"),
+        ("NVIDIA H100 80GB HBM3", "h100-80g"),
+        ("NVIDIA H200", "h200-141g"),
+    ],
+)
+def test_default_is_what_this_host_has(monkeypatch, device, name):
+    fake_torch(monkeypatch, device)
+    assert Cluster.default().name == name
+
+
+def test_default_without_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert Cluster.default().name == "cpu"
+
+
+def test_default_does_not_guess_for_an_unknown_gpu(monkeypatch):
+    fake_torch(monkeypatch, "Tesla V100")
+    with pytest.raises(CostModelError, match="Tesla V100"):
+        Cluster.default()
+
+
+def test_peak_by_precision_and_by_dtype():
+    cluster = Cluster.load("h100-80g")
+    assert cluster.peak_flops("bf16") == cluster.peak_flops("bfloat16") == 989e12
+    assert cluster.peak_flops("fp32") == 67e12
+    with pytest.raises(CostModelError, match="int8"):
+        cluster.peak_flops("int8")
+
+
+def test_ranks_share_the_cores_of_a_cpu_host_only():
+    cpu = Cluster.load("cpu")
+    cores = cpu.cores_per_node
+    assert cpu.oversubscription(1) == cpu.oversubscription(cores) == 1
+    assert cpu.oversubscription(3 * cores) == 3
+    assert cpu.contention(cores, 2 * cores) == 2
+    assert cpu.contention(4 * cores, 4 * cores) == 1
+    assert Cluster.load("h100-80g").oversubscription(512) == 1
+
+
+def test_fit_errors_are_those_of_measured_curves():
+    assert Cluster.load("h100-80g").fit_error() == {}
+    errors = Cluster.load("cpu").fit_error()
+    assert {"gemm.float32", "attention.float32", "collectives.all_reduce"} <= errors.keys()
+    assert all(0 <= error < 1 for error in errors.values())
+
+
+def test_is_shown_in_a_line():
+    shown = repr(Cluster.load("a100-80g"))
+    assert "DGX A100" in shown
+    assert len(shown) < 500

@@ -1,0 +1,95 @@
+"""What cannot be traced is refused with the place and the reason."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from autopar.errors import TraceError
+from autopar.graph import Size
+from autopar.trace import trace
+from tests.trace.models import Branches, Chain, HoldsTensor, InplaceView, Skips, graph_of, targets
+
+
+def refused(model, **more):
+    x = torch.ones(2, 8)
+    with pytest.raises(TraceError) as caught:
+        trace(model, (x,), {}, **{"target": x, "loss_fn": F.mse_loss, **more})
+    return caught.value
+
+
+def test_control_flow_on_values_names_module_and_line():
+    error = refused(Chain(Branches))
+    assert "data-dependent" in error.found
+    assert "'blocks.0'" in error.where
+    line = next(
+        number
+        for number, text in enumerate(open(Branches_file(), encoding="utf-8"), 1)
+        if "if x.sum() > 0" in text
+    )
+    assert f"models.py:{line}" in error.where
+    assert "torch.where" in error.hint
+
+
+def Branches_file() -> str:
+    return Branches.forward.__code__.co_filename
+
+
+def test_no_loss():
+    error = refused(Chain(), loss_fn=None)
+    assert error.found == "the model returned a tensor without a loss"
+    assert error.where == "loss_fn"
+    assert "loss_fn=" in error.hint
+
+
+def test_plain_tensor_attribute():
+    error = refused(Chain(HoldsTensor))
+    assert "'blocks.0.scale'" in error.found
+    assert "register_buffer" in error.hint
+
+
+def test_loss_of_many_elements():
+    error = refused(Chain(), loss_fn=lambda output, target: (output - target).sum(0))
+    assert error.found == "the loss has shape [8]"
+    assert "mean()" in error.hint
+
+
+def test_loss_that_learns_nothing():
+    error = refused(Chain(), loss_fn=lambda output, target: target.sum())
+    assert "parameters" in error.found
+
+
+def test_connection_over_several_layers():
+    error = refused(Skips())
+    assert "'head'" in error.found
+    assert "'embedding'" in error.found
+    assert "skip" in error.hint
+
+
+def test_in_place_change_of_a_view():
+    error = refused(Chain(InplaceView))
+    assert "in place" in error.found
+    assert "models.py" in error.where
+
+
+def test_dim_that_is_no_multiple_of_the_batch():
+    error = refused(Chain(), loss_fn=lambda y, _: (F.pad(y, (0, 0, 1, 0)) ** 2).mean())
+    assert "multiple of the batch" in error.expected
+
+
+def test_input_keys_follow_nests():
+    class Nested(Chain):
+        def forward(self, pair, *, options):
+            return super().forward(pair[0] + pair[1] * options["scale"])
+
+    x = torch.ones(2, 8)
+    graph = trace(Nested(), ((x, x),), {"options": {"scale": x}}, target=x, loss_fn=F.mse_loss)
+    assert set(graph.inputs) == {"args.0.0", "args.0.1", "kwargs.options.scale", "target"}
+
+
+def test_sizes_are_multiples_of_the_batch():
+    graph = graph_of(Chain())
+    assert graph.values[graph.inputs["args.0"]].shape == (Size(1, 1), Size(8))
+    assert targets(graph, "blocks.0") == ["linear", "add"]
+    assert all(op.where for op in graph.ops if op.unit)

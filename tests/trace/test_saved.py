@@ -1,0 +1,55 @@
+"""What autograd keeps, op by op, against what a real backward needs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from autopar.graph import Op, Ref, Saved, Size, Value
+from autopar.trace.saved import observe_saved
+
+B = Size(1, 1)
+VALUES = {
+    "x": Value("x", (B, Size(4), Size(8)), "float32", requires_grad=True),
+    "w": Value("w", (Size(8), Size(8)), "float32", "parameter", "w", True),
+    "y": Value("y", (B, Size(4), Size(8)), "float32", requires_grad=True),
+    "q": Value("q", (B, Size(2), Size(4), Size(8)), "bfloat16", requires_grad=True),
+    "o": Value("o", (B, Size(2), Size(4), Size(8)), "bfloat16", requires_grad=True),
+    "c": Value("c", (Size(4), Size(8)), "float32"),
+    "d": Value("d", (Size(4), Size(8)), "float32"),
+}
+X, W, Q = Ref("x"), Ref("w"), Ref("q")
+CASES = [
+    (Op("aten.linear.default", (X, W), {}, ("y",)), {"x", "w"}, 0),
+    (Op("aten.exp.default", (X,), {}, ("y",)), {"y"}, 0),
+    (Op("aten.gelu.default", (X,), {}, ("y",)), {"x"}, 0),
+    (Op("aten.add.Tensor", (X, X), {}, ("y",)), set(), 0),
+    (Op("aten.mul.Tensor", (X, Ref("c")), {}, ("y",)), {"c"}, 0),
+    # Mean and reciprocal deviation of each of the four rows.
+    (Op("aten.layer_norm.default", (X, (8,)), {}, ("y",)), {"x"}, 2 * 4 * 4),
+    # One statistic in float32 per head and token.
+    (Op("aten.scaled_dot_product_attention.default", (Q, Q, Q), {}, ("o",)), {"q", "o"}, 2 * 4 * 4),
+]
+
+
+@pytest.mark.parametrize(("op", "names", "extra"), CASES, ids=lambda v: getattr(v, "target", ""))
+def test_saved(op, names, extra):
+    saved = observe_saved(op, VALUES)
+    assert set(saved.values) == names
+    assert saved.extra_bytes == extra
+    assert saved.scales
+
+
+def test_constants_keep_nothing():
+    assert observe_saved(Op("aten.exp.default", (Ref("c"),), {}, ("d",)), VALUES) == Saved((), 0, False)
+
+
+def test_dropout_keeps_its_mask():
+    op = Op("aten.dropout.default", (X, 0.1, True), {}, ("y",))
+    kept = []
+    x = torch.ones(1, 4, 8, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        torch.dropout(x, 0.1, True)
+    expected = sum(t.numel() * t.element_size() for t in kept)
+    saved = observe_saved(op, VALUES)
+    assert saved.extra_bytes == expected > 0
