@@ -92,7 +92,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class SolverReport:
-    """How the plan was found; no plan in the space takes fewer seconds per step than ``bound``."""
+    """How the plan was found.
+
+    The search minimises a closed form of the step time, in which every transfer between stages
+    counts on both sides: ``objective`` is the plan's, and no plan in the space has one below
+    ``bound``. ``Prediction.step_seconds`` comes from the simulated schedule.
+    """
 
     status: str
     gap: float
@@ -100,6 +105,7 @@ class SolverReport:
     seconds: float
     candidates: dict[str, int]
     name: str = "HiGHS"
+    objective: float = 0.0
 
 
 @dataclass(frozen=True)

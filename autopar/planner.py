@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -89,7 +89,7 @@ def make_plan(request: Request) -> Plan:
     check_pins(traced.task)
     pricer = traced.pricer(request.pins)
     solution = _solve(traced, pricer, request.pins)
-    baselines = _baselines(traced, pricer)
+    solution, baselines = _baselines(traced, pricer, solution)
     return _plan(traced, pricer, solution, baselines, time.perf_counter() - started)
 
 
@@ -105,8 +105,11 @@ def _check(request: Request) -> None:
         raise UsageError(f"precision={request.precision!r}", expected="fp32 or bf16",
                          where="precision")  # fmt: skip
     if isinstance(request.optimizer, str) and request.optimizer not in OPTIMIZER_BYTES:
-        raise UsageError(f"optimizer={request.optimizer!r}", where="optimizer",
-                         expected=f"{', '.join(OPTIMIZER_BYTES)}, or bytes per parameter")  # fmt: skip
+        raise UsageError(
+            f"optimizer={request.optimizer!r}",
+            expected=f"{', '.join(OPTIMIZER_BYTES)}, or bytes per parameter",
+            where="optimizer",
+        )
     if request.memory_limit is not None and request.memory_limit <= 0:
         raise UsageError(f"memory_limit={request.memory_limit}", where="memory_limit",
                          expected="bytes per device, or a fraction up to 1")  # fmt: skip
@@ -143,13 +146,12 @@ def _candidates(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> list[C
     Raises:
         UsageError: there is none.
     """
-    task = Task(**{**vars(traced.task), "pins": pins})
+    task = replace(traced.task, pins=pins)
     found = [
         pricer.candidate(config)
         for tp in sorted({tp for _, _, tp in degrees(task)})
-        for config in configurations(Task(**{**vars(task), "pins": {**pins, "tp": tp}}),
-                                     pricer.layouts(tp))
-    ]  # fmt: skip
+        for config in configurations(replace(task, pins={**pins, "tp": tp}), pricer.layouts(tp))
+    ]
     if not found:
         raise UsageError(
             f"no legal factorisation of {task.world_size} devices",
@@ -164,24 +166,71 @@ def _candidates(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> list[C
 def _solve(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> Solution:
     request = traced.request
     return solve(
-        _candidates(traced, pricer, pins), gap=request.gap, time_limit=request.time_limit,
-        progress=request.progress, solver=request.solver,
-    )  # fmt: skip
+        _candidates(traced, pricer, pins),
+        gap=request.gap,
+        time_limit=request.time_limit,
+        progress=request.progress,
+        solver=request.solver,
+        relaxations=_relaxations(traced, pricer),
+    )
 
 
-def _baselines(traced: _Traced, pricer: Pricer) -> tuple[Baseline, ...]:
-    """What the user would have typed, each solved with its own pins."""
+def _with_pins(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> Pricer:
+    """Prices under other pins; shardings and costs are shared, because pins do not touch them."""
+    check_pins(replace(traced.task, pins=pins))
+    return replace(pricer, pins=pins)
+
+
+def _relaxations(
+    traced: _Traced, pricer: Pricer
+) -> list[tuple[str, Callable[[], list[Candidate]]]]:
+    """What a user could give up if nothing fits: each pin, or the number of devices."""
+
+    def without(name: str) -> Callable[[], list[Candidate]]:
+        pins = {key: value for key, value in traced.request.pins.items() if key != name}
+        return lambda: _candidates(traced, _with_pins(traced, pricer, pins), pins)
+
+    def on(world_size: int) -> Callable[[], list[Candidate]]:
+        larger = replace(traced, task=replace(traced.task, world_size=world_size))
+        return lambda: _candidates(larger, pricer, traced.request.pins)
+
+    found = [(f"{name} not pinned", without(name)) for name in traced.request.pins]
+    if not {"pp", "dp", "tp"} & set(traced.request.pins):
+        world = traced.request.world_size
+        found += [(f"world_size={size}", on(size)) for size in (2 * world, 4 * world)]
+    return found
+
+
+def _baselines(
+    traced: _Traced, pricer: Pricer, solution: Solution
+) -> tuple[Solution, tuple[Baseline, ...]]:
+    """What the user would have typed, priced as the plan is, and the best of all of them.
+
+    The schedule is simulated behind the optimisation, so a baseline can come out ahead of the
+    optimum of the closed form; where no pin forbids it, it is then the plan.
+    """
+    found = [solution]
 
     def solve_pinned(pins: dict[str, Any]) -> Solution:
-        task = Task(**{**vars(traced.task), "pins": pins})
-        check_pins(task)
-        own = traced.pricer(pins)
-        own._shardings, own._costs = pricer._shardings, pricer._costs
-        return solve(_candidates(traced, own, pins), gap=0.01, time_limit=5.0,
-                     solver=traced.request.solver)  # fmt: skip
+        own = _with_pins(traced, pricer, pins)
+        candidates = _candidates(traced, own, pins)
+        result = solve(candidates, time_limit=5.0, solver=traced.request.solver)
+        found.append(result)
+        return replace(result, objective_seconds=_step_seconds(traced, pricer, result))
 
     request = traced.request
-    return run_baselines(solve_pinned, request.world_size, request.cluster.devices_per_node)
+    baselines = run_baselines(solve_pinned, request.world_size, request.cluster.devices_per_node)
+    eligible = found[:1] if request.pins else found
+    best = min(eligible, key=lambda s: _step_seconds(traced, pricer, s))
+    best = replace(best, bound_seconds=solution.bound_seconds, status=solution.status,
+                   gap=1 - solution.bound_seconds / best.objective_seconds,
+                   candidates=solution.candidates)  # fmt: skip
+    return best, baselines
+
+
+def _step_seconds(traced: _Traced, pricer: Pricer, solution: Solution) -> float:
+    """The simulated step of a solution."""
+    return assemble(pricer, traced.names, solution)[2].step_seconds
 
 
 def _plan(traced: _Traced, pricer: Pricer, solution: Solution, baselines: tuple[Baseline, ...],
@@ -205,7 +254,7 @@ def _plan(traced: _Traced, pricer: Pricer, solution: Solution, baselines: tuple[
         layers=layers,
         prediction=prediction,
         solver=SolverReport(solution.status, solution.gap, solution.bound_seconds, seconds,
-                            solution.candidates, solution.solver),
+                            solution.candidates, solution.solver, solution.objective_seconds),
         baselines=baselines,
         cluster=Provenance(cluster.name, cluster.sha256, cluster.calibrated, cluster.description,
                            cluster.fit_error(), cluster.devices_per_node),

@@ -106,8 +106,11 @@ def load_workload(path: str) -> Workload:
     module = _import(module_name)
     maker = getattr(module, function, None)
     if not callable(maker):
-        raise UsageError(f"{module_name} has no function {function!r}", where=path,
-                         expected="a function without arguments that returns the workload")  # fmt: skip
+        raise UsageError(
+            f"{module_name} has no function {function!r}",
+            expected="a function without arguments that returns the workload",
+            where=path,
+        )
     return as_workload(maker(), path)
 
 
@@ -118,16 +121,20 @@ def _import(name: str) -> ModuleType:
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
-            raise UsageError(f"no module {error.name!r}", where=name,
-                             expected="a module that Python can import",
-                             hint="run from its directory, or give the path of the file") from error  # fmt: skip
+            raise UsageError(
+                f"no module {error.name!r}",
+                expected="a module that Python can import",
+                where=name,
+                hint="run from its directory, or give the path of the file",
+            ) from error
         finally:
             sys.path.pop(0)
     if not os.path.exists(name):
         raise UsageError(f"no file {name}", expected="a Python file", where=name)
     stem = os.path.splitext(os.path.basename(name))[0]
     spec = importlib.util.spec_from_file_location(stem, name)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(stem, module)
     spec.loader.exec_module(module)

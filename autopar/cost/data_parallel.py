@@ -143,7 +143,7 @@ def state_bytes(cost: LayerCost, setting: Setting, zero: int) -> StateBytes:
 def dp_cost(cluster: Cluster, cost: LayerCost, setting: Setting, zero: int, stage: int) -> DpCost:
     """Prices the gathers, reductions and the optimizer step of one layer."""
     held = -(-cost.parameter_elements // (setting.dp if zero else 1))
-    step = optimizer_seconds(cluster, held, setting.optimizer)
+    step = optimizer_seconds(cluster, held, setting.optimizer, cost.parameter_tensors)
     tp_sync = _tp_sync_seconds(cluster, cost, setting, zero)
     if setting.dp == 1:
         return DpCost(0.0, 0.0, tp_sync, step)

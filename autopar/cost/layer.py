@@ -37,6 +37,7 @@ class LayerCost:
     tp_backward_seconds: float
     flops: int
     parameter_elements: int
+    parameter_tensors: int
     partial_elements: int
     saved_bytes: int
     input_bytes: int
@@ -71,6 +72,7 @@ def layer_cost(
         tp_backward_seconds=sum(s[1] for _, s in comm),
         flops=sum(c.flops for c in compute),
         parameter_elements=_parameter_elements(graph, sharding),
+        parameter_tensors=len(sharding.parameters),
         partial_elements=sum(
             graph.values[n].elements(1) for n, s in sharding.parameters.items() if s == V
         ),

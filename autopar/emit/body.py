@@ -182,8 +182,8 @@ class Body:
 
     def _base_name(self, op: Op) -> str:
         """The module's own name for products and normalisations, the operation's otherwise."""
-        sources = [self.graph.values[n].source for n in op.inputs()
-                   if self.graph.values[n].kind == "parameter"]  # fmt: skip
+        read = (self.graph.values[n] for n in op.inputs())
+        sources = [spelled(self.graph, v.source, op.unit) for v in read if v.kind == "parameter"]
         for source in sources:
             parts = [p for p in source.split(".")[:-1] if not p.isdigit()]
             if parts:

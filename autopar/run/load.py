@@ -19,7 +19,8 @@ def load_program(plan: Plan) -> ModuleType:
         path = Path(folder) / f"{name}.py"
         write_program(plan, path)
         spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)

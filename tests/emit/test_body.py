@@ -1,0 +1,148 @@
+"""How ops and moves become lines: what is inlined, named, moved once, and noted."""
+
+from __future__ import annotations
+
+from autopar.emit.body import Body, spelled
+from autopar.emit.source import Namer
+from autopar.graph import Call, Graph, Op, Ref, Size, Value
+from autopar.strategies.sharding import Moved, Sharding
+from autopar.strategies.states import MOVES, P, R, V, shard
+from autopar.strategies.strategy import Strategy
+
+HIDDEN = (Size(1, 1), Size(4), Size(8))
+X, W, B, Y, Z = (Ref(name) for name in "xwbyz")
+
+
+def graph(*ops, **kinds):
+    """Activations x, y, z ... and parameters w and b of a module ``up``."""
+    values = {n: Value(n, HIDDEN, "float32", requires_grad=True) for n in ("x", "y", "z", "u", "v")}
+    values["w"] = Value("w", (Size(8), Size(8)), "float32", "parameter", "blocks.0.up.weight", True)
+    values["b"] = Value("b", (Size(8),), "float32", "parameter", "blocks.0.up.bias", True)
+    values["n"] = Value("n", (Size(8),), "float32", "buffer", "blocks.0.norm.mean")
+    return Graph(values, ops, kinds.get("calls", {}), (), (), {}, "z", kinds.get("tied", ()))
+
+
+def body(of, sharding=None, names=("x",), **more):
+    namer = Namer(("self",))
+    for name in names:
+        namer.bind(name, name)
+    return Body(of, sharding, "self", "blocks.0", namer, **more)
+
+
+def sharded(strategies, moves=(), parameters=None):
+    return Sharding(2, "replicate", strategies, moves, parameters or {"w": shard(0), "b": shard(0)})
+
+
+def strategy(inputs, *outputs):
+    return Strategy(tuple(inputs.items()), outputs)
+
+
+def test_short_arithmetic_is_inlined_and_long_is_named():
+    ops = (
+        Op("aten.exp.default", (X,), {}, ("y",)),
+        Op("aten.mul.Tensor", (Y, 2), {}, ("u",)),
+        Op("aten.add.Tensor", (Ref("u"), X), {}, ("z",)),
+    )
+    assert body(graph(*ops)).write(range(3), ["z", "z"]) == ["add = (x.exp() * 2) + x  # (B, 4, 8)"]
+    twice = (ops[0], Op("aten.mul.Tensor", (Y, Y), {}, ("z",)))
+    assert body(graph(*twice)).write(range(2), ["z", "z"]) == [
+        "exp = x.exp()  # (B, 4, 8)", "mul = exp * exp  # (B, 4, 8)",
+    ]  # fmt: skip
+
+
+def test_product_and_bias_are_one_call():
+    ops = (
+        Op("aten.linear.default", (X, W), {}, ("y",)),
+        Op("aten.add.Tensor", (Y, B), {}, ("z",)),
+    )
+    lines = body(graph(*ops)).write(range(2), ["z", "z"])
+    assert lines == ["up = F.linear(x, self.up.weight, self.up.bias)  # (B, 4, 8)"]
+
+
+def test_a_partial_product_is_reduced_before_its_bias():
+    ops = (
+        Op("aten.linear.default", (X, W), {}, ("y",)),
+        Op("aten.add.Tensor", (Y, B), {}, ("z",)),
+    )
+    strategies = {
+        0: strategy({"x": shard(2), "w": shard(1)}, P),
+        1: strategy({"y": R, "b": R}, R),
+    }
+    reduction = Moved("y", P, R, MOVES["P", "R"])
+    split = sharded(strategies, (Moved("x", R, shard(2), MOVES["R", "S"]), reduction),
+                    {"w": shard(1), "b": R})  # fmt: skip
+    text = body(graph(*ops), split, notes={("y", "R"): "1 MB"})
+    assert text.write(range(2), ["z", "z"]) == [
+        "x_shard = scatter(x, dim=2)",
+        "up = F.linear(x_shard, local(self.up.weight))  # (B, 4, 8) partial sums",
+        "up_full = all_reduce(up)  # 1 MB",
+        "up_2 = up_full + local(self.up.bias)  # (B, 4, 8)",
+    ]
+    assert text.used == {"scatter", "all_reduce", "local"}
+
+
+def test_a_move_is_written_once_for_all_that_need_it():
+    ops = (
+        Op("aten.linear.default", (X, W), {}, ("y",)),
+        Op("aten.linear.default", (X, W), {}, ("u",)),
+        Op("aten.mul.Tensor", (Y, Ref("u")), {}, ("z",)),
+    )
+    column = strategy({"x": V, "w": shard(0)}, shard(2))
+    strategies = {0: column, 1: column, 2: strategy({"y": shard(2), "u": shard(2)}, shard(2))}
+    split = sharded(strategies, (Moved("x", R, V, MOVES["R", "V"]),))
+    lines = body(graph(*ops), split).write(range(3), ["z", "z"])
+    assert sum("enter(" in line for line in lines) == 1
+    assert lines[-1] == "mul = up * up_2  # (B, 4, 8 // TP) sharded on 2"
+
+
+def test_replicated_parameters_on_shards_have_partial_gradients():
+    op = Op("aten.add.Tensor", (X, B), {}, ("z",))
+    split = sharded({0: strategy({"x": shard(1), "b": V}, shard(1))}, (), {"b": V})
+    split = Sharding(2, "sequence", split.strategies, (Moved("x", R, shard(1), MOVES["R", "S"]),), {"b": V})
+    lines = body(graph(op), split).write([0], ["z", "z"])
+    assert lines[-1] == "up = x_shard + partial(self.up.bias)  # (B, 4 // TP, 8) sharded on 1"
+
+
+def test_fused_parameters_are_flattened():
+    op = Op("aten.linear.default", (X, W), {}, ("z",))
+    fused = shard(0, Size(2))
+    split = sharded({0: strategy({"x": V, "w": fused}, shard(2, Size(2)))},
+                    (Moved("x", R, V, MOVES["R", "V"]),), {"w": fused})  # fmt: skip
+    text = "\n".join(body(graph(op), split).write([0], ["z"]))
+    assert "local(self.up.weight).flatten(0, 1)" in text
+
+
+def test_dropout_on_shards_draws_its_own_numbers():
+    op = Op("aten.dropout.default", (X, 0.1, True), {}, ("z",))
+    split = sharded({0: strategy({"x": shard(1)}, shard(1))},
+                    (Moved("x", R, shard(1), MOVES["R", "S"]),))  # fmt: skip
+    text = body(graph(op), split)
+    assert text.write([0], ["z"])[1:] == [
+        "with shard_rng():",
+        "    # (B, 4 // TP, 8) sharded on 1",
+        "    dropout = F.dropout(x_shard, 0.1, training=self.training)",
+    ]
+    assert "shard_rng" in text.used
+    whole = body(graph(op), sharded({0: strategy({"x": R}, R)}))
+    assert "shard_rng" not in "\n".join(whole.write([0], ["z", "z"]))
+
+
+def test_a_units_call_stands_for_its_ops():
+    ops = (
+        Op("aten.linear.default", (X, W), {}, ("y",), unit="blocks.0.up"),
+        Op("aten.add.Tensor", (Y, B), {}, ("z",), unit="blocks.0.up"),
+    )
+    call = Call("blocks.0.up", "Linear", (X,), {"scale": 2.0}, Z)
+    text = body(graph(*ops, calls={call.path: call}), calls={0: call})
+    assert text.write(range(2), ["z"]) == ["up = self.up(x, scale=2.0)"]
+
+
+def test_paths_and_spellings():
+    tied = graph(tied=(("a.weight", "b.weight"),))
+    assert spelled(tied, "a.weight", "b") == "b.weight"
+    assert spelled(tied, "a.weight", "") == "a.weight"
+    assert spelled(tied, "c.weight", "b") == "c.weight"
+    buffered = body(graph(Op("aten.add.Tensor", (X, Ref("n")), {}, ("z",))))
+    assert "self.norm.mean" in buffered.write([0], ["z", "z"])[0]
+    numbered = body(graph())
+    assert numbered._path("blocks.0.list.3.weight") == "self.list[3].weight"

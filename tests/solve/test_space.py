@@ -1,0 +1,124 @@
+"""The configurations, and the pins that no plan could honour."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autopar.errors import UsageError
+from autopar.solve.space import Task, check_pins, configurations, degrees, divisors
+
+TASKS = st.builds(
+    Task,
+    world_size=st.sampled_from([1, 2, 6, 8, 24]),
+    global_batch_size=st.sampled_from([1, 6, 16, 24]),
+    blocks=st.integers(1, 8),
+    heads=st.lists(st.sampled_from([2, 4, 6, 12]), max_size=2).map(tuple),
+    pins=st.just({}),
+)
+LAYOUTS = ("replicate:fast", "sequence:fast")
+
+
+def task(**pins):
+    return Task(world_size=8, global_batch_size=16, blocks=6, heads=(4, 12), pins=pins)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(TASKS)
+def test_every_configuration_is_legal(task):
+    found = list(configurations(task, LAYOUTS))
+    assert len(set(found)) == len(found)
+    for c in found:
+        assert c.pp * c.dp * c.tp == task.world_size
+        assert c.dp * c.microbatch_size * c.num_microbatches == task.global_batch_size
+        assert c.pp <= task.blocks
+        assert all(heads % c.tp == 0 for heads in task.heads)
+        assert c.schedule in ("gpipe", "1f1b")
+        assert c.schedule == "gpipe" or c.pp == 1 or c.num_microbatches >= c.pp
+        assert c.layout in (LAYOUTS if c.tp > 1 else ("replicate",))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(TASKS)
+def test_every_factorisation_is_there(task):
+    expected = {
+        (pp, task.world_size // pp // tp, tp)
+        for pp in divisors(task.world_size)
+        for tp in divisors(task.world_size // pp)
+        if pp <= task.blocks
+        and all(heads % tp == 0 for heads in task.heads)
+        and task.global_batch_size % (task.world_size // pp // tp) == 0
+    }
+    assert set(degrees(task)) == expected
+
+
+@pytest.mark.parametrize(
+    ("pins", "named"),
+    [
+        ({"tp": 8}, "1, 2, 4"),  # heads of 4 and 12
+        ({"tp": 3}, "1, 2, 4"),
+        ({"pp": 8}, "1, 2, 4"),  # six blocks
+        ({"dp": 3}, "1, 2, 4, 8"),
+        ({"dp": 4, "microbatch_size": 3}, "1, 2, 4"),
+        ({"schedule": "zero_bubble"}, "gpipe, 1f1b"),
+        ({"virtual_stages": 2}, "1"),
+        ({"zero": 1}, "0, 2, 3"),
+        ({"recompute": "selective"}, "none, full"),
+        ({"sequence_parallel": 1}, "False, True"),
+        ({"tp": True}, "1, 2, 4"),
+        ({"tp": "2"}, "1, 2, 4"),
+    ],
+)
+def test_refused_pins_name_what_is_allowed(pins, named):
+    with pytest.raises(UsageError) as caught:
+        check_pins(task(**pins))
+    error = caught.value
+    name, value = list(pins.items())[-1]
+    assert error.found == f"pin {name}={value!r}"
+    assert error.expected.endswith(f": {named}")
+    assert name in error.hint
+    assert error.where == "pin"
+
+
+def test_unknown_pin():
+    with pytest.raises(UsageError, match="unknown pin 'tensor_parallel'") as caught:
+        check_pins(task(tensor_parallel=2))
+    assert "microbatch_size" in caught.value.expected
+
+
+@pytest.mark.parametrize("pins", [{"pp": 4, "tp": 4}, {"pp": 2, "dp": 2, "tp": 4}, {"pp": 1, "dp": 2, "tp": 2}])
+def test_degrees_that_do_not_multiply_to_the_world_size(pins):
+    product = 1
+    for degree in pins.values():
+        product *= degree
+    with pytest.raises(UsageError, match=f"multiply to {product}") as caught:
+        check_pins(task(**pins))
+    assert "8" in caught.value.expected
+    assert "[1, 2, 4, 8]" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "pins",
+    [
+        {},
+        {"pp": 2},
+        {"dp": 8},
+        {"dp": 2, "tp": 4, "pp": 1},
+        {"microbatch_size": 2, "dp": 4},
+        {"schedule": "gpipe"},
+        {"sequence_parallel": True},
+        {"zero": 3, "recompute": "full", "virtual_stages": 1},
+    ],
+)
+def test_pins_are_honoured(pins):
+    check_pins(task(**pins))
+    found = list(configurations(task(**pins), LAYOUTS))
+    assert found
+    for configuration in found:
+        for name in pins.keys() & {"pp", "dp", "tp", "microbatch_size", "schedule"}:
+            assert name == "schedule" and configuration.pp == 1 or (
+                getattr(configuration, name) == pins[name]
+            )
+        if "sequence_parallel" in pins and configuration.tp > 1:
+            assert configuration.layout == "sequence:fast"
