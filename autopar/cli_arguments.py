@@ -102,8 +102,8 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
 def calibrate_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``autopar calibrate``."""
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="MODEL.json")
-    parser.add_argument("--budget", type=positive(float), default=120.0, metavar="SECONDS")
-    parser.add_argument("--ranks", type=positive(int), default=2)
+    parser.add_argument("--budget", type=positive(float), default=180.0, metavar="SECONDS")
+    parser.add_argument("--ranks", type=positive(int), default=None)
 
 
 def clusters_arguments(parser: argparse.ArgumentParser) -> None:

@@ -36,7 +36,7 @@ class Size:
 
     def at(self, batch: int) -> int:
         """The number of elements along the dimension for a micro-batch of ``batch`` samples."""
-        return self.coefficient * batch**self.power
+        return self.coefficient * int(batch**self.power)
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,8 @@ def encode(graph: Graph) -> dict[str, Any]:
     """Everything that the emitter needs: values, ops, calls, inputs, loss and ties."""
     return {
         "values": {
-            v.name: [
-                [[s.coefficient, s.power] for s in v.shape], v.dtype, v.kind, v.source, v.requires_grad,
-            ]
+            v.name: [[[s.coefficient, s.power] for s in v.shape], v.dtype, v.kind, v.source,
+                     v.requires_grad]
             for v in graph.values.values()
         },
         "ops": [
@@ -52,7 +51,7 @@ def encode(graph: Graph) -> dict[str, Any]:
             for op in graph.ops
         ],
         "calls": {
-            c.path: [c.class_name, encode_tree(c.args), encode_tree(c.kwargs), encode_tree(c.outputs)]
+            c.path: [c.class_name, *(encode_tree(t) for t in (c.args, c.kwargs, c.outputs))]
             for c in graph.calls.values()
         },
         "context": list(graph.context),

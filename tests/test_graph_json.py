@@ -20,8 +20,10 @@ LEAVES = (
 )  # fmt: skip
 TREES = st.recursive(
     LEAVES,
-    lambda inner: st.lists(inner, max_size=3).map(tuple)
-    | st.dictionaries(st.sampled_from(["ref", "size", "dict", "float", "x"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.sampled_from(["ref", "size", "dict", "float", "x"]), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 

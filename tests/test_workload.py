@@ -54,7 +54,9 @@ def test_mappings():
     assert as_workload(work, "here") is work
 
 
-@pytest.mark.parametrize("value", [None, {}, {"example_inputs": (X,)}, {"model": MODEL, "epochs": 3}])
+@pytest.mark.parametrize(
+    "value", [None, {}, {"example_inputs": (X,)}, {"model": MODEL, "epochs": 3}]
+)
 def test_refused_mappings(value):
     with pytest.raises(UsageError) as caught:
         as_workload(value, "file.py:make")

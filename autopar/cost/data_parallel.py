@@ -5,7 +5,8 @@ One primitive in four modes, by ``zero`` and the dp degree. With ``s`` the degre
 element of compute:
 
 - always held: ``4 n / s`` of master parameters, ``4 n / s`` of gradients, optimizer state;
-- gathered parameters ``c n``: for the whole step with zero 0 and 2, for two layers with zero 3;
+- gathered parameters ``c n``: for the whole step with zero 0 and 2; with zero 3 for two layers,
+  besides the flat buffer that the second arrives in;
 - unreduced gradients: for a moment if they are reduced in every micro-batch, for the whole
   step (``4 n``) if only in the last one, as zero 0 and every pipeline does.
 """
@@ -133,7 +134,7 @@ def state_bytes(cost: LayerCost, setting: Setting, zero: int) -> StateBytes:
     kept = compute * n if zero < 3 else 0
     deferred = setting.num_microbatches > 1 and (zero == 0 or setting.pp > 1)
     gradients = MASTER_BYTES * held + (MASTER_BYTES * n if deferred else 0)
-    gather = 2 * compute * n if zero == 3 else 0
+    gather = 3 * compute * n if zero == 3 else 0
     reduce = MASTER_BYTES * n + compute * n
     return StateBytes(
         MASTER_BYTES * held + kept, gradients, setting.optimizer_bytes * held, gather + reduce

@@ -15,10 +15,11 @@ from autopar.strategies.states import R, State, V
 from autopar.strategies.strategy import uniform
 
 # Ops whose result shares the memory of their input.
-_ALIASES = frozenset(
-    """view reshape _unsafe_view flatten transpose permute t unsqueeze squeeze expand slice
-    select split chunk split_with_sizes alias detach""".split()
-)
+_ALIASES = frozenset({
+    "view", "reshape", "_unsafe_view", "flatten", "transpose", "permute", "t", "unsqueeze",
+    "squeeze", "expand", "slice", "select", "split", "chunk", "split_with_sizes", "alias",
+    "detach",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,7 @@ def _boundary_bytes(
     """Bytes of the activation that enters and that leaves, on one rank."""
     factor = 1 if sharding.layout == "replicate" else sharding.tp
     sizes = [
-        graph.values[n].bytes(batch) // factor if n else 0
-        for n in (pattern.received, pattern.sent)
+        graph.values[n].bytes(batch) // factor if n else 0 for n in (pattern.received, pattern.sent)
     ]
     return sizes[0], sizes[1]
 

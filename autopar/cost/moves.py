@@ -41,5 +41,3 @@ def inner_seconds(
         collective_seconds(cluster, kind, values[name].elements(batch) * 4, group)
         for kind, name in strategy.collectives
     )
-
-

@@ -32,10 +32,11 @@ class OpCost:
 
 
 FREE = OpCost(0.0, 0.0)
-_VIEWS = frozenset(
-    """view reshape _unsafe_view flatten unflatten transpose permute t unsqueeze squeeze expand
-    slice select split chunk split_with_sizes alias detach unbind""".split()
-)
+_VIEWS = frozenset({
+    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "transpose", "permute", "t",
+    "unsqueeze", "squeeze", "expand", "slice", "select", "split", "chunk", "split_with_sizes",
+    "alias", "detach", "unbind",
+})  # fmt: skip
 
 
 def op_cost(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
@@ -78,7 +79,7 @@ def _attention(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCo
 
 
 def _elementwise(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
-    """Reads its inputs and writes its outputs; backward reads gradient and inputs, writes gradients."""
+    """Forward reads inputs and writes outputs; backward reads both and writes gradients."""
     read = sum(_bytes(n, values, shapes) for n in op.inputs())
     written = sum(_bytes(o, values, shapes) for o in op.outputs)
     kind = _KINDS.get(op.target.split(".")[1], "elementwise")

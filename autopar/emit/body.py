@@ -18,9 +18,10 @@ LONGEST_INLINE = 60
 LONGEST_ARITHMETIC = 40
 # Of generated lines; the program indents them by up to three levels.
 WIDTH = 88
-_VIEWS = frozenset(
-    ["view", "reshape", "_unsafe_view", "flatten", "transpose", "permute", "t", "unsqueeze", "squeeze", "expand", "slice", "select", "to", "_to_copy", "neg", "tril", "ones"]
-)
+_VIEWS = frozenset({
+    "view", "reshape", "_unsafe_view", "flatten", "transpose", "permute", "t", "unsqueeze",
+    "squeeze", "expand", "slice", "select", "to", "_to_copy", "neg", "tril", "ones",
+})  # fmt: skip
 _PRODUCTS = frozenset({"linear", "matmul", "mm"})
 
 
@@ -171,8 +172,9 @@ class Body:
         self._line(f"{', '.join(names)} = {text}", note, indent=4 if random else 0)
 
     def _may_inline(self, op: Op, text: str) -> bool:
-        """Short views and arithmetic stay in the expression that uses them; so does a product
-        whose bias is added next.
+        """Whether the text stays in the expression that uses it.
+
+        Short views and arithmetic do, and a product whose bias is added next.
         """
         name = name_of(op)
         if name in _PRODUCTS:

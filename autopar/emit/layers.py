@@ -15,7 +15,8 @@ from autopar.strategies.sharding import Pattern, Sharding
 from autopar.strategies.states import R, State
 
 RESERVED = (
-    "self", "model", "index", "hidden", "layer", "torch", "nn", "F", "dist", "local", "partial", "checkpoint", "run",
+    "self", "model", "index", "hidden", "layer", "torch", "nn", "F", "dist", "local", "partial",
+    "checkpoint", "run",
 )  # fmt: skip
 
 
@@ -78,9 +79,9 @@ def context_inputs(graph: Graph, pattern: Pattern) -> list[str]:
     """Values that the ops of a pattern read besides parameters, buffers and the hidden state."""
     made = {out for i in pattern.ops for out in graph.ops[i].outputs}
     used = dict.fromkeys(n for i in pattern.ops for n in graph.ops[i].inputs())
-    skip = {"parameter", "buffer"}
-    return [n for n in used
-            if n not in made and n != pattern.received and graph.values[n].kind not in skip]  # fmt: skip
+    made.add(pattern.received or "")
+    held = {"parameter", "buffer"}
+    return [n for n in used if n not in made and graph.values[n].kind not in held]
 
 
 def _layer_class(session: _Session, pattern: Pattern, sharding: Sharding, name: str) -> LayerClass:

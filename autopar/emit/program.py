@@ -98,8 +98,8 @@ def _program(plan: Plan, graph: Graph, classes: Classes, shardings: dict[str, Sh
     )
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number} {noun}{plural if number != 1 else ''}"
 
 
 def _summary(plan: Plan) -> tuple[str, ...]:
@@ -108,7 +108,7 @@ def _summary(plan: Plan) -> tuple[str, ...]:
     step, memory = plan.prediction.step_seconds, plan.prediction.memory_bytes
     schedule = f", {plan.schedule}" if plan.mesh.pp > 1 else ""
     return (
-        f"Plan {plan.plan_id}: {_count(plan.num_microbatches, 'micro-batch').replace('chs', 'ches')}"
+        f"Plan {plan.plan_id}: {_count(plan.num_microbatches, 'micro-batch', 'es')}"
         f" of {_count(plan.microbatch_size, 'sample')}{schedule}.",
         f"Predicted: {1e3 * step:.2f} ms a step and {memory / 2**30:.2f} GiB on the fullest rank",
         f"by the cost model {plan.cluster.name} ({origin}).",

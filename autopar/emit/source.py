@@ -96,7 +96,10 @@ def group(text: str) -> str:
 
 
 class Writer:
-    """Writes single ops; ``name`` gives the source of a value, ``local`` the local shape's source."""
+    """Writes single ops.
+
+    ``name`` gives the source of a value, ``local`` that of each of its local dims.
+    """
 
     def __init__(
         self,
@@ -160,7 +163,8 @@ class Writer:
 
     def slice(self, op: Op) -> str:
         """Indexing with a range along one dim."""
-        dim, start, end, step = (*op.args[1:], *(0, None, None, 1)[len(op.args) - 1 :])
+        given, defaults = tuple(op.args[1:]), (0, None, None, 1)
+        dim, start, end, step = given + defaults[len(given) :]
         rank = len(self.values[op.args[0].name].shape)
         span = f"{start or ''}:{'' if end is None or end >= 2**62 else end}"
         span += f":{step}" if step != 1 else ""

@@ -177,7 +177,10 @@ def _search(plan: Plan) -> Section:
     candidates = ", ".join(f"{count:,} {fate}" for fate, count in solver.candidates.items())
     rows = (
         ("solver", f"{solver.name}, {solver.status}"),
-        ("objective", f"{duration(solver.objective)} per step in the closed form that is minimised"),
+        (
+            "objective",
+            f"{duration(solver.objective)} per step in the closed form that is minimised",
+        ),
         ("lower bound", f"{duration(solver.bound)} of it, over everything in the search space"),
         ("gap", percent(solver.gap)),
         ("solved in", duration(solver.seconds)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 
 from autopar.cost.data_parallel import dp_cost, gathers, reductions, state_bytes
 from autopar.cost.schedule import simulate
@@ -42,7 +43,7 @@ def _stages(pricer: Pricer, names: tuple[str, ...], solution: Solution) -> list[
     starts = [*solution.boundaries, len(names)]
     return [
         _Stage(p, pricer.classes.members[a:b], names[a:b], solution.options[a:b])
-        for p, (a, b) in enumerate(zip(starts, starts[1:], strict=False))
+        for p, (a, b) in enumerate(pairwise(starts))
     ]
 
 
@@ -67,8 +68,10 @@ def _predict_stage(pricer: Pricer, config: Configuration, stage: _Stage) -> Stag
         state += held.optimizer
         activations += flight * option.activation_bytes
         transient = max(transient, option.transient_bytes)
-    p2p = pricer.p2p_seconds(config) * ((stage.index > 0) + (stage.index < config.pp - 1))
-    memory = Memory(parameters, gradients, state, activations, transient)
+    neighbours = (stage.index > 0) + (stage.index < config.pp - 1)
+    p2p = pricer.p2p_seconds(config) * neighbours
+    buffers = pricer.buffer_bytes(config, neighbours)
+    memory = Memory(parameters, gradients, state, activations, transient, buffers)
     counts = _collectives(pricer, config, stage)
     return StagePrediction(
         forward, backward, tp, p2p, sync, optimizer, memory, dict(sorted(counts.items()))
@@ -92,7 +95,7 @@ def _layer_plan(
 
 
 def _predict(pricer: Pricer, config: Configuration, stages: tuple[StagePlan, ...]) -> Prediction:
-    """Simulates the schedule with each stage's own times, then adds synchronisation and optimizer."""
+    """Simulates the schedule with each stage's own times; synchronisation and optimizer follow."""
     each = [stage.prediction for stage in stages]
     forward, backward = _passes(pricer, config, stages)
     half = pricer.p2p_seconds(config) / 2

@@ -17,8 +17,8 @@ from typing import Any
 import pulp
 
 from autopar.cluster import Cluster
-from autopar.cost.moves import inner_seconds, move_seconds, tp_group
 from autopar.cost.collectives import collective_seconds
+from autopar.cost.moves import inner_seconds, move_seconds, tp_group
 from autopar.cost.ops import op_cost
 from autopar.graph import Graph
 from autopar.solve.engine import run_solver
@@ -136,7 +136,7 @@ def _parameter_price(model: _Model, name: str, state: State) -> float:
 
 
 def _uses(model: _Model, *, parameters: bool) -> dict[str, dict[int, dict[State, list[Any]]]]:
-    """value -> op -> needed state -> the strategy variables that need it."""
+    """Value -> op -> needed state -> the strategy variables that need it."""
     found: dict[str, dict[int, dict[State, list[Any]]]] = defaultdict(dict)
     for index, menu in model.menu.items():
         for k, strategy in enumerate(menu):
@@ -164,7 +164,7 @@ def _connect_values(model: _Model) -> bool:
 
 
 def _made(model: _Model) -> dict[str, dict[State, list[Any]]]:
-    """value -> state -> the strategy variables that make it so."""
+    """Value -> state -> the strategy variables that make it so."""
     made: dict[str, dict[State, list[Any]]] = defaultdict(dict)
     for index, menu in model.menu.items():
         for k, strategy in enumerate(menu):
@@ -220,22 +220,28 @@ def _keep_for_backward(model: _Model) -> None:
 
 def _read(model: _Model, layout: str) -> Sharding:
     chosen = {
-        index: menu[max(range(len(menu)), key=lambda k, i=index: model.choose[i, k].value() or 0)]
+        index: menu[_chosen({k: model.choose[index, k] for k in range(len(menu))})]
         for index, menu in model.menu.items()
     }
-    parameters = {
-        name: max(held, key=lambda s, h=held: h[s].value() or 0)
-        for name, held in model.stored.items()
-    }
+    parameters = {name: _chosen(held) for name, held in model.stored.items()}
     moves = _moves(model, chosen)
     unsplit = all(s == R for s in parameters.values()) and not moves
     return Sharding(model.tp, layout, chosen, moves, parameters, unsplit)
 
 
+def _chosen(variables: dict[Any, Any]) -> Any:
+    """The key of the one-hot variable that is one."""
+    return max(variables, key=lambda key: variables[key].value() or 0)
+
+
 def _moves(model: _Model, chosen: dict[int, Strategy]) -> tuple[Moved, ...]:
     """Every change of state that the chosen strategies imply, in the order of first need."""
     graph = model.graph
-    made = {n: s for i in chosen for n, s in zip(graph.ops[i].outputs, chosen[i].outputs, strict=True)}
+    made = {
+        name: state
+        for i, strategy in chosen.items()
+        for name, state in zip(graph.ops[i].outputs, strategy.outputs, strict=True)
+    }
     if model.pattern.received:
         made[model.pattern.received] = model.layout
     needs = [(n, s) for i in chosen for n, s in chosen[i].inputs if n not in model.stored]

@@ -178,6 +178,13 @@ class Pricer:
         slow = self.cluster.contention(2, world_size(config))
         return 2 * slow * collective_seconds(self.cluster, "send_recv", payload, group)
 
+    def buffer_bytes(self, config: Configuration, neighbours: int) -> int:
+        """What torch's pipeline stage receives into: a buffer per micro-batch and neighbour."""
+        if config.pp == 1:
+            return 0
+        block = next(m for m in self.classes.members if m not in self.classes.parts)
+        return neighbours * config.num_microbatches * self.cost(block, config).input_bytes
+
     def problem(self, config: Configuration) -> Problem:
         """The model-level problem under one configuration."""
         names = list(dict.fromkeys(self.classes.members))
@@ -188,6 +195,7 @@ class Pricer:
             menus=tuple(self.menu(m, config) for m in names),
             memory_limit_bytes=self.memory_limit_bytes,
             p2p_seconds=self.p2p_seconds(config),
+            baseline_bytes=self.buffer_bytes(config, min(2, config.pp - 1)),
             linked=((0, last),) if len(self.classes.parts) == 2 else (),
         )
 

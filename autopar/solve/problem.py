@@ -80,7 +80,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A configuration that may never be built: ``lower_bound`` is no more than its optimum in seconds."""
+    """A configuration that may never be built; its optimum is at least ``lower_bound`` seconds."""
 
     configuration: Configuration
     lower_bound: float

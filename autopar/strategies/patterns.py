@@ -36,7 +36,12 @@ class Classes:
 
 def find_classes(graph: Graph) -> Classes:
     """Groups the layers of ``graph`` by signature."""
-    maker = {o: k for k, ly in enumerate(graph.layers) for i in ly.ops for o in graph.ops[i].outputs}
+    maker = {
+        out: number
+        for number, layer in enumerate(graph.layers)
+        for i in layer.ops
+        for out in graph.ops[i].outputs
+    }
     patterns: dict[str, Pattern] = {}
     parts: dict[str, Pattern] = {}
     for index, layer in enumerate(graph.layers):
@@ -114,6 +119,4 @@ def restrict(sharding: Sharding, pattern: Pattern, graph: Graph) -> Sharding:
     )  # fmt: skip
     used = {n for i in pattern.ops for n in graph.ops[i].inputs()}
     parameters = {n: s for n, s in sharding.parameters.items() if n in used}
-    return dataclasses.replace(
-        sharding, strategies=strategies, moves=moves, parameters=parameters
-    )
+    return dataclasses.replace(sharding, strategies=strategies, moves=moves, parameters=parameters)

@@ -23,12 +23,14 @@ RULES = {
     "-> b h !t !e",
 }
 
-POINTWISE = frozenset(
-    """add sub mul div neg pow exp log log1p tanh sigmoid relu gelu silu rsqrt sqrt reciprocal
-    sin cos erf abs sign square to _to_copy type_as where eq ne lt le gt ge maximum minimum clamp
-    clamp_min dropout masked_fill logical_and logical_or logical_not __and__ __or__ bitwise_not
-    leaky_relu elu softplus hardswish hardtanh mish relu6""".split()
-)
+POINTWISE = frozenset({
+    "add", "sub", "mul", "div", "neg", "pow", "exp", "log", "log1p", "tanh", "sigmoid", "relu",
+    "gelu", "silu", "rsqrt", "sqrt", "reciprocal", "sin", "cos", "erf", "abs", "sign", "square",
+    "to", "_to_copy", "type_as", "where", "eq", "ne", "lt", "le", "gt", "ge", "maximum",
+    "minimum", "clamp", "clamp_min", "dropout", "masked_fill", "logical_and", "logical_or",
+    "logical_not", "__and__", "__or__", "bitwise_not", "leaky_relu", "elu", "softplus",
+    "hardswish", "hardtanh", "mish", "relu6",
+})  # fmt: skip
 # Sum and product rules under which partial sums may pass through unreduced.
 LINEAR = frozenset({"neg", "view", "reshape", "transpose", "permute", "t", "unsqueeze", "squeeze"})
 REDUCTIONS = {"sum": "contract", "mean": "whole", "amax": "whole", "var": "whole"}

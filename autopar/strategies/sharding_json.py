@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from autopar.strategies.sharding import Moved, Pattern, Sharding
@@ -25,7 +26,7 @@ def encode_sharding(sharding: Sharding) -> dict[str, Any]:
             for index, s in sharding.strategies.items()
         },
         "moves": [
-            [m.value, str(m.source), str(m.target), m.move.function, m.move.forward, m.move.backward]
+            [m.value, str(m.source), str(m.target), *dataclasses.astuple(m.move)]
             for m in sharding.moves
         ],
         "parameters": {name: str(state) for name, state in sharding.parameters.items()},

@@ -207,7 +207,8 @@ def _embedding(op: Op, values: Values, tp: int) -> list[Strategy]:
 def _cross_entropy(op: Op, values: Values, tp: int) -> list[Strategy]:
     """Logits of (rows, classes) sharded over the classes: three small all-reduces per loss."""
     logits, target = (values[a.name] for a in op.args[:2])
-    weight, reduction, _, smoothing = (*op.args[2:6], *(None, 1, -100, 0.0)[len(op.args) - 2 :])
+    given, defaults = tuple(op.args[2:6]), (None, 1, -100, 0.0)
+    weight, reduction, _, smoothing = given + defaults[len(given) :]
     usable = weight is None and reduction == 1 and not smoothing
     usable &= len(logits.shape) == 2 and target.dtype == "int64" and not op.kwargs
     if not usable or not divides(logits.shape[1], (1, 0), tp):

@@ -15,8 +15,8 @@ from torch.export import Dim, ExportedProgram
 
 from autopar.errors import TraceError
 from autopar.graph import Op, Ref, Size, Value
-from autopar.trace.private import tree_flatten_with_path, tree_map, tree_unflatten
 from autopar.trace.model import Recorder, find_blocks, find_units, meta_copy
+from autopar.trace.private import tree_flatten_with_path, tree_map, tree_unflatten
 
 TRACE_BATCH = 2
 
@@ -122,8 +122,8 @@ def _user_line(error: BaseException) -> str:
     """``file:line`` of the innermost frame that is the user's."""
     folders = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
     ours = tuple(folder + os.sep for folder in folders)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
-    named = [f for f in frames if not f.filename.startswith("<")]
+    frames = traceback.extract_tb(error.__traceback__)
+    named = [f for f in frames if not f.filename.startswith((*ours, "<"))]
     return f"{os.path.basename(named[-1].filename)}:{named[-1].lineno}" if named else "unknown line"
 
 
@@ -140,7 +140,7 @@ class _Reader:
             if node.op == "placeholder":
                 self._placeholder(node, *sources[node.name])
         self._walk(self.exported.graph, self.exported.graph_module, no_grad=False)
-        outputs = [n for n in self.exported.graph.nodes if n.op == "output"][0].args[0]
+        outputs = next(n for n in self.exported.graph.nodes if n.op == "output").args[0]
         loss = self._arg(outputs[-1])
         if not isinstance(loss, Ref) or self.raw.values[loss.name].shape != ():
             raise TraceError(
@@ -185,13 +185,15 @@ class _Reader:
         if "set_grad" in name:
             no_grad = not node.args[0]
         elif "autocast" not in name or node.args[2]:
-            raise TraceError(f"the model uses the region {name}", where=_where(node),
-                             expected="plain operations", hint="call it outside of forward")  # fmt: skip
+            raise TraceError(
+                f"the model uses the region {name}", expected="plain operations",
+                where=_where(node), hint="call it outside of forward",
+            )  # fmt: skip
         holes = [n for n in region.graph.nodes if n.op == "placeholder"]
         for hole, actual in zip(holes, node.args[position + 1 :], strict=True):
             self.names[hole] = self._arg(actual)
         self._walk(region.graph, region, no_grad)
-        result = [n for n in region.graph.nodes if n.op == "output"][0].args[0]
+        result = next(n for n in region.graph.nodes if n.op == "output").args[0]
         self.names[node] = self._arg(result)
 
     def _operation(self, node: Any, value: Any, no_grad: bool) -> None:

@@ -12,14 +12,15 @@ from autopar.trace.simplify import substitute
 Values = dict[str, Value]
 
 # Ops whose result may share the memory of their first argument.
-_SHARING = frozenset(
-    """view reshape flatten unflatten transpose permute t unsqueeze squeeze expand slice select
-    split chunk split_with_sizes unbind alias detach contiguous to view_as expand_as""".split()
-)
+_SHARING = frozenset({
+    "view", "reshape", "flatten", "unflatten", "transpose", "permute", "t", "unsqueeze",
+    "squeeze", "expand", "slice", "select", "split", "chunk", "split_with_sizes", "unbind",
+    "alias", "detach", "contiguous", "to", "view_as", "expand_as",
+})  # fmt: skip
 
 
 def is_inplace(op: Op) -> bool:
-    """Whether the op changes its first argument: ``relu_``, but neither ``relu`` nor ``__and__``."""
+    """Whether the op changes its first argument: ``relu_`` does, ``__and__`` does not."""
     name = op.target.split(".")[1]
     return name.endswith("_") and not name.endswith("__")
 

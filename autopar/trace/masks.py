@@ -89,11 +89,9 @@ def _rewrite_definition(op: Op, causal: set[str], values: dict[str, Value]) -> l
     names = [f"{out.name}_ones", f"{out.name}_triangle"]
     for name in names:
         values[name] = Value(name, square, "bool")
-    common = {"where": op.where, "no_grad": op.no_grad, "unit": op.unit}
+    place = (op.unit, op.where, op.no_grad)
     return [
-        Op("aten.ones.default", (square,), {"dtype": "torch.bool"}, (names[0],), **common),
-        Op("aten.tril.default", (Ref(names[0]),), {}, (names[1],), **common),
-        Op("aten.expand.default", (Ref(names[1]), out.shape), {}, (out.name,), **common),
+        Op("aten.ones.default", (square,), {"dtype": "torch.bool"}, (names[0],), *place),
+        Op("aten.tril.default", (Ref(names[0]),), {}, (names[1],), *place),
+        Op("aten.expand.default", (Ref(names[1]), out.shape), {}, (out.name,), *place),
     ]
-
-

@@ -77,10 +77,9 @@ def find_units(model: nn.Module, blocks: tuple[str, ...]) -> tuple[str, ...]:
     found: list[str] = []
 
     def visit(path: str, module: nn.Module) -> None:
-        if path in blocks or not any(b.startswith(f"{path}.") for b in blocks if path):
-            if path:
-                found.append(path)
-                return
+        if path and (path in blocks or not any(b.startswith(f"{path}.") for b in blocks)):
+            found.append(path)
+            return
         for name, child in module.named_children():
             visit(f"{path}.{name}" if path else name, child)
 
@@ -133,7 +132,7 @@ class Recorder:
 
 
 def _mark_tree(tree: Any, tag: str) -> tuple[Any, Any]:
-    """Marks each tensor of a nest; returns the marked nest and the nest with ``Ref(tag)`` leaves."""
+    """Marks each tensor of a nest; returns it so, and once more with ``Ref(tag)`` for tensors."""
     leaves, spec = tree_flatten(tree)
     marked, refs = [], []
     for index, leaf in enumerate(leaves):

@@ -72,8 +72,10 @@ def _is_identity(op: Op, values: Values) -> bool:
 
 
 def split_bias(ops: list[Op], values: Values) -> list[Op]:
-    """Writes ``x W + b`` as a product and an addition, so that a partial product can be
-    reduced before the bias is added once."""
+    """Writes ``x W + b`` as a product and an addition.
+
+    A partial product can then be reduced before the bias is added once.
+    """
     result = []
     for op in ops:
         if op.target == "aten.addmm.default" and not op.kwargs:
@@ -175,5 +177,3 @@ def propagate_grad(ops: list[Op], values: Values) -> None:
         for name in op.outputs:
             floating = values[name].dtype.startswith(("float", "bfloat"))
             values[name] = dataclasses.replace(values[name], requires_grad=grad and floating)
-
-

@@ -78,7 +78,8 @@ def _simplify(ops: list[Op], raw: Raw) -> tuple[list[Op], dict[str, str]]:
     ops, more = remove_identities(ops, raw.values)
     ops = simplify_masks(ops, raw.values)
     wanted = {raw.loss, *(more.get(n, n) for n in same.values())} & _made(ops)
-    ops = remove_dead(ops, {more.get(raw.loss, raw.loss)} | (wanted & _call_inputs(ops, raw, same, more)))
+    wanted &= _call_inputs(raw, same, more)
+    ops = remove_dead(ops, wanted | {more.get(raw.loss, raw.loss)})
     propagate_grad(ops, raw.values)
     return ops, {**{k: more.get(v, v) for k, v in same.items()}, **more}
 
@@ -87,18 +88,17 @@ def _made(ops: list[Op]) -> set[str]:
     return {out for op in ops for out in op.outputs}
 
 
-def _call_inputs(
-    ops: list[Op], raw: Raw, same: dict[str, str], more: dict[str, str]
-) -> set[str]:
+def _call_inputs(raw: Raw, same: dict[str, str], more: dict[str, str]) -> set[str]:
     """Values that a block's recorded call passes, needed even if the block's own ops are not."""
     names = set()
     for op in raw.ops:
-        if op.target == "autopar.mark.default" and ":in:" in op.args[1]:
-            if op.args[1].split("#")[0] in raw.blocks:
-                name = op.outputs[0]
-                while name in same or name in more:
-                    name = same.get(name, more.get(name, name))
-                names.add(name)
+        if op.target != "autopar.mark.default" or ":in:" not in op.args[1]:
+            continue
+        if op.args[1].split("#")[0] in raw.blocks:
+            name = op.outputs[0]
+            while name in same or name in more:
+                name = same.get(name, more.get(name, name))
+            names.add(name)
     return names
 
 

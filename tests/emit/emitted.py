@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -52,8 +52,7 @@ def texts(name: str, layout: str, weights: Weights) -> dict[str, str]:
 class Alone(nn.Module):
     """Stands for ``Parallel`` where tp is 1: fused parameters have their two dims."""
 
-    PLACEMENTS: dict[str, Any] = {}
-    FUSED: dict[str, tuple[int, int]] = {}
+    FUSED: ClassVar[dict[str, tuple[int, int]]] = {}
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -104,5 +103,3 @@ def run_text(name: str, layout: str, weights: Weights, model: nn.Module, inputs:
 
 def _names(graph: Graph) -> list[str]:
     return [layer.name for layer in graph.layers]
-
-

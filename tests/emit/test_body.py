@@ -97,8 +97,8 @@ def test_a_move_is_written_once_for_all_that_need_it():
 
 def test_replicated_parameters_on_shards_have_partial_gradients():
     op = Op("aten.add.Tensor", (X, B), {}, ("z",))
-    split = sharded({0: strategy({"x": shard(1), "b": V}, shard(1))}, (), {"b": V})
-    split = Sharding(2, "sequence", split.strategies, (Moved("x", R, shard(1), MOVES["R", "S"]),), {"b": V})
+    strategies = {0: strategy({"x": shard(1), "b": V}, shard(1))}
+    split = sharded(strategies, (Moved("x", R, shard(1), MOVES["R", "S"]),), {"b": V})
     lines = body(graph(op), split).write([0], ["z", "z"])
     assert lines[-1] == "up = x_shard + partial(self.up.bias)  # (B, 4 // TP, 8) sharded on 1"
 

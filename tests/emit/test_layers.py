@@ -65,9 +65,7 @@ def test_class_of_a_split_block(name):
     (layer,) = generated(name, "sequence", SPLIT)[0].values()
     tree = ast.parse(layer.source).body[0]
     assert tree.name == layer.name == f"Parallel{CLASS[name]}"
-    assert ast.get_docstring(tree) == (
-        "Split over tp. Forward: 2 all-gather, 2 reduce-scatter."
-    )
+    assert ast.get_docstring(tree) == ("Split over tp. Forward: 2 all-gather, 2 reduce-scatter.")
     fields = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
     placed = {key.value: ast.unparse(value) for key, value in
               zip(fields["PLACEMENTS"].keys, fields["PLACEMENTS"].values, strict=True)}  # fmt: skip

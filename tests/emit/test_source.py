@@ -8,12 +8,12 @@ import torch.nn.functional as F
 
 from autopar.emit.source import Namer, Writer, dimension, group, literal
 from autopar.graph import Op, Ref, Size
-from autopar.trace.interpret import run
 from autopar.strategies.rules import POINTWISE
+from autopar.trace.interpret import run
 from tests.strategies.simulate import draw, made, op_of, value
 from tests.strategies.test_rules_by_discovery import EXAMPLES
 
-X, Y, W, C, I, Q = (Ref(name) for name in ("x", "y", "w", "c", "i", "q"))
+X, Y, W, C, N, Q = (Ref(name) for name in ("x", "y", "w", "c", "n", "q"))
 SHAPES = {"x": (2, 4, 8), "y": (2, 4, 8), "w": (6, 8), "v": (8,), "q": (2, 4, 6, 8), "m": (8, 6)}
 V, M = Ref("v"), Ref("m")
 SDPA = "aten.scaled_dot_product_attention.default"
@@ -23,11 +23,12 @@ CASES = [
     (op_of("aten.add.Tensor", X, Y), "x + y"),
     (op_of("aten.mul.Tensor", X, 2.5), "x * 2.5"),
     (op_of("aten.matmul.default", X, M), "x @ m"),
-    (op_of("aten.eq.Scalar", I, 0), "i == 0"),
+    (op_of("aten.eq.Scalar", N, 0), "n == 0"),
     (op_of("aten.add.Tensor", X, Y, alpha=2), "x.add(y, alpha=2)"),
     (op_of("aten.rsub.Scalar", X, 1.0), "1.0 - x"),
     (op_of("aten.linear.default", X, W), "F.linear(x, w)"),
-    (op_of("aten.layer_norm.default", X, (8,), V, V, 1e-05, False), "F.layer_norm(x, (8,), v, v, 1e-05)"),
+    (op_of("aten.layer_norm.default", X, (8,), V, V, 1e-05, False),
+     "F.layer_norm(x, (8,), v, v, 1e-05)"),
     (op_of("aten.rms_norm.default", X, (8,), V), "F.rms_norm(x, (8,), v)"),
     (op_of("aten.gelu.default", X), "F.gelu(x)"),
     (op_of("aten.gelu.default", X, approximate="tanh"), 'F.gelu(x, approximate="tanh")'),
@@ -39,7 +40,7 @@ CASES = [
     (op_of("aten.elu.default", X, 0.5, 2.0), "torch.ops.aten.elu.default(x, 0.5, 2.0)"),
     (op_of("aten.hardtanh.default", X, 0.0, 1.0), "F.hardtanh(x, 0.0, 1.0)"),
     (op_of("aten.leaky_relu.default", X, 0.1), "F.leaky_relu(x, 0.1)"),
-    (op_of("aten.pad.default", I, (0, 1), "constant", 7.0), 'F.pad(i, (0, 1), "constant", 7.0)'),
+    (op_of("aten.pad.default", N, (0, 1), "constant", 7.0), 'F.pad(n, (0, 1), "constant", 7.0)'),
     (op_of("aten.view.default", X, (Size(1, 1), 32)), "x.reshape(2, 32)"),
     (op_of("aten.expand.default", V, (2, 4, 8)), "v.expand(2, 4, 8)"),
     (op_of("aten.transpose.int", X, 1, 2), "x.transpose(1, 2)"),
@@ -50,7 +51,7 @@ CASES = [
     (op_of("aten.slice.Tensor", X, 2, 0, 8, 2), "x[..., :8:2]"),
     (op_of("aten.slice.Tensor", V, 0, 1, 3), "v[1:3]"),
     (op_of("aten.select.int", X, 1, 3), "x.select(1, 3)"),
-    (op_of("aten.index.Tensor", V, (I,)), "v[i]"),
+    (op_of("aten.index.Tensor", V, (N,)), "v[n]"),
     (op_of("aten.split.Tensor", X, 4, 2, outputs=2), "x.split(4, dim=2)"),
     (op_of("aten.chunk.default", X, 2, -1, outputs=2), "x.split(4, dim=-1)"),
     (op_of("aten.split_with_sizes.default", X, (4, 4), 2, outputs=2), "x.split(4, dim=2)"),
@@ -64,23 +65,26 @@ CASES = [
     (op_of("aten.mean.dim", X, (-1,), True), "x.mean((-1,), True)"),
     (op_of("aten.pow.Tensor_Scalar", X, 2), "x.pow(2)"),
     (op_of("aten.neg.default", X), "x.neg()"),
-    (op_of("aten.embedding.default", W, I), "F.embedding(i, w)"),
-    (op_of("aten.embedding.default", W, I, 3), "F.embedding(i, w, padding_idx=3)"),
-    (op_of(SDPA, Q, Q, Q, None, 0.0, True), "F.scaled_dot_product_attention(q, q, q, is_causal=True)"),
+    (op_of("aten.embedding.default", W, N), "F.embedding(n, w)"),
+    (op_of("aten.embedding.default", W, N, 3), "F.embedding(n, w, padding_idx=3)"),
+    (op_of(SDPA, Q, Q, Q, None, 0.0, True),
+     "F.scaled_dot_product_attention(q, q, q, is_causal=True)"),
     (op_of(SDPA, Q, Q, Q, scale=0.5), "F.scaled_dot_product_attention(q, q, q, scale=0.5)"),
     (op_of(SDPA, Q, Q, Q), "F.scaled_dot_product_attention(q, q, q)"),
     (op_of(LOSS, LOGITS, TARGET), "F.cross_entropy(w, t)"),
-    (op_of(LOSS, LOGITS, TARGET, None, 2, 3), 'F.cross_entropy(w, t, reduction="sum", ignore_index=3)'),
+    (op_of(LOSS, LOGITS, TARGET, None, 2, 3),
+     'F.cross_entropy(w, t, reduction="sum", ignore_index=3)'),
     (op_of(LOSS, LOGITS, TARGET, None, 1, -100, 0.1), "F.cross_entropy(w, t, label_smoothing=0.1)"),
     (op_of("aten.arange.default", 16), "torch.arange(16, device=DEVICE)"),
-    (op_of("aten.ones.default", ((3, 3)), dtype="torch.bool"), "torch.ones((3, 3), dtype=torch.bool, device=DEVICE)"),
+    (op_of("aten.ones.default", (3, 3), dtype="torch.bool"),
+     "torch.ones((3, 3), dtype=torch.bool, device=DEVICE)"),
     (op_of("aten.full.default", (2, 2), 0.5), "torch.full((2, 2), 0.5, device=DEVICE)"),
 ]  # fmt: skip
 
 
 def values_for(op: Op) -> dict:
     values = {name: value(name, shape) for name, shape in SHAPES.items()}
-    values |= {"i": value("i", (2, 4), "int64"), "t": value("t", (6,), "int64")}
+    values |= {"n": value("n", (2, 4), "int64"), "t": value("t", (6,), "int64")}
     values["c"] = value("c", (2, 4, 8), "bool")
     made(op, values)
     return values
@@ -140,7 +144,7 @@ def test_dimensions():
 
 @pytest.mark.parametrize(
     ("text", "grouped"),
-    [("x", "x"), ("f(x, y)", "f(x, y)"), ("x + y", "(x + y)"), ("-x", "(-x)"), ("x[1, 2]", "x[1, 2]")],
+    [("x", "x"), ("f(x, y)", "f(x, y)"), ("x + y", "(x + y)"), ("-x", "(-x)"), ("x[1]", "x[1]")],
 )
 def test_operands(text, grouped):
     assert group(text) == grouped

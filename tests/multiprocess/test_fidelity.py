@@ -3,6 +3,7 @@ with the collectives that the plan foretells."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -64,25 +65,26 @@ def share(value: Any, parallel: Any) -> Any:
 def train(path: str, name: str) -> dict[str, Any]:
     """Runs on every rank; collectives are counted in the second step."""
     from tests.multiprocess.collectives import CountCollectives
+    from tests.multiprocess.memory import PeakBytes
 
     parallel = load_program(path).parallelize(build(name))
     optimizer = torch.optim.AdamW(parallel.parameters(), lr=RATE)
     losses, gradients, counter = [], {}, CountCollectives()
+    memory = PeakBytes([*parallel.parameters(), *parallel.stage.model.buffers()])
     for step in range(STEPS):
         inputs, target = share(batch(name, step), parallel)
-        if step == 1:
-            with counter:
-                loss = parallel.forward_backward(inputs, target)
-        else:
+        with memory, counter if step == 1 else nullcontext():
             loss = parallel.forward_backward(inputs, target)
         if step == 0:
             gradients = parallel.full_gradients()
-        optimizer.step()
-        optimizer.zero_grad()
+        with memory:
+            optimizer.step()
+            optimizer.zero_grad()
         losses.append(loss.item())
     state = parallel.full_state_dict()
     return {
         "losses": losses, "gradients": gradients, "parameters": state, "kinds": counter.kinds,
+        "peak_bytes": memory.peak,
     }  # fmt: skip
 
 
@@ -99,6 +101,7 @@ def make_plan(name: str, pp: int, dp: int, tp: int, pins: dict[str, Any]) -> aut
 @pytest.mark.parametrize(("pp", "dp", "tp", "pins"), PLANS)
 def test_equals_single_device_and_plan(ranks, tmp_path, references, name, pp, dp, tp, pins):
     plan = make_plan(name, pp, dp, tp, pins)
+    assert (plan.mesh.pp, plan.mesh.dp, plan.mesh.tp) == (pp, dp, tp)
     path = str(tmp_path / "program.py")
     plan.emit(path, model="tests:none")
     results = ranks(pp * dp * tp).run(train, path, name, timeout=120.0)
@@ -107,6 +110,11 @@ def test_equals_single_device_and_plan(ranks, tmp_path, references, name, pp, dp
         assert result["losses"] == pytest.approx(reference["losses"], rel=1e-5)
         stage = plan.stages[rank // (dp * tp)]
         assert result["kinds"] == stage.prediction.collectives, f"rank {rank}"
+        predicted = stage.prediction.memory.total
+        # Never short by more than 5 %; on models this small the transient peak is an upper bound.
+        assert 0.95 * result["peak_bytes"] <= predicted <= 2.0 * result["peak_bytes"], (
+            f"rank {rank}"
+        )
     for kind in ("gradients", "parameters"):
         for key, wanted in reference[kind].items():
             found = results[0][kind][key]

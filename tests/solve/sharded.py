@@ -7,14 +7,13 @@ from torch import Tensor
 
 from autopar.graph import Graph
 from autopar.strategies.sharding import Pattern, Sharding
-from autopar.strategies.states import P, R, State, V
+from autopar.strategies.states import R, State
 from autopar.trace.interpret import run
 from tests.strategies.collectives import Moving
 from tests.strategies.simulate import (
     BATCH,
     SPECIAL,
     check_whole,
-    close,
     cut,
     cut_gradient,
     draw,
@@ -52,7 +51,7 @@ class Ranks:
 
     def __init__(self, graph: Graph, pattern: Pattern, sharding: Sharding, layout: State) -> None:
         self.graph, self.pattern, self.sharding = graph, pattern, sharding
-        self.made = {name: R for name in graph.values} | sharding.made(graph.ops)
+        self.made = dict.fromkeys(graph.values, R) | sharding.made(graph.ops)
         self.made |= sharding.parameters
         if pattern.received:
             self.made[pattern.received] = layout
@@ -111,6 +110,3 @@ def check_pattern(graph: Graph, pattern: Pattern, sharding: Sharding, layout: St
         if whole.grad is not None:
             grads = [part.grad for part in inputs[name]]
             check_whole(grads, ranks.made[name], whole.grad, "V")
-
-
-__all__ = ["P", "V", "check_pattern", "close"]

@@ -87,7 +87,9 @@ def test_unknown_pin():
     assert "microbatch_size" in caught.value.expected
 
 
-@pytest.mark.parametrize("pins", [{"pp": 4, "tp": 4}, {"pp": 2, "dp": 2, "tp": 4}, {"pp": 1, "dp": 2, "tp": 2}])
+@pytest.mark.parametrize(
+    "pins", [{"pp": 4, "tp": 4}, {"pp": 2, "dp": 2, "tp": 4}, {"pp": 1, "dp": 2, "tp": 2}]
+)
 def test_degrees_that_do_not_multiply_to_the_world_size(pins):
     product = 1
     for degree in pins.values():
@@ -117,7 +119,7 @@ def test_pins_are_honoured(pins):
     assert found
     for configuration in found:
         for name in pins.keys() & {"pp", "dp", "tp", "microbatch_size", "schedule"}:
-            assert name == "schedule" and configuration.pp == 1 or (
+            assert (name == "schedule" and configuration.pp == 1) or (
                 getattr(configuration, name) == pins[name]
             )
         if "sequence_parallel" in pins and configuration.tp > 1:

@@ -185,7 +185,8 @@ def sharded_cross_entropy(op: Op, ranks: list[Tensors]) -> list[Tensor]:
     total = all_reduced([(part - top.unsqueeze(-1)).exp().sum(-1) for part in logits])
     picked = all_reduced([_picked(part, target - k * width) for k, part in enumerate(logits)])
     kept = target != ignored
-    return [((t.log() + top - p) * kept).sum() / kept.sum() for t, p in zip(total, picked, strict=True)]
+    losses = [t.log() + top - p for t, p in zip(total, picked, strict=True)]
+    return [(loss * kept).sum() / kept.sum() for loss in losses]
 
 
 def _picked(logits: Tensor, target: Tensor) -> Tensor:
@@ -212,7 +213,8 @@ def made(op: Op, values: Values) -> None:
     for name, result in zip(op.outputs, run(op, tensors, BATCH, "meta"), strict=True):
         shape = tuple(Size(size) for size in result.shape)
         dtype = str(result.dtype).removeprefix("torch.")
-        values[name] = Value(name, shape, dtype, requires_grad=learned and dtype.startswith("float"))
+        gradient = learned and dtype.startswith("float")
+        values[name] = Value(name, shape, dtype, requires_grad=gradient)
 
 
 def value(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from autopar.cost.layer import replicated
 from autopar.graph import Layer
 from autopar.strategies.patterns import ENDS, find_classes, reduce, restrict
-from autopar.cost.layer import replicated
 from tests.zoo import NAMES, block_of, reduced, traced
 
 

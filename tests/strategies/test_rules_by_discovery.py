@@ -23,10 +23,13 @@ SHAPES = {
 INTEGERS = {"index": (4, 6), "target": (6,)}
 Q, K, MASK, LOGITS, TARGET = (Ref(n) for n in ("q", "k", "mask", "logits", "target"))
 
-UNARY = """neg exp log log1p tanh sigmoid relu gelu silu rsqrt sqrt reciprocal sin cos erf abs sign
-square leaky_relu elu softplus hardswish hardtanh mish relu6""".split()
-COMPARISONS = "eq ne lt le gt ge".split()
-LOGICAL = "logical_and logical_or __and__ __or__".split()
+UNARY = [
+    "neg", "exp", "log", "log1p", "tanh", "sigmoid", "relu", "gelu", "silu", "rsqrt", "sqrt",
+    "reciprocal", "sin", "cos", "erf", "abs", "sign", "square", "leaky_relu", "elu", "softplus",
+    "hardswish", "hardtanh", "mish", "relu6",
+]  # fmt: skip
+COMPARISONS = ["eq", "ne", "lt", "le", "gt", "ge"]
+LOGICAL = ["logical_and", "logical_or", "__and__", "__or__"]
 EXAMPLES = {
     **{n: op_of(f"aten.{n}.default", X) for n in UNARY},
     **{n: op_of(f"aten.{n}.Tensor", X, Y) for n in COMPARISONS},
@@ -159,7 +162,8 @@ def test_every_strategy_of_a_model(model):
     for op in graph.ops:
         tensors = [graph.values[n] for n in (*op.inputs(), *op.outputs)]
         described = [(v.shape, v.dtype, v.requires_grad) for v in tensors]
-        factors = [sorted(outers.get((v.name, d), [])) for v in tensors for d in range(len(v.shape))]
+        dims = [(v.name, dim) for v in tensors for dim in range(len(v.shape))]
+        factors = [sorted(outers.get(key, [])) for key in dims]
         plain = [a for a in op.args if not isinstance(a, Ref)]
         key = repr((op.target, described, factors, plain, op.kwargs))
         if key not in seen:

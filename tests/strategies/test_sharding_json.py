@@ -18,12 +18,16 @@ from autopar.strategies.strategy import Strategy
 
 def test_sharding():
     fused = shard(0, Size(3))
-    lookup = Strategy((("w", shard(0)), ("i", R)), (P,), "sharded_embedding", (("all_reduce", "i"),))
+    inner = (("all_reduce", "i"),)
+    lookup = Strategy((("w", shard(0)), ("i", R)), (P,), "sharded_embedding", inner)
     sharding = Sharding(
         tp=2,
         layout="sequence",
         strategies={3: Strategy((("x", V), ("w", fused)), (shard(2), R)), 7: lookup},
-        moves=(Moved("x", P, shard(1), MOVES["P", "S"]), Moved("y", State("S", 0, (1, 1)), R, MOVES["S", "R"])),
+        moves=(
+            Moved("x", P, shard(1), MOVES["P", "S"]),
+            Moved("y", State("S", 0, (1, 1)), R, MOVES["S", "R"]),
+        ),
         parameters={"w": fused, "b": V},
     )  # fmt: skip
     text = json.dumps(encode_sharding(sharding))

@@ -15,7 +15,6 @@ from autopar.strategies.states import (
     Move,
     P,
     R,
-    State,
     V,
     divides,
     move,
@@ -66,7 +65,8 @@ def test_impossible_moves():
 
 
 @pytest.mark.parametrize(
-    "state", [R, V, P, shard(0), shard(2), shard(1, Size(3)), State("S", 2, (12, 1)), State("S", 0, (1, 1))]
+    "state",
+    [R, V, P, shard(0), shard(2), shard(1, Size(3)), shard(2, Size(12, 1)), shard(0, Size(1, 1))],
 )
 def test_text_form(state):
     assert parse_state(str(state)) == state

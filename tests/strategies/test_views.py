@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -19,7 +20,7 @@ FACTORS = st.lists(st.sampled_from([1, 2, 3, 4]), min_size=1, max_size=5)
 def grouped(factors, cuts):
     """The factors multiplied up between the cuts, e.g. (2, 3, 4) cut at 1 as (2, 12)."""
     edges = [0, *sorted(set(cuts)), len(factors)]
-    return [math.prod(factors[a:b]) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    return [math.prod(factors[a:b]) for a, b in itertools.pairwise(edges) if b > a]
 
 
 def with_batch(name, sizes, *, batched):

@@ -19,7 +19,8 @@ def values():
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("relu_", True), ("relu", False), ("__and__", False), ("_to_copy", False)]
+    ("name", "expected"),
+    [("relu_", True), ("relu", False), ("__and__", False), ("_to_copy", False)],
 )
 def test_names(name, expected):
     assert is_inplace(Op(f"aten.{name}.default", (X,), {}, ("y",))) is expected

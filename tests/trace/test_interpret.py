@@ -29,8 +29,8 @@ def test_factories_are_put_on_the_device():
 
 
 def test_views_of_what_is_not_contiguous():
-    (flat,) = run(Op("aten.view.default", (Ref("x"), (-1,)), {}, ("y",)), {"x": torch.ones(2, 3).t()},
-                  1, "cpu")  # fmt: skip
+    op = Op("aten.view.default", (Ref("x"), (-1,)), {}, ("y",))
+    (flat,) = run(op, {"x": torch.ones(2, 3).t()}, 1, "cpu")
     assert flat.shape == (6,)
 
 

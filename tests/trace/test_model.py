@@ -89,6 +89,7 @@ def test_a_call_without_source_form_is_left_out():
     tags = {"u#1:in:0": "x", "u#1:out:0": "y"}
     arguments = ((Ref("u#1:in:0"), 3), {"flag": None})
     recorded = ("Unit", arguments, Ref("u#1:out:0"))
-    assert as_call("u", recorded, tags) == Call("u", "Unit", (Ref("x"), 3), {"flag": None}, Ref("y"))
+    expected = Call("u", "Unit", (Ref("x"), 3), {"flag": None}, Ref("y"))
+    assert as_call("u", recorded, tags) == expected
     assert as_call("u", ("Unit", ((object(),), {}), None), tags) is None
     assert as_call("u", ("Unit", ((Ref("unknown"),), {}), None), tags) is None

@@ -41,7 +41,8 @@ def test_saved(op, names, extra):
 
 
 def test_constants_keep_nothing():
-    assert observe_saved(Op("aten.exp.default", (Ref("c"),), {}, ("d",)), VALUES) == Saved((), 0, False)
+    op = Op("aten.exp.default", (Ref("c"),), {}, ("d",))
+    assert observe_saved(op, VALUES) == Saved((), 0, False)
 
 
 def test_dropout_keeps_its_mask():

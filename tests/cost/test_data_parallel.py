@@ -1,0 +1,119 @@
+"""What data parallelism adds to a layer, by ZeRO mode."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import pytest
+
+from autopar.cluster import Cluster
+from autopar.cost.data_parallel import (
+    Setting,
+    count_gathers,
+    dp_cost,
+    dp_group,
+    gathers,
+    reductions,
+    state_bytes,
+)
+from autopar.cost.layer import layer_cost, replicated
+from tests.zoo import block_of, reduced
+
+CLUSTER = Cluster.load("h100-80g")
+M = 8
+
+
+def setting(pp=1, dp=4, tp=1, m=M, schedule="1f1b", precision="bf16", optimizer="adamw"):
+    return Setting(pp, dp, tp, m, schedule, precision, optimizer)
+
+
+@pytest.fixture(scope="module")
+def cost():
+    graph, classes = reduced("gpt")
+    pattern = classes.patterns[block_of("gpt")]
+    found = layer_cost(graph, pattern, replicated(graph, pattern), CLUSTER, 1)
+    return dataclasses.replace(found, parameter_elements=1000)
+
+
+def test_state_of_plain_fp32(cost):
+    held = state_bytes(cost, setting(dp=1, precision="fp32"), 0)
+    assert (held.parameters, held.gradients, held.optimizer) == (4000, 4000, 8000)
+    assert held.total == 16000
+
+
+@pytest.mark.parametrize(("zero", "share"), [(0, 1), (2, 4), (3, 4)])
+def test_state_is_divided_by_the_shard_degree(cost, zero, share):
+    """Master copy, optimizer state: 4 n / s and 8 n / s; the compute copy in bf16 is 2 n."""
+    held = state_bytes(cost, setting(m=1), zero)
+    compute = 2000 if zero < 3 else 0
+    assert held.parameters == 4000 // share + compute
+    assert held.optimizer == 8000 // share
+    assert held.gradients == 4000 // share
+    assert held.transient > 0
+
+
+def test_zero_3_holds_least_and_gathers_most(cost):
+    totals = [state_bytes(cost, setting(), zero).total for zero in (0, 2, 3)]
+    assert totals == sorted(totals, reverse=True)
+    assert [gathers(setting(), zero, 0) for zero in (0, 2, 3)] == [0, 1, 2 * M]
+    assert [reductions(setting(), zero) for zero in (0, 2, 3)] == [1, M, M]
+
+
+def test_gradients_wait_for_the_last_micro_batch(cost):
+    one, many = (state_bytes(cost, setting(m=m), 0).gradients for m in (1, M))
+    assert many == one + 4000
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", 12])
+def test_optimizer_bytes(cost, optimizer):
+    expected = {"sgd": 0, "adamw": 8, 12: 12}[optimizer]
+    assert state_bytes(cost, setting(optimizer=optimizer), 0).optimizer == 1000 * expected
+
+
+def test_nothing_is_gathered_or_reduced_alone(cost):
+    alone = dp_cost(CLUSTER, cost, setting(dp=1), 0, 0)
+    assert alone.collectives == Counter()
+    assert alone.forward_seconds == alone.backward_seconds == alone.sync_seconds == 0
+    assert alone.optimizer_seconds > 0
+
+
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_collectives_are_counted(cost, zero):
+    found = dp_cost(CLUSTER, cost, setting(), zero, 0).collectives
+    kind = "reduce_scatter" if zero else "all_reduce"
+    assert +found == +Counter({"all_gather": gathers(setting(), zero, 0),
+                               kind: reductions(setting(), zero)})  # fmt: skip
+
+
+def test_sharding_divides_the_work_of_the_optimizer(cost):
+    big = dataclasses.replace(cost, parameter_elements=10**9)
+    whole, shared = (dp_cost(CLUSTER, big, setting(), zero, 0).optimizer_seconds for zero in (0, 3))
+    assert shared == pytest.approx(whole / 4, rel=0.05)
+
+
+def test_communication_hides_behind_compute(cost):
+    """Ample compute hides a gather; without any it is exposed."""
+    slow = dataclasses.replace(cost, forward_seconds=10.0, backward_seconds=10.0)
+    fast = dataclasses.replace(cost, forward_seconds=0.0, backward_seconds=0.0)
+    hidden, exposed = (dp_cost(CLUSTER, c, setting(), 3, 0) for c in (slow, fast))
+    assert hidden.forward_seconds == hidden.backward_seconds == 0
+    assert exposed.forward_seconds > 0
+    assert exposed.backward_seconds > 0
+
+
+def test_pipeline_gathers_follow_the_schedule():
+    """GPipe runs all forwards, then all backwards: gathered for each forward, kept after that."""
+    deep = setting(pp=2, dp=2, schedule="gpipe")
+    assert count_gathers(deep, 0) == M + 1
+    last = setting(pp=2, dp=2, schedule="1f1b")
+    # The last stage alternates: a forward behind a backward finds its parameters gathered.
+    assert count_gathers(last, 1) == M + 1
+    assert reductions(deep, 3) == 1
+
+
+@pytest.mark.parametrize(
+    ("dp", "tp", "expected"), [(4, 2, (4, 4, 1)), (8, 8, (8, 1, 8)), (16, 1, (16, 8, 1))]
+)
+def test_dp_groups_fill_what_tp_leaves_of_a_node(dp, tp, expected):
+    assert dataclasses.astuple(dp_group(CLUSTER, setting(dp=dp, tp=tp))) == expected

@@ -1,0 +1,95 @@
+"""Single ops on local shapes: backward from its own arithmetic, views for nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from autopar.cluster import Cluster
+from autopar.cost.compute import attention_seconds, gemm_seconds
+from autopar.cost.ops import FREE, op_cost
+from autopar.graph import Ref, Size, Value
+from tests.strategies.simulate import op_of
+
+CLUSTER = Cluster.load("h100-80g")
+SDPA = "aten.scaled_dot_product_attention.default"
+
+
+def cost(op, shapes, *, frozen=(), dtype="bfloat16"):
+    values = {
+        name: Value(name, tuple(map(Size, shape)), dtype, requires_grad=name not in frozen)
+        for name, shape in shapes.items()
+    }
+    return op_cost(CLUSTER, op, values, shapes)
+
+
+LINEAR = op_of("aten.linear.default", Ref("x"), Ref("w"))
+SHAPES = {"x": (4, 128, 256), "w": (512, 256), "y0": (4, 128, 512)}
+
+
+def test_product():
+    found = cost(LINEAR, SHAPES)
+    m, n, k = 512, 512, 256
+    assert found.flops == 2 * m * n * k
+    assert found.forward_seconds == gemm_seconds(CLUSTER, m, n, k, "bfloat16")
+    left = gemm_seconds(CLUSTER, m, k, n, "bfloat16")
+    right = gemm_seconds(CLUSTER, k, n, m, "bfloat16")
+    assert found.backward_seconds == pytest.approx(left + right)
+
+
+def test_no_backward_for_what_is_frozen():
+    both = cost(LINEAR, SHAPES)
+    weight_only = cost(LINEAR, SHAPES, frozen=("x",))
+    input_only = cost(LINEAR, SHAPES, frozen=("w",))
+    assert weight_only.backward_seconds + input_only.backward_seconds == pytest.approx(
+        both.backward_seconds
+    )
+    assert cost(LINEAR, SHAPES, frozen=("x", "w", "y0")).backward_seconds == 0
+
+
+def test_batched_product():
+    op = op_of("aten.bmm.default", Ref("x"), Ref("w"))
+    found = cost(op, {"x": (6, 32, 64), "w": (6, 64, 16), "y0": (6, 32, 16)})
+    assert found.flops == 2 * 6 * 32 * 16 * 64
+    assert found.forward_seconds == gemm_seconds(CLUSTER, 32, 16, 64, "bfloat16", 6)
+
+
+def test_attention():
+    shapes = {"q": (2, 8, 256, 64), "y0": (2, 8, 256, 64)}
+    whole, causal = (
+        cost(op_of(SDPA, Ref("q"), Ref("q"), Ref("q"), is_causal=causal), shapes)
+        for causal in (False, True)
+    )
+    assert whole.flops == 4 * 2 * 8 * 256 * 256 * 64 == 2 * causal.flops
+    expected = attention_seconds(
+        CLUSTER, batch=2, heads=8, query_length=256, key_length=256, head_dim=64,
+        dtype="bfloat16", causal=True, backward=True,
+    )  # fmt: skip
+    assert causal.backward_seconds == expected
+    assert causal.forward_seconds <= whole.forward_seconds
+    assert causal.backward_seconds < whole.backward_seconds
+    positional = op_of(SDPA, Ref("q"), Ref("q"), Ref("q"), None, 0.0, True)
+    assert cost(positional, shapes) == causal
+
+
+@pytest.mark.parametrize("name", ["view", "transpose", "split", "expand"])
+def test_views_are_free(name):
+    op = op_of(f"aten.{name}.default", Ref("x"), 1, 2)
+    assert cost(op, {"x": (4, 4), "y0": (4, 4)}) is FREE
+
+
+@pytest.mark.parametrize(
+    "name", ["gelu", "layer_norm", "softmax", "add", "embedding", "cross_entropy_loss"]
+)
+def test_memory_bound_ops_grow_with_their_tensors(name):
+    op = op_of(f"aten.{name}.default", Ref("x"), Ref("w"))
+    small, large = (
+        cost(op, {"x": (n, 1024), "w": (n, 1024), "y0": (n, 1024)}) for n in (2**12, 2**14)
+    )
+    for field in ("forward_seconds", "backward_seconds"):
+        assert 2 < getattr(large, field) / getattr(small, field) < 6, field
+    assert large.flops == 0
+
+
+def test_constants_have_no_backward():
+    op = op_of("aten.exp.default", Ref("x"))
+    assert cost(op, {"x": (8,), "y0": (8,)}, frozen=("x", "y0")).backward_seconds == 0

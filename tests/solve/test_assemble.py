@@ -1,0 +1,129 @@
+"""From an assignment to the figures of a plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import pytest
+
+from autopar.cluster import Cluster
+from autopar.solve.assemble import assemble
+from autopar.solve.menus import Pricer
+from autopar.solve.problem import Configuration, Solution
+from tests.zoo import reduced, traced
+
+CLUSTER = Cluster.load("h100-80g")
+NAMES = tuple(layer.name for layer in traced("gpt").layers)
+M = 4
+
+
+def assembled(config, key="0/none", ends="0/none"):
+    """The plan in which all blocks take the option ``key``."""
+    graph, classes = reduced("gpt")
+    pricer = Pricer(graph, classes, CLUSTER, "fp32", "adamw", {}, CLUSTER.memory_bytes)
+    problem = pricer.problem(config)
+    keys = [ends if m in classes.parts else key for m in classes.members]
+    options = tuple(
+        next(o for o in problem.menus[c] if o.key == wanted)
+        for c, wanted in zip(problem.layers, keys, strict=True)
+    )
+    boundaries = (0,) if config.pp == 1 else (0, 2)
+    solution = Solution(problem, boundaries, options, 1.0, 1.0, 0.0, "optimal", 0.1, {}, "HiGHS")
+    return (*assemble(pricer, NAMES, solution), options)
+
+
+def config(pp=1, dp=1, tp=1, layout="replicate"):
+    return Configuration(pp, dp, tp, 2, M, "1f1b", layout)
+
+
+CASES = {
+    "alone": (config(), "0/none", "0/none"),
+    "recomputed": (config(), "0/full", "0/none"),
+    "data": (config(dp=2), "3/none", "2/none"),
+    "tensor": (config(tp=2, layout="sequence:leanest"), "0/full", "0/none"),
+    "all": (config(2, 2, 2, "replicate:leanest"), "2/full", "2/none"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bytes_are_those_of_the_options(name):
+    chosen, key, ends = CASES[name]
+    stages, _, prediction, options = assembled(chosen, key, ends)
+    groups = [options] if chosen.pp == 1 else [options[:2], options[2:]]
+    for number, (stage, group) in enumerate(zip(stages, groups, strict=True)):
+        memory = stage.prediction.memory
+        state = memory.parameters + memory.gradients + memory.optimizer
+        assert state == sum(o.state_bytes for o in group)
+        flight = chosen.in_flight(number)
+        assert memory.activations == flight * sum(o.activation_bytes for o in group)
+        assert memory.transient == max(o.transient_bytes for o in group)
+    assert prediction.memory_bytes == max(s.prediction.memory.total for s in stages)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_seconds_are_those_of_the_options(name):
+    chosen, key, ends = CASES[name]
+    stages, _, prediction, options = assembled(chosen, key, ends)
+    found = sum(
+        s.prediction.forward_seconds + s.prediction.backward_seconds + s.prediction.tp_comm_seconds
+        for s in stages
+    )
+    # Options are priced for the first stage, which gathers most often.
+    assert found <= sum(o.microbatch_seconds for o in options) * (1 + 1e-9)
+    assert sum(prediction.breakdown.values()) == pytest.approx(prediction.step_seconds)
+    assert min(prediction.breakdown.values()) >= 0
+    if chosen.pp == 1:
+        exact = M * found + sum(o.step_seconds for o in options)
+        assert prediction.step_seconds == pytest.approx(exact)
+        assert prediction.breakdown["bubble"] == pytest.approx(0, abs=1e-12)
+
+
+def test_collectives_of_one_rank():
+    """Those of each layer in every micro-batch; those of a recomputed forward come again."""
+    chosen, key, ends = CASES["tensor"]
+    stages, _, _, _ = assembled(chosen, key, ends)
+    expected: Counter[str] = Counter()
+    graph, classes = reduced("gpt")
+    pricer = Pricer(graph, classes, CLUSTER, "fp32", "adamw", {}, CLUSTER.memory_bytes)
+    partial = False
+    for member in classes.members:
+        cost = pricer.cost(member, chosen)
+        again = Counter() if member in classes.parts else cost.tp_again
+        for kind, number in (cost.tp_forward + cost.tp_backward + again).items():
+            expected[kind] += M * number
+        partial |= cost.partial_elements > 0
+    expected["all_reduce"] += partial + 1  # gradients of partial parameters; the loss
+    assert stages[0].prediction.collectives == dict(expected)
+    assert assembled(*CASES["alone"])[0][0].prediction.collectives == {}
+
+
+def test_transfers_and_gradient_reductions():
+    stages, _, prediction, _ = assembled(config(2, 2), "0/none", "0/none")
+    for stage in stages:
+        counts = stage.prediction.collectives
+        assert counts["send"] == counts["recv"] == M
+        # One per block and end, one for the shared embedding, one for the loss.
+        assert counts["all_reduce"] == 2 + 1 + 1
+    assert prediction.collectives["send"] == 2 * M
+
+
+def test_placements_are_named_as_the_layer():
+    _, layers, _, _ = assembled(config(tp=2, layout="replicate:leanest"))
+    assert [layer.name for layer in layers] == list(NAMES)
+    for layer in layers[1:3]:
+        assert all(name.startswith(f"{layer.name}.") for name in layer.placements)
+    assert layers[1].placements.keys() != layers[2].placements.keys()
+    first, second = (
+        {name.removeprefix(f"{layer.name}."): placed for name, placed in layer.placements.items()}
+        for layer in layers[1:3]
+    )
+    assert first == second
+
+
+def test_options_of_layers_are_kept():
+    _, layers, _, _ = assembled(*CASES["all"])
+    assert [layer.recompute for layer in layers] == ["none", "full", "full", "none"]
+    assert {layer.zero for layer in layers} == {2}
+    assert [layer.stage for layer in layers] == [0, 0, 1, 1]
+    assert dataclasses.fields(layers[0])

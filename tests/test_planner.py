@@ -1,0 +1,178 @@
+"""Planning a small GPT from end to end: what a plan says fits together, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import autopar
+from autopar.errors import InfeasiblePlanError, UsageError
+from autopar.plan import Plan
+from examples.gpt import loss_fn
+from tests.zoo import gpt, llama, tokens
+
+PINS = {
+    "free": {},
+    "tensor": {"tp": 2, "pp": 1, "dp": 2, "sequence_parallel": True, "microbatch_size": 1},
+    "stages": {"pp": 2, "tp": 1, "microbatch_size": 1, "schedule": "1f1b", "zero": 3},
+    "recompute": {"pp": 2, "tp": 2, "recompute": "full", "schedule": "gpipe"},
+}
+
+
+def make(model=None, world_size=4, **more):
+    arguments = {
+        "example_inputs": (tokens(),), "loss_fn": loss_fn, "example_target": tokens(),
+        "cluster": "h100-80g", "global_batch_size": 16, "precision": "fp32", **more,
+    }  # fmt: skip
+    return autopar.plan(model or gpt(), world_size, **arguments)
+
+
+@pytest.fixture(scope="module")
+def plans():
+    return {name: make(pin=pins) for name, pins in PINS.items()}
+
+
+@pytest.mark.parametrize("name", PINS)
+def test_pins_are_honoured(plans, name):
+    plan = plans[name]
+    for key, value in PINS[name].items():
+        if key in ("pp", "dp", "tp"):
+            assert getattr(plan.mesh, key) == value
+        elif key in ("microbatch_size", "schedule"):
+            assert getattr(plan, key) == value
+        elif key == "zero":
+            assert {layer.zero for layer in plan.layers} == {value}
+        elif key == "recompute":
+            assert {layer.recompute for layer in plan.layers[1:-1]} == {value}
+    assert plan.pins == PINS[name]
+
+
+@pytest.mark.parametrize("name", PINS)
+def test_degrees_multiply(plans, name):
+    plan = plans[name]
+    assert plan.mesh.pp * plan.mesh.dp * plan.mesh.tp == plan.world_size == 4
+    assert plan.mesh.dp * plan.microbatch_size * plan.num_microbatches == 16
+    assert len(plan.stages) == plan.mesh.pp
+
+
+@pytest.mark.parametrize("name", PINS)
+def test_stages_hold_every_layer_in_order(plans, name):
+    plan = plans[name]
+    names = [n for stage in plan.stages for n in stage.layers]
+    assert names == [layer.name for layer in plan.layers]
+    assert names == ["embedding", "transformer.h.0", "transformer.h.1", "head"]
+    stages = [layer.stage for layer in plan.layers]
+    assert stages == sorted(stages)
+
+
+@pytest.mark.parametrize("name", PINS)
+def test_figures_add_up(plans, name):
+    plan, prediction = plans[name], plans[name].prediction
+    assert sum(prediction.breakdown.values()) == pytest.approx(prediction.step_seconds)
+    assert min(prediction.breakdown.values()) >= 0
+    assert prediction.samples_per_second == pytest.approx(16 / prediction.step_seconds)
+    each = [stage.prediction for stage in plan.stages]
+    assert prediction.memory_bytes == max(p.memory.total for p in each)
+    assert prediction.memory_bytes <= plan.memory_limit_bytes
+    kinds = {kind for p in each for kind in p.collectives}
+    assert prediction.collectives == {
+        kind: sum(p.collectives.get(kind, 0) for p in each) for kind in sorted(kinds)
+    }
+    assert 0 < prediction.mfu < 1
+
+
+@pytest.mark.parametrize("name", PINS)
+def test_every_parameter_has_a_placement(plans, name):
+    plan = plans[name]
+    placed = {key for layer in plan.layers for key in layer.placements}
+    assert placed == {key for key, _, _ in plan.parameters}
+    split = {p for layer in plan.layers for (p,) in layer.placements.values()}
+    assert split == {"Replicate()"} or plan.mesh.tp > 1
+
+
+def test_collectives_of_the_pinned_plans(plans):
+    """Eight micro-batches on each of two dp ranks; each layer's gradients are reduced once."""
+    stages = plans["stages"].prediction.collectives
+    m = plans["stages"].num_microbatches
+    assert stages["send"] == stages["recv"] == 2 * m
+    assert stages["reduce_scatter"] == 4
+    assert plans["free"].solver.candidates["considered"] > 1
+
+
+def test_plans_survive_their_file(plans, tmp_path):
+    for name, plan in plans.items():
+        path = tmp_path / f"{name}.json"
+        plan.save(path)
+        assert autopar.load_plan(path) == plan
+        assert json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_equal_requests_give_equal_decisions(plans):
+    again = make(pin=PINS["tensor"])
+    for field in ("mesh", "layers", "stages", "prediction", "program", "parameters"):
+        assert getattr(again, field) == getattr(plans["tensor"], field), field
+
+
+def test_meta_models_are_planned_and_not_changed():
+    with torch.device("meta"):
+        model = gpt()
+    before = {key: id(p) for key, p in model.named_parameters()}
+    plan = make(model, pin={"tp": 1, "pp": 1})
+    assert isinstance(plan, Plan)
+    assert before == {key: id(p) for key, p in model.named_parameters()}
+    assert model.lm_head.weight is model.transformer["wte"].weight
+
+
+def test_default_batch_is_that_of_the_example_per_device():
+    model = llama()
+    inputs = {"input_ids": tokens(), "labels": tokens()}
+    plan = make(model, 2, example_inputs=inputs, loss_fn=None, example_target=None,
+                global_batch_size=None, pin={"tp": 2})  # fmt: skip
+    assert plan.global_batch_size == 4
+    assert plan.model == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        ({"world_size": 0}, "world_size"),
+        ({"world_size": 2.0}, "world_size"),
+        ({"global_batch_size": 0}, "global_batch_size"),
+        ({"precision": "fp8"}, "precision"),
+        ({"optimizer": "lion"}, "optimizer"),
+        ({"memory_limit": -1}, "memory_limit"),
+        ({"pin": {"tp": 3}}, "pin"),
+        ({"pin": {"tensor": 2}}, "pin"),
+        ({"example_inputs": None}, "example_inputs"),
+    ],
+)
+def test_refused_arguments(arguments, where):
+    with pytest.raises(UsageError) as caught:
+        make(**arguments)
+    assert caught.value.where == where
+    assert caught.value.expected
+
+
+def test_no_legal_factorisation():
+    with pytest.raises(UsageError) as caught:
+        make(world_size=7, global_batch_size=16)
+    assert "7 devices" in caught.value.found
+    assert "heads [4]" in caught.value.expected
+
+
+def test_nothing_fits():
+    with pytest.raises(InfeasiblePlanError) as caught:
+        make(memory_limit=10_000, pin={"tp": 1})
+    assert caught.value.hint
+
+
+def test_bound_is_no_more_than_the_objective(plans):
+    for plan in plans.values():
+        report = plan.solver
+        assert 0 < report.bound <= report.objective * (1 + 1e-9)
+        assert report.gap == pytest.approx(1 - report.bound / report.objective, abs=1e-9)
+        assert report.gap <= 0.01
+        # The closed form charges every transfer to both stages, the simulation once.
+        assert plan.prediction.step_seconds <= report.objective * (1 + 1e-6)
