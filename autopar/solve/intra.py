@@ -22,6 +22,7 @@ from autopar.cost.moves import inner_seconds, move_seconds, tp_group
 from autopar.cost.ops import op_cost
 from autopar.graph import Graph
 from autopar.solve.engine import run_solver
+from autopar.strategies.patterns import ENDS
 from autopar.strategies.sharding import Moved, Pattern, Sharding, local_elements, local_shape
 from autopar.strategies.states import P, R, State, V, move, shard
 from autopar.strategies.strategy import Strategy, movable, outer_factors, strategies
@@ -112,7 +113,9 @@ def _store_parameters(model: _Model) -> None:
     """A parameter has one state, and every op that reads it reads it so."""
     for name, uses in _uses(model, parameters=True).items():
         common = set.intersection(*(set(by_state) for by_state in uses.values()))
-        states = sorted(common - {P})
+        # Parameters outside the blocks are stored as the user's modules shape them: no fused dims.
+        whole = model.pattern.name == ENDS
+        states = sorted(s for s in common - {P} if s.plain or not whole)
         held = {s: pulp.LpVariable(f"x_{len(model.stored)}_{i}", cat="Binary")
                 for i, s in enumerate(states)}  # fmt: skip
         model.stored[name] = held

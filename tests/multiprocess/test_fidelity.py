@@ -88,11 +88,13 @@ def train(path: str, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def make_plan(name: str, pp: int, dp: int, tp: int, pins: dict[str, Any]) -> autopar.Plan:
+def make_plan(
+    name: str, pp: int, dp: int, tp: int, pins: dict[str, Any], precision: str = "fp32"
+) -> autopar.Plan:
     inputs, target = batch(name, 0)
     return autopar.plan(
         build(name), pp * dp * tp, inputs, loss_fn(name), target, cluster="h100-80g",
-        global_batch_size=SAMPLES, precision="fp32",
+        global_batch_size=SAMPLES, precision=precision,
         pin={"pp": pp, "dp": dp, "tp": tp, **pins},
     )  # fmt: skip
 
@@ -119,3 +121,16 @@ def test_equals_single_device_and_plan(ranks, tmp_path, references, name, pp, dp
         for key, wanted in reference[kind].items():
             found = results[0][kind][key]
             assert (found - wanted).norm() <= 1e-4 * wanted.norm() + 1e-7, (kind, key)
+
+
+@pytest.mark.parametrize("name", ["gpt", "gpt2", "llama"])
+def test_bf16_follows_the_single_device(ranks, tmp_path, references, name):
+    pins = {"zero": 3, "sequence_parallel": True, "recompute": "full"}
+    plan = make_plan(name, 1, 2, 2, pins, precision="bf16")
+    path = str(tmp_path / "program.py")
+    plan.emit(path, model="tests:none")
+    results = ranks(4).run(train, path, name, timeout=120.0)
+    reference = references.setdefault(name, single_device(name))
+    for result in results:
+        assert result["losses"] == pytest.approx(reference["losses"], rel=1e-2)
+        assert result["kinds"] == plan.stages[0].prediction.collectives
