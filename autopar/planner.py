@@ -156,7 +156,8 @@ def _candidates(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> list[C
         raise UsageError(
             f"no legal factorisation of {task.world_size} devices",
             expected=f"pp * dp * tp = {task.world_size}, pp <= {task.blocks} blocks, dp dividing"
-            f" the batch of {task.global_batch_size}, tp dividing the heads {list(task.heads)}",
+            f" the batch of {task.global_batch_size}, tp dividing the heads {list(task.heads)}"
+            " and some work of every block",
             where=f"pins {pins}" if pins else "world_size, global_batch_size",
             hint="change the global batch, the number of devices or the pins",
         )

@@ -16,18 +16,22 @@ from autopar.solve.intra import Weights, shard_pattern
 from autopar.solve.problem import Candidate, Configuration, Option, Problem
 from autopar.solve.space import RECOMPUTE, ZERO
 from autopar.strategies.patterns import ENDS, Classes, restrict
+from autopar.strategies.rules import name_of
 from autopar.strategies.sharding import Sharding, local_elements
 
-# What the op-level optimisation is asked for: the fastest layer, the one that holds the
-# fewest parameters, and the one that holds the fewest parameters and activations.
+# What the op-level optimisation is asked for: the fastest layer, and three that give up time to
+# hold less. The figures are shares of the unsplit layer's time that halving all of its
+# parameters, or all that it keeps for backward, may cost at most, times two.
 AIMS = {
     "fast": Weights(),
-    "lean": Weights(parameter=1e-10, activation=1e-12),
-    "leanest": Weights(parameter=1e-9, activation=1e-11),
+    "lean": Weights(parameter=0.5, activation=0.05),
+    "leanest": Weights(parameter=10.0, activation=1.0),
+    "smallest": Weights(parameter=100.0),
 }
 LAYOUTS = tuple(f"{kind}:{aim}" for kind in ("replicate", "sequence") for aim in AIMS)
 # The micro-batch size at which op-level time is traded against memory.
 REFERENCE_BATCH = 1
+PRODUCTS = frozenset({"linear", "matmul", "mm", "bmm", "scaled_dot_product_attention"})
 
 
 @dataclass
@@ -58,21 +62,46 @@ class Pricer:
         kind, _, aim = layout.partition(":")
         return shard_pattern(
             self.graph, self.classes.patterns[pattern], self.cluster, tp, kind,
-            REFERENCE_BATCH, AIMS[aim], solver=self.solver,
+            REFERENCE_BATCH, self._weights(pattern, AIMS[aim]), solver=self.solver,
         )  # fmt: skip
 
+    def _weights(self, pattern: str, shares: Weights) -> Weights:
+        """Prices per byte from shares of the unsplit layer's time, so that no size is special."""
+        whole = self.classes.patterns[pattern]
+        cost = layer_cost(
+            self.graph, whole, replicated(self.graph, whole), self.cluster, REFERENCE_BATCH
+        )
+        seconds = cost.forward_seconds + cost.backward_seconds
+        return Weights(
+            parameter=shares.parameter * seconds / max(1, 4 * cost.parameter_elements),
+            activation=shares.activation * seconds / max(1, cost.saved_bytes),
+        )
+
     def layouts(self, tp: int) -> list[str]:
-        """Layouts whose blocks are sharded differently; equal ones are kept once."""
+        """Layouts in which every block divides some of its work; equal ones are kept once.
+
+        A tp degree that divides nothing would only repeat the work of a smaller one.
+        """
         if tp == 1:
             return ["replicate"]
         seen: dict[Any, str] = {}
         for layout in LAYOUTS:
-            shardings = [self.sharding(p, tp, layout) for p in self.classes.patterns]
-            if all(shardings):
+            shardings = {p: self.sharding(p, tp, layout) for p in self.classes.patterns}
+            blocks = [s for p, s in shardings.items() if p != ENDS]
+            if all(shardings.values()) and all(s and self._divides(s) for s in blocks):
                 kind = layout.partition(":")[0]
-                key = (kind, *(tuple(s.strategies.items()) for s in shardings if s))
+                key = (kind, *(tuple(s.strategies.items()) for s in shardings.values() if s))
                 seen.setdefault(key, layout)
         return list(seen.values())
+
+    def _divides(self, sharding: Sharding) -> bool:
+        """Whether any product or attention runs on shards."""
+        return any(
+            state.kind == "S"
+            for index, strategy in sharding.strategies.items()
+            if name_of(self.graph.ops[index]) in PRODUCTS
+            for _, state in strategy.inputs
+        )
 
     def cost(self, member: str, config: Configuration) -> LayerCost:
         """The price of one layer of class ``member`` without data parallelism."""
