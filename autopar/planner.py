@@ -12,16 +12,18 @@ from torch import nn
 from autopar import graph_json
 from autopar.cluster import Cluster
 from autopar.cost.data_parallel import OPTIMIZER_BYTES
+from autopar.cost.moves import move_seconds
 from autopar.errors import UsageError
 from autopar.graph import Graph
 from autopar.plan import Baseline, Mesh, Plan, Provenance, SolverReport
 from autopar.solve.assemble import assemble
 from autopar.solve.baselines import run_baselines
 from autopar.solve.menus import Pricer
-from autopar.solve.problem import Candidate, Solution
+from autopar.solve.problem import Candidate, Configuration, Solution
 from autopar.solve.search import solve
 from autopar.solve.space import Task, check_pins, configurations, degrees
 from autopar.strategies.patterns import Classes, find_classes, reduce
+from autopar.strategies.sharding import Sharding
 from autopar.strategies.sharding_json import encode_pattern, encode_sharding
 from autopar.strategies.strategy import is_covered
 from autopar.trace import trace
@@ -277,11 +279,12 @@ def _parameters(model: nn.Module) -> tuple[tuple[str, tuple[int, ...], str], ...
 def _program(traced: _Traced, pricer: Pricer, solution: Solution) -> dict[str, Any]:
     """The graph of one layer of each class and its sharding: what the program is written from."""
     config = solution.problem.configuration
-    shardings = {}
+    shardings, notes = {}, []
     for name in traced.classes.patterns:
         sharding = pricer.sharding(name, config.tp, config.layout)
         assert sharding is not None
         shardings[name] = encode_sharding(sharding)
+        notes += _move_notes(pricer, sharding, config)
     classes = traced.classes
     return {
         "graph": graph_json.encode(traced.graph),
@@ -289,7 +292,22 @@ def _program(traced: _Traced, pricer: Pricer, solution: Solution) -> dict[str, A
         "parts": {name: encode_pattern(p) for name, p in classes.parts.items()},
         "members": list(classes.members),
         "shardings": shardings,
+        "notes": notes,
     }
+
+
+def _move_notes(pricer: Pricer, sharding: Sharding, config: Configuration) -> list[list[str]]:
+    """[value, target state, "67 MB, 0.31 ms"] for every move that communicates in forward."""
+    notes = []
+    for moved in sharding.moves:
+        value = pricer.graph.values[moved.value]
+        seconds, _ = move_seconds(
+            pricer.cluster, moved.move, value, sharding.tp, config.microbatch_size
+        )
+        if moved.move.forward:
+            size = value.bytes(config.microbatch_size) / 1e6
+            notes.append([moved.value, str(moved.target), f"{size:.3g} MB, {1e3 * seconds:.2g} ms"])
+    return notes
 
 
 def _notes(traced: _Traced) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
 from autopar import graph_json
@@ -20,6 +21,16 @@ from autopar.strategies.sharding import Sharding
 from autopar.strategies.sharding_json import decode_pattern, decode_sharding
 
 CALL_WIDTH = 84
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The plan's program data, decoded; ``notes`` are comments by (value, target state)."""
+
+    graph: Graph
+    classes: Classes
+    shardings: dict[str, Sharding]
+    notes: dict[tuple[str, str], str]
 
 
 def write_program(plan: Plan, path: str | os.PathLike[str], model: str = "") -> None:
@@ -45,16 +56,17 @@ def program_text(plan: Plan, model: str = "", file_name: str = "program.py") -> 
         parts = {n: decode_pattern(p) for n, p in plan.program["parts"].items()}
         classes = Classes(patterns, parts, tuple(plan.program["members"]))
         shardings = {n: decode_sharding(s) for n, s in plan.program["shardings"].items()}
+        notes = {(value, state): note for value, state, note in plan.program["notes"]}
     except (KeyError, TypeError, ValueError) as error:
         raise PlanFormatError(f"the plan's program data is unreadable: {error!r}",
                               where="program", hint="plan this model again") from error  # fmt: skip
-    return render(_program(plan, graph, classes, shardings, model, file_name))
+    return render(_program(plan, _Data(graph, classes, shardings, notes), model, file_name))
 
 
-def _program(plan: Plan, graph: Graph, classes: Classes, shardings: dict[str, Sharding],
-             model: str, file_name: str) -> Program:  # fmt: skip
-    split, _ = layer_classes(graph, classes, shardings, _class_names(graph, classes), {})
-    text = stage_text(graph, classes, shardings, {})
+def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
+    graph, classes, shardings, notes = data.graph, data.classes, data.shardings, data.notes
+    split, _ = layer_classes(graph, classes, shardings, _class_names(graph, classes), notes)
+    text = stage_text(graph, classes, shardings, notes)
     blocks = [(layer, member) for layer, member in zip(plan.layers, classes.members, strict=True)
               if member not in classes.parts]  # fmt: skip
     ends = [

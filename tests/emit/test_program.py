@@ -30,6 +30,7 @@ def plan_of(sample_plan):
             "patterns": {key: encode_pattern(p) for key, p in classes.patterns.items()},
             "parts": {key: encode_pattern(p) for key, p in classes.parts.items()},
             "members": list(classes.members),
+            "notes": [],
             "shardings": {
                 key: encode_sharding(s) for key, s in shardings(name, layout, weights).items()
             },
@@ -95,7 +96,7 @@ def test_equal_plans_give_equal_bytes(plan_of, tmp_path):
     assert b"train.py" in paths[0].read_bytes()
 
 
-@pytest.mark.parametrize("broken", ["graph", "patterns", "shardings", "members"])
+@pytest.mark.parametrize("broken", ["graph", "patterns", "shardings", "members", "notes"])
 def test_damaged_program_data(broken, plan_of):
     plan = plan_of("gpt")
     program = {key: value for key, value in plan.program.items() if key != broken}
