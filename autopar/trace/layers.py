@@ -10,6 +10,7 @@ from typing import Any
 from autopar.errors import TraceError
 from autopar.graph import Call, Layer, Op, Ref, Value
 from autopar.trace.model import Recorder, as_call
+from autopar.trace.simplify import substitute
 
 Values = dict[str, Value]
 
@@ -100,7 +101,7 @@ def _signature(path: str, group: tuple[int, ...], ops: list[Op], values: Values,
 
     Context such as masks keeps its name: layers that read different masks differ.
     """
-    arguments = _localise((call.args, call.kwargs), local) if call else None
+    arguments = substitute((call.args, call.kwargs), local) if call else None
     rows: list[Any] = [[[n, _describe(values[n])] for n in local], repr(arguments)]
     rows[0] = [[local[n], described] for n, described in rows[0]]
     for index in group:
@@ -110,22 +111,12 @@ def _signature(path: str, group: tuple[int, ...], ops: list[Op], values: Values,
             if value.kind in ("parameter", "buffer") and name not in local:
                 local[name] = value.source.removeprefix(f"{path}.") + str(_describe(value))
         local.update({out: f"v{len(local)}" for out in op.outputs})
-        rows.append([op.target, repr(_localise((op.args, op.kwargs), local)), op.no_grad])
+        rows.append([op.target, repr(substitute((op.args, op.kwargs), local)), op.no_grad])
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
 def _describe(value: Value) -> list[Any]:
     return [value.dtype, [[s.coefficient, s.power] for s in value.shape], value.requires_grad]
-
-
-def _localise(tree: Any, local: dict[str, str]) -> Any:
-    if isinstance(tree, Ref):
-        return Ref(local.get(tree.name, tree.name))
-    if isinstance(tree, tuple):
-        return tuple(_localise(item, local) for item in tree)
-    if isinstance(tree, dict):
-        return {key: _localise(item, local) for key, item in tree.items()}
-    return tree
 
 
 def _check_chain(layers: list[Layer], values: Values, ops: list[Op], learned: set[int]) -> None:
