@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from autopar.errors import TraceError
-from autopar.graph import Call, Layer, Op, Ref, Value
+from autopar.graph import Call, Layer, Op, Value
 from autopar.trace.model import Recorder, as_call
 from autopar.trace.simplify import substitute
 
