@@ -12,7 +12,7 @@ from autopar.cluster import Cluster
 from autopar.errors import UsageError
 from autopar.planner import Request, make_plan
 from autopar.public_plan import Plan
-from autopar.workload import Workload, as_workload, load_workload
+from autopar.workload import Workload, as_workload, check_planned, load_workload
 
 __all__ = ["Workload", "as_workload", "load_workload", "parallelize", "plan"]
 
@@ -96,8 +96,5 @@ def parallelize(model: nn.Module, plan: Plan) -> Any:
             f"{world} ranks", expected=f"{plan.world_size}, as planned", where="WORLD_SIZE",
             hint=f"torchrun --nproc-per-node {plan.world_size} ..., or plan for {world}",
         )  # fmt: skip
-    program = load_program(plan)
-    try:
-        return program.parallelize(model, plan.parameters)
-    except ValueError as error:
-        raise UsageError(str(error), where="parallelize") from error
+    check_planned(model, plan.parameters)
+    return load_program(plan).parallelize(model, plan.parameters)

@@ -117,7 +117,9 @@ def run_verb(args: Namespace) -> int:
             hint=f"autopar run {args.plan} --workload MODULE:FUNCTION",
         )
     from autopar.run.launch import run_plan
+    from autopar.workload import check_planned, load_workload
 
+    check_planned(load_workload(workload).model, plan.parameters)
     result = run_plan(
         plan,
         workload=workload,

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
-
 from autopar import graph_json
 from autopar.cluster import Cluster
 from autopar.cost.data_parallel import OPTIMIZER_BYTES
@@ -27,7 +25,7 @@ from autopar.strategies.sharding import Sharding
 from autopar.strategies.sharding_json import encode_pattern, encode_sharding
 from autopar.strategies.strategy import is_covered
 from autopar.trace import trace
-from autopar.workload import Workload
+from autopar.workload import Workload, parameters_of
 
 ATTENTION = "aten.scaled_dot_product_attention.default"
 
@@ -262,18 +260,11 @@ def _plan(traced: _Traced, pricer: Pricer, solution: Solution, baselines: tuple[
         cluster=Provenance(cluster.name, cluster.sha256, cluster.calibrated, cluster.description,
                            cluster.fit_error(), cluster.devices_per_node),
         pins=request.pins,
-        parameters=_parameters(request.workload.model),
+        parameters=parameters_of(request.workload.model),
         program=_program(traced, pricer, solution),
         notes=_notes(traced),
         workload=request.source,
     )  # fmt: skip
-
-
-def _parameters(model: nn.Module) -> tuple[tuple[str, tuple[int, ...], str], ...]:
-    return tuple(
-        (name, tuple(p.shape), str(p.dtype).removeprefix("torch."))
-        for name, p in model.named_parameters()
-    )
 
 
 def _program(traced: _Traced, pricer: Pricer, solution: Solution) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import zip_longest
 from types import ModuleType
 from typing import Any
 
@@ -139,3 +140,34 @@ def _import(name: str) -> ModuleType:
     sys.modules.setdefault(stem, module)
     spec.loader.exec_module(module)
     return module
+
+
+def parameters_of(model: nn.Module) -> tuple[tuple[str, tuple[int, ...], str], ...]:
+    """(name, shape, dtype) of every parameter, tied ones once."""
+    return tuple(
+        (name, tuple(p.shape), str(p.dtype).removeprefix("torch."))
+        for name, p in model.named_parameters()
+    )
+
+
+def check_planned(model: nn.Module, planned: Sequence[tuple[str, tuple[int, ...], str]]) -> None:
+    """Compares a model with the one that was planned.
+
+    Raises:
+        UsageError: their parameters differ; the first difference is named.
+    """
+    for found, wanted in zip_longest(parameters_of(model), planned):
+        if found != wanted:
+            raise UsageError(
+                f"parameter {_spell(found)}",
+                expected=f"{_spell(wanted)}, as in the model that was planned",
+                where=f"model {type(model).__name__}",
+                hint="plan this model again, or run the one that was planned",
+            )
+
+
+def _spell(parameter: tuple[str, tuple[int, ...], str] | None) -> str:
+    if parameter is None:
+        return "nothing"
+    name, shape, dtype = parameter
+    return f"{name} {list(shape)} {dtype}"

@@ -207,13 +207,18 @@ def test_run(saved, stand_in, capsys):
         "predicted_step_seconds": 0.1,
         "predicted_memory_bytes": 2048,
     }
-    calls = []
+    calls, checked = [], []
 
     def run_plan(plan, **options):
         calls.append(options)
         return SimpleNamespace(as_dict=lambda: figures)
 
     stand_in("autopar.run.launch", run_plan=run_plan)
+    stand_in(
+        "autopar.workload",
+        load_workload=lambda path: SimpleNamespace(model=path),
+        check_planned=lambda model, parameters: checked.append(model),
+    )
     assert cli.main(["run", saved, "--steps", "3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == figures
     assert calls[0] == {
@@ -225,6 +230,7 @@ def test_run(saved, stand_in, capsys):
     }
     assert cli.main(["run", saved]) == 0
     assert "Predicted against measured" in capsys.readouterr().out
+    assert checked == ["toy.py:workload"] * 2
 
 
 def test_run_needs_a_workload(sample_plan, tmp_path, capsys):

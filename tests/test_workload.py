@@ -7,7 +7,13 @@ import torch
 from torch import nn
 
 from autopar.errors import UsageError
-from autopar.workload import Workload, as_workload, load_workload
+from autopar.workload import (
+    Workload,
+    as_workload,
+    check_planned,
+    load_workload,
+    parameters_of,
+)
 
 X = torch.zeros(3, 4)
 MODEL = nn.Linear(4, 4)
@@ -90,3 +96,13 @@ def test_loading_by_module_and_by_file(tmp_path, monkeypatch):
 def test_refused_paths(path, message):
     with pytest.raises(UsageError, match=message):
         load_workload(path)
+
+
+def test_check_planned_names_the_first_difference():
+    planned = parameters_of(nn.Linear(2, 3))
+    check_planned(nn.Linear(2, 3), planned)
+    with pytest.raises(UsageError, match=r"parameter weight \[4, 2\] float32") as error:
+        check_planned(nn.Linear(2, 4), planned)
+    assert "weight [3, 2] float32" in error.value.expected
+    with pytest.raises(UsageError, match="parameter nothing"):
+        check_planned(nn.Linear(2, 3, bias=False), planned)

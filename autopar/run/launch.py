@@ -125,7 +125,7 @@ def failure(errors: Path, output: Path, ranks: int) -> RunError:
 
 
 def recorded(errors: Path) -> tuple[str, str] | None:
-    """(message, innermost lines of the traceback) of an error file, if there is one."""
+    """(message, place) of an error file, if there is one."""
     try:
         message = json.loads(errors.read_text(encoding="utf-8"))["message"]
     except (OSError, ValueError, KeyError):
@@ -133,7 +133,10 @@ def recorded(errors: Path) -> tuple[str, str] | None:
     if isinstance(message, str):
         return message, ""
     trace = message.get("extraInfo", {}).get("py_callstack", "")
-    return message["message"], "\n".join(trace.strip().splitlines()[-LAST_LINES:])
+    frames = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', trace)
+    file, line, function = frames[-1] if frames else ("", "", "")
+    place = f"{os.path.basename(file)}:{line} in {function}" if file else ""
+    return message["message"], place
 
 
 def last_lines(output: Path) -> str:

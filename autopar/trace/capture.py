@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import operator
 import os
 import traceback
@@ -95,12 +98,17 @@ def _to_meta(leaf: Any) -> Any:
 def _export(step: nn.Module, example: tuple[Any, ...], recorder: Recorder) -> ExportedProgram:
     """Runs ``torch.export`` and turns what goes wrong into an error that names the place."""
     dynamic = tree_map(lambda leaf: {0: Dim.AUTO} if isinstance(leaf, Tensor) else None, example)
+    # torch prints what it had traced so far; the error below says what matters.
+    logging.disable(logging.CRITICAL)
     try:
-        return torch.export.export(step, example, dynamic_shapes=dynamic, strict=False)
+        with contextlib.redirect_stderr(io.StringIO()):
+            return torch.export.export(step, example, dynamic_shapes=dynamic, strict=False)
     except TraceError:
         raise
     except Exception as error:  # export raises many types, all of them about the user's model
         raise _trace_error(error, recorder) from error
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _trace_error(error: Exception, recorder: Recorder) -> TraceError:

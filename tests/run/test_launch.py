@@ -48,7 +48,7 @@ def test_error_of_a_rank(tmp_path):
     with pytest.raises(RunError) as error:
         torchrun(command, 2, tmp_path, 120)
     assert error.value.found == "rank 1 of 2 failed: ValueError: a bad batch"
-    assert "raise ValueError" in error.value.where
+    assert error.value.where.startswith("script.py:")
     assert time.monotonic() - started < 60
     assert alive(tmp_path) == []
 
