@@ -112,14 +112,16 @@ def _export(step: nn.Module, example: tuple[Any, ...], recorder: Recorder) -> Ex
 
 
 def _trace_error(error: Exception, recorder: Recorder) -> TraceError:
-    module = next((path for path in reversed(recorder.stack) if path), "the loss function")
+    stack = recorder.stack
+    module = f"module {stack[-1]!r}" if stack and stack[-1] else "the model's own forward"
+    module = module if stack else "the loss function"
     text = str(error).strip().splitlines()
     reason = text[0] if text else type(error).__name__
     data_dependent = "data-dependent" in str(error) or "DataDependent" in type(error).__name__
     return TraceError(
         f"cannot trace the model: {reason}",
         expected="a forward whose control flow does not depend on tensor values",
-        where=f"module {module!r}, {_user_line(error)}",
+        where=f"{module}, {_user_line(error)}",
         hint="replace the branch on a tensor's value by torch.where or a fixed choice"
         if data_dependent
         else "make this call traceable by torch.export, or pass inputs that avoid it",
