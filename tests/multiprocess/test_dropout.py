@@ -1,4 +1,4 @@
-"""Dropout under tensor parallelism: replicated values stay equal, recomputation repeats its masks."""
+"""Dropout under tensor parallelism: ranks stay equal, recomputation repeats its masks."""
 
 from __future__ import annotations
 
