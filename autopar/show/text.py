@@ -32,7 +32,7 @@ def print_report(report: Report, console: Console) -> None:
         console.print()
         console.print(Text(section.title, style="bold cyan"))
         for part in section.parts:
-            console.print(Padding(_lower(part), (0, 0, 0, 2)))
+            console.print(Padding(_lower(part), (0, 0, 0, 2), expand=False))
     if report.commands:
         console.print(Text("\nNext", style="bold cyan"))
         for command in report.commands:
