@@ -38,6 +38,9 @@ echo "-- plan, show, diff, emit"
 "$bin/autopar" diff plan.json copy.json
 "$bin/autopar" emit plan.json -o train.py
 
+echo "-- run: predicted against measured"
+"$bin/autopar" run plan.json --steps 3
+
 echo "-- the program runs where autopar is not installed"
 "$bin/python" -m pip uninstall --quiet --yes autopar
 if "$bin/python" -c 'import autopar' 2>/dev/null; then
