@@ -122,11 +122,15 @@ def _boundary_bytes(
     graph: Graph, pattern: Pattern, sharding: Sharding, batch: int
 ) -> tuple[int, int]:
     """Bytes of the activation that enters and that leaves, on one rank."""
-    factor = 1 if sharding.layout == "replicate" else sharding.tp
-    sizes = [
-        graph.values[n].bytes(batch) // factor if n else 0 for n in (pattern.received, pattern.sent)
-    ]
-    return sizes[0], sizes[1]
+    ends = (pattern.received, pattern.sent)
+    received, sent = (_held_bytes(graph, sharding, n, batch) if n else 0 for n in ends)
+    return received, sent
+
+
+def _held_bytes(graph: Graph, sharding: Sharding, name: str, batch: int) -> int:
+    value = graph.values[name]
+    elements = local_elements(value, sharding.boundary[name], sharding.tp, batch)
+    return elements * DTYPE_BYTES[value.dtype]
 
 
 def _roots(ops: list[Op], graph: Graph) -> dict[str, str]:
@@ -192,4 +196,5 @@ def replicated(graph: Graph, pattern: Pattern) -> Sharding:
     chosen = {i: uniform(graph.ops[i], graph.values, R) for i in pattern.ops}
     used = dict.fromkeys(n for i in pattern.ops for n in graph.ops[i].inputs())
     parameters = {n: R for n in used if graph.values[n].kind == "parameter"}
-    return Sharding(1, "replicate", chosen, (), parameters, unsplit=True)
+    boundary = {n: R for n in (pattern.received, pattern.sent) if n}
+    return Sharding(1, "replicate", chosen, (), parameters, unsplit=True, boundary=boundary)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from autopar.emit.lines import comment, wrap
-from autopar.emit.source import Namer, Writer, dimension, literal
+from autopar.emit.source import Namer, Writer, literal, local_dimensions
 from autopar.graph import Call, Graph, Op, Ref, Value, refs
 from autopar.strategies.rules import POINTWISE, RANDOM, name_of
 from autopar.strategies.sharding import Moved, Sharding
@@ -256,11 +256,7 @@ class Body:
         return text
 
     def _local(self, value: str, state: State) -> tuple[str, ...]:
-        shape = self.graph.values[value].shape
-        return tuple(
-            dimension(size, split=state.kind == "S" and state.dim == dim)
-            for dim, size in enumerate(shape)
-        )
+        return local_dimensions(self.graph.values[value], state)
 
     def _shape_note(self, value: str, state: State) -> str:
         item = self.graph.values[value]

@@ -12,7 +12,7 @@ from autopar.emit.source import Namer
 from autopar.graph import Call, Graph, refs
 from autopar.strategies.patterns import Classes, restrict
 from autopar.strategies.sharding import Pattern, Sharding
-from autopar.strategies.states import R, State
+from autopar.strategies.states import R
 
 RESERVED = (
     "self", "model", "index", "hidden", "layer", "torch", "nn", "F", "dist", "local", "partial",
@@ -91,9 +91,8 @@ def _layer_class(session: _Session, pattern: Pattern, sharding: Sharding, name: 
     if pattern.received:
         namer.names[pattern.received] = "hidden"
     body = Body(graph, sharding, "self", pattern.name, namer, notes=session.notes)
-    layout = R if sharding.layout.startswith("replicate") else State("S", 1)
     body.write(pattern.ops, [pattern.sent] if pattern.sent else [])
-    result = body.read(pattern.sent, layout) if pattern.sent else ""
+    result = body.read(pattern.sent, sharding.boundary[pattern.sent]) if pattern.sent else ""
     session.used |= body.used
     placements, fused = parameter_tables(graph, sharding, pattern.name)
     source = [f"class {name}(Parallel):", *_indent(_docstring(sharding))]
@@ -154,7 +153,8 @@ def _embed(session: _Session, namer: Namer) -> list[str]:
     body = _part_body(session, part, namer)
     context = _context(session, part, namer)
     body.write(part.ops, [part.sent] if part.sent else [])
-    result = body.read(part.sent or "", _layout(session))
+    sent = part.sent or ""
+    result = body.read(sent, session.shardings["ends"].boundary[sent])
     lines = [*context, *body.lines, f"hidden = {result}"]
     session.used |= body.used
     return _drop_copy(lines)
@@ -202,11 +202,6 @@ def _unit_calls(graph: Graph, part: Pattern) -> dict[int, Call]:
         if inside and set(inside) <= set(part.ops):
             calls[inside[0]] = call
     return calls
-
-
-def _layout(session: _Session) -> State:
-    sharding = session.shardings["ends"]
-    return R if sharding.layout.startswith("replicate") else State("S", 1)
 
 
 def _context(session: _Session, part: Pattern, namer: Namer) -> list[str]:

@@ -11,7 +11,7 @@ from autopar.emit.body import spelled
 from autopar.emit.chassis import Program, Tensor, render
 from autopar.emit.layers import StageText, layer_classes, stage_text
 from autopar.emit.lines import wrap
-from autopar.emit.source import dimension
+from autopar.emit.source import local_dimensions
 from autopar.errors import PlanFormatError
 from autopar.graph import Graph
 from autopar.plan import Plan
@@ -198,8 +198,7 @@ def _hidden(graph: Graph, classes: Classes, shardings: dict[str, Sharding]) -> t
     key = next(m for m in classes.members if m not in classes.parts)
     pattern = classes.patterns[key]
     value = graph.values[pattern.received or pattern.sent or ""]
-    sharded = shardings[key].layout.startswith("sequence")
-    shape = tuple(dimension(s, split=sharded and d == 1) for d, s in enumerate(value.shape))
+    shape = local_dimensions(value, shardings[key].boundary[value.name])
     return ((shape, value.dtype),)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from autopar.graph import Op, Ref, Size, Value
+from autopar.strategies.states import State
 
 INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "matmul": "@", "mm": "@", "bmm": "@",
          "__and__": "&", "__or__": "|", "bitwise_and": "&", "bitwise_or": "|",
@@ -60,13 +61,27 @@ class Namer:
         return self.names[value]
 
 
-def dimension(size: Size, *, split: bool = False) -> str:
-    """A dim as source: ``MICROBATCH``, ``12 // TP``, ``MICROBATCH * 32``."""
-    if split:
-        return f"{size.coefficient} // TP"
-    if not size.power:
-        return str(size.coefficient)
-    return "MICROBATCH" if size.coefficient == 1 else f"MICROBATCH * {size.coefficient}"
+def dimension(size: Size, outer: tuple[int, int] | None = None) -> str:
+    """A dim as source: ``MICROBATCH``, ``12 // TP``, ``MICROBATCH * 32``.
+
+    ``outer`` is that of the shard if the dim is sharded; one that holds no batch although the
+    dim does divides the batch.
+    """
+    batch = "MICROBATCH" if size.power else ""
+    rest = "" if batch and size.coefficient == 1 else str(size.coefficient)
+    if outer is not None and size.power > outer[1]:
+        batch += " // TP"
+    elif outer is not None:
+        rest = f"({rest} // TP)" if batch else f"{rest} // TP"
+    return " * ".join(text for text in (batch, rest) if text)
+
+
+def local_dimensions(value: Value, state: State) -> tuple[str, ...]:
+    """The shape of what one rank holds of ``value``, as source."""
+    return tuple(
+        dimension(size, state.outer if state.kind == "S" and state.dim == dim else None)
+        for dim, size in enumerate(value.shape)
+    )
 
 
 def literal(argument: Any, name: Callable[[str], str]) -> str:

@@ -229,7 +229,8 @@ def _read(model: _Model, layout: str) -> Sharding:
     parameters = {name: _chosen(held) for name, held in model.stored.items()}
     moves = _moves(model, chosen)
     unsplit = all(s == R for s in parameters.values()) and not moves
-    return Sharding(model.tp, layout, chosen, moves, parameters, unsplit)
+    boundary = {n: model.layout for n in (model.pattern.received, model.pattern.sent) if n}
+    return Sharding(model.tp, layout, chosen, moves, parameters, unsplit, boundary)
 
 
 def _chosen(variables: dict[Any, Any]) -> Any:

@@ -38,7 +38,11 @@ class Moved:
 
 @dataclass(frozen=True)
 class Sharding:
-    """What the op-level optimisation found for a pattern at one tp degree and layout."""
+    """What the op-level optimisation found for a pattern at one tp degree and layout.
+
+    ``boundary`` holds the state of each activation that enters or leaves the layer: layers fit
+    together if the states of what one sends and the other receives are equal.
+    """
 
     tp: int
     layout: str
@@ -46,6 +50,7 @@ class Sharding:
     moves: tuple[Moved, ...]
     parameters: dict[str, State]
     unsplit: bool = field(default=False)
+    boundary: dict[str, State] = field(default_factory=dict)
 
     def made(self, ops: tuple[Op, ...]) -> dict[str, State]:
         """The state in which each activation is made."""

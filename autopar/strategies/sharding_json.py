@@ -30,6 +30,7 @@ def encode_sharding(sharding: Sharding) -> dict[str, Any]:
             for m in sharding.moves
         ],
         "parameters": {name: str(state) for name, state in sharding.parameters.items()},
+        "boundary": {name: str(state) for name, state in sharding.boundary.items()},
     }
 
 
@@ -49,8 +50,9 @@ def decode_sharding(data: dict[str, Any]) -> Sharding:
         for value, source, target, *move in data["moves"]
     )
     parameters = {name: parse_state(state) for name, state in data["parameters"].items()}
+    boundary = {name: parse_state(state) for name, state in data["boundary"].items()}
     return Sharding(
-        data["tp"], data["layout"], strategies, moves, parameters, unsplit=data["unsplit"]
+        data["tp"], data["layout"], strategies, moves, parameters, data["unsplit"], boundary
     )
 
 

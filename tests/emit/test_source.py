@@ -139,7 +139,10 @@ def test_dimensions():
     assert [dimension(Size(1, 1)), dimension(Size(4, 1)), dimension(Size(5))] == [
         "MICROBATCH", "MICROBATCH * 4", "5",
     ]  # fmt: skip
-    assert dimension(Size(12), split=True) == "12 // TP"
+    assert dimension(Size(12), (1, 0)) == "12 // TP"
+    assert dimension(Size(12, 1), (1, 1)) == "MICROBATCH * (12 // TP)"
+    assert dimension(Size(1, 1), (1, 0)) == "MICROBATCH // TP"
+    assert dimension(Size(12, 1), (1, 0)) == "MICROBATCH // TP * 12"
 
 
 @pytest.mark.parametrize(

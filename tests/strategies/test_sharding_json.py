@@ -29,6 +29,7 @@ def test_sharding():
             Moved("y", State("S", 0, (1, 1)), R, MOVES["S", "R"]),
         ),
         parameters={"w": fused, "b": V},
+        boundary={"x": shard(1)},
     )  # fmt: skip
     text = json.dumps(encode_sharding(sharding))
     assert decode_sharding(json.loads(text)) == sharding
