@@ -1,13 +1,18 @@
-"""Pipeline schedules as lists of actions, and an event simulator that plays them.
+"""Pipeline schedules as lists of actions, and what follows from the lists alone.
 
-The lists are those that ``torch.distributed.pipelining`` executes (``_step_microbatches`` of
-``ScheduleGPipe`` and ``Schedule1F1B``, torch 2.11 to 2.13), not the ones it draws.
+The lists are those that ``torch.distributed.pipelining`` executes (torch 2.11 to 2.13):
+``_step_microbatches`` of ``ScheduleGPipe`` and ``Schedule1F1B``, not the ones that they draw, and
+the ``pipeline_order`` of ``ScheduleInterleaved1F1B`` and ``ScheduleInterleavedZeroBubble``.
+
+With v virtual stages per rank the model is cut into pp * v stages, and rank p holds stages
+p, p + pp, p + 2 pp and so on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from autopar.errors import UsageError
@@ -15,9 +20,13 @@ from autopar.errors import UsageError
 
 @dataclass(frozen=True)
 class Action:
-    """The forward ("F") or backward ("B") pass of one micro-batch on one stage."""
+    """What a rank does with one micro-batch on one (virtual) stage.
 
-    kind: Literal["F", "B"]
+    "F" is the forward pass and "B" the whole backward pass; "I" is the part of backward that
+    makes the gradient of the stage's input, "W" the part that makes those of its parameters.
+    """
+
+    kind: Literal["F", "B", "I", "W"]
     stage: int
     microbatch: int
 
@@ -25,163 +34,206 @@ class Action:
 Actions = tuple[Action, ...]
 
 
+def _gpipe(pp: int, rank: int, microbatches: int, v: int) -> Iterator[Action]:
+    """All forwards, then all backwards in the same order."""
+    yield from (Action("F", rank, i) for i in range(microbatches))
+    yield from (Action("B", rank, i) for i in range(microbatches))
+
+
+def _one_forward_one_backward(pp: int, rank: int, microbatches: int, v: int) -> Iterator[Action]:
+    """Warm-up forwards, then a backward and a forward in turn, then the other backwards."""
+    ahead = min(microbatches, pp - rank)
+    yield from (Action("F", rank, i) for i in range(ahead))
+    for i in range(microbatches):
+        yield Action("B", rank, i)
+        if i + ahead < microbatches:
+            yield Action("F", rank, i + ahead)
+
+
+def _interleaved(pp: int, rank: int, microbatches: int, v: int) -> Iterator[Action]:
+    """As 1f1b over the chunks of a rank, each for a round of micro-batches (Narayanan et al. 2021).
+
+    A forward comes before the backward that it is paired with, unlike in torch's 1f1b.
+    """
+    chunks = _Chunks(pp, rank, microbatches, v)
+    total, ahead = v * microbatches, chunks.warm_up(hops=2)
+    for step in range(total + ahead):
+        if step < total:
+            yield chunks.forward(step)
+        if step >= ahead:
+            yield Action("B", *chunks.backward(step - ahead))
+
+
+def _zero_bubble(pp: int, rank: int, microbatches: int, v: int) -> Iterator[Action]:
+    """ZB-H1 of Qi et al. 2023: gradients of parameters are made later, by rank p p passes later."""
+    chunks = _Chunks(pp, rank, microbatches, v)
+    total, ahead = v * microbatches, chunks.warm_up(hops=1)
+    for step in range(total + ahead):
+        if step < total:
+            yield chunks.forward(step)
+        if step >= ahead:
+            yield Action("I", *chunks.backward(step - ahead))
+            if step - ahead >= rank:
+                yield Action("W", *chunks.backward(step - ahead - rank))
+    yield from (Action("W", *chunks.backward(k)) for k in range(max(0, total - rank), total))
+
+
 @dataclass(frozen=True)
-class Event:
-    """An action with its start and end, in seconds since the step began."""
+class _Chunks:
+    """Whose turn it is on a rank with ``v`` chunks.
 
-    action: Action
-    start: float
-    end: float
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """What ``simulate`` returns.
-
-    ``events[p]`` are those of stage p in order, ``idle_seconds[p]`` the part of the
-    ``makespan`` (seconds) during which stage p computes nothing.
+    Chunks take turns in rounds of as many micro-batches as there are ranks, first to last in
+    forward and last to first in backward.
     """
 
-    makespan: float
-    events: tuple[tuple[Event, ...], ...]
-    idle_seconds: tuple[float, ...]
+    pp: int
+    rank: int
+    microbatches: int
+    v: int
+
+    @property
+    def round(self) -> int:
+        """Micro-batches of one round."""
+        return self.microbatches // max(1, self.microbatches // self.pp)
+
+    def warm_up(self, hops: int) -> int:
+        """Forwards before the first backward: ``hops`` more per rank from the end."""
+        ahead = (self.v - 1) * self.round + hops * (self.pp - 1 - self.rank)
+        return min(ahead, self.v * self.microbatches)
+
+    def forward(self, step: int) -> Action:
+        """The forward pass number ``step`` of this rank."""
+        chunk, microbatch = self._turn(step)
+        return Action("F", chunk * self.pp + self.rank, microbatch)
+
+    def backward(self, step: int) -> tuple[int, int]:
+        """Stage and micro-batch of the backward pass number ``step`` of this rank."""
+        chunk, microbatch = self._turn(step)
+        return (self.v - 1 - chunk) * self.pp + self.rank, microbatch
+
+    def _turn(self, step: int) -> tuple[int, int]:
+        turn, within = divmod(step, self.round)
+        number, chunk = divmod(turn, self.v)
+        return chunk, number * self.round + within
 
 
-def _gpipe(pp: int, stage: int, microbatches: int) -> Actions:
-    """All forwards, then all backwards in the same order."""
-    passes = [(kind, i) for kind in ("F", "B") for i in range(microbatches)]
-    return tuple(Action("F" if kind == "F" else "B", stage, i) for kind, i in passes)
-
-
-def _one_forward_one_backward(pp: int, stage: int, microbatches: int) -> Actions:
-    """Warm-up forwards, then a backward and a forward in turn, then the other backwards."""
-    ahead = min(microbatches, pp - stage)
-    actions = [Action("F", stage, i) for i in range(ahead)]
-    for i in range(microbatches):
-        actions.append(Action("B", stage, i))
-        if i + ahead < microbatches:
-            actions.append(Action("F", stage, i + ahead))
-    return tuple(actions)
-
-
-_ORDER: dict[str, Callable[[int, int, int], Actions]] = {
+_ORDER: dict[str, Callable[[int, int, int, int], Iterator[Action]]] = {
     "gpipe": _gpipe,
     "1f1b": _one_forward_one_backward,
+    "interleaved_1f1b": _interleaved,
+    "zero_bubble": _zero_bubble,
 }
 SCHEDULES = tuple(_ORDER)
+SINGLE = ("gpipe", "1f1b")  # one stage per rank
 
 
-def actions(schedule: str, pp: int, num_microbatches: int) -> tuple[Actions, ...]:
-    """What every stage does, in order.
+def check_schedule(schedule: str, pp: int, num_microbatches: int, virtual_stages: int = 1) -> None:
+    """Refuses what torch's schedule classes, or the formulas of this package, do not cover.
 
-    With one stage this is gradient accumulation under either name: forward and backward
-    of each micro-batch in turn.
+    torch runs ``interleaved_1f1b`` and ``zero_bubble`` also with some numbers of micro-batches
+    that pp does not divide; they then take longer than the closed form says.
 
     Raises:
-        UsageError: an unknown schedule, or fewer than one stage or micro-batch.
+        UsageError: an unknown schedule, numbers below 1, or a combination that cannot run.
     """
     if schedule not in _ORDER:
         raise UsageError(
             f"schedule {schedule!r}", expected=" or ".join(SCHEDULES), where="schedule",
             hint="leave the schedule to the solver",
         )  # fmt: skip
-    if pp < 1 or num_microbatches < 1:
+    if min(pp, num_microbatches, virtual_stages) < 1:
         raise UsageError(
-            f"pp={pp}, num_microbatches={num_microbatches}", expected="1 or more of each",
+            f"pp={pp}, num_microbatches={num_microbatches}, virtual_stages={virtual_stages}",
+            expected="1 or more of each",
             where="schedule", hint="a global batch of at least one sample per dp rank",
         )  # fmt: skip
-    order = _one_forward_one_backward if pp == 1 else _ORDER[schedule]
-    return tuple(order(pp, stage, num_microbatches) for stage in range(pp))
+    if virtual_stages > 1 and (schedule in SINGLE or pp == 1):
+        raise UsageError(
+            f"{virtual_stages} virtual stages with schedule={schedule} and pp={pp}", expected="1",
+            where="schedule", hint="interleaved_1f1b or zero_bubble with pp of 2 or more",
+        )  # fmt: skip
+    if schedule not in SINGLE and num_microbatches % pp:
+        raise UsageError(
+            f"{num_microbatches} micro-batches with schedule={schedule} and pp={pp}",
+            expected=f"a multiple of {pp}", where="schedule",
+            hint="another microbatch_size or global batch",
+        )  # fmt: skip
 
 
-def max_in_flight(stages: Sequence[Actions]) -> tuple[int, ...]:
-    """The most micro-batches whose activations each stage holds at once."""
-    return tuple(_peak(stage) for stage in stages)
+def actions(
+    schedule: str, pp: int, num_microbatches: int, virtual_stages: int = 1
+) -> tuple[Actions, ...]:
+    """What every rank does, in order.
 
-
-def _peak(stage: Actions) -> int:
-    held = peak = 0
-    for action in stage:
-        held += 1 if action.kind == "F" else -1
-        peak = max(peak, held)
-    return peak
-
-
-def simulate(
-    schedule: str, forward_seconds: Sequence[float], backward_seconds: Sequence[float],
-    p2p_forward_seconds: float, p2p_backward_seconds: float, num_microbatches: int,
-) -> Timeline:  # fmt: skip
-    """Plays a schedule with each stage's own times.
-
-    An action starts when its stage has finished the previous one and its input has arrived:
-    the activations of the stage before, or the gradient of the stage after, ``p2p`` seconds
-    after they were computed. Transfers do not occupy the stages. For equal stages and no
-    transfers both schedules take (m + pp - 1) * (forward + backward) seconds.
-
-    Args:
-        schedule: "gpipe" or "1f1b".
-        forward_seconds: of one micro-batch on each stage.
-        backward_seconds: of one micro-batch on each stage.
-        p2p_forward_seconds: from a stage to the next.
-        p2p_backward_seconds: from a stage to the one before.
-        num_microbatches: of one step.
+    With one rank this is gradient accumulation under any name: forward and backward of each
+    micro-batch in turn.
 
     Raises:
-        UsageError: see ``actions``; or as many forward as backward times are not given.
+        UsageError: see ``check_schedule``.
     """
-    pp = len(forward_seconds)
-    if len(backward_seconds) != pp:
-        raise UsageError(
-            f"{pp} forward and {len(backward_seconds)} backward times",
-            expected="one of each per stage", where="simulate",
-        )  # fmt: skip
-    seconds = {"F": forward_seconds, "B": backward_seconds}
-    player = _Player(seconds, {"F": p2p_forward_seconds, "B": p2p_backward_seconds}, pp)
-    events = player.play(actions(schedule, pp, num_microbatches))
-    makespan = max(stage[-1].end for stage in events)
-    busy = [sum(e.end - e.start for e in stage) for stage in events]
-    return Timeline(makespan, events, tuple(makespan - b for b in busy))
+    check_schedule(schedule, pp, num_microbatches, virtual_stages)
+    order = _one_forward_one_backward if pp == 1 else _ORDER[schedule]
+    return tuple(tuple(order(pp, r, num_microbatches, virtual_stages)) for r in range(pp))
 
 
-class _Player:
-    """Runs whatever is ready, stage by stage, until every list is done."""
+@dataclass(frozen=True)
+class Depth:
+    """What a stage holds at most, in micro-batches.
 
-    def __init__(
-        self, seconds: dict[str, Sequence[float]], transfer: dict[str, float], pp: int
-    ) -> None:
-        self.seconds, self.transfer, self.pp = seconds, transfer, pp
-        self.ended: dict[tuple[str, int, int], float] = {}
+    ``forwarded`` are between F and the end of backward, of which ``waiting`` are between I and W.
+    """
 
-    def play(self, stages: Sequence[Actions]) -> tuple[tuple[Event, ...], ...]:
-        """Start and end of every action."""
-        events: list[list[Event]] = [[] for _ in stages]
-        remaining = sum(len(stage) for stage in stages)
-        while remaining:
-            before = remaining
-            for stage, done in zip(stages, events, strict=True):
-                remaining -= self._advance(stage, done)
-            assert remaining < before, "the schedule waits for itself"
-        return tuple(tuple(stage) for stage in events)
+    forwarded: int
+    waiting: int
 
-    def _advance(self, stage: Actions, done: list[Event]) -> int:
-        """Plays the actions of a stage whose inputs are known; returns how many."""
-        begun = len(done)
-        for action in stage[begun:]:
-            ready = self._ready(action)
-            if ready is None:
-                break
-            start = max(ready, done[-1].end if done else 0.0)
-            end = start + self.seconds[action.kind][action.stage]
-            self.ended[action.kind, action.stage, action.microbatch] = end
-            done.append(Event(action, start, end))
-        return len(done) - begun
 
-    def _ready(self, action: Action) -> float | None:
-        """When the input of an action is there; None while that is not known."""
-        source = action.stage + (-1 if action.kind == "F" else 1)
-        if action.kind == "F" and source < 0:
-            return 0.0
-        if action.kind == "B" and source == self.pp:  # its own loss
-            return self.ended.get(("F", action.stage, action.microbatch))
-        sent = self.ended.get((action.kind, source, action.microbatch))
-        return None if sent is None else sent + self.transfer[action.kind]
+def depths(ranks: Sequence[Actions]) -> tuple[Depth, ...]:
+    """The depth of every stage, each at its own worst moment."""
+    stages = {a.stage for rank in ranks for a in rank}
+    held = {stage: [0, 0] for stage in stages}
+    most = {stage: [0, 0] for stage in stages}
+    for action in (a for rank in ranks for a in rank):
+        for k, change in enumerate(_HELD[action.kind]):
+            held[action.stage][k] += change
+            most[action.stage][k] = max(most[action.stage][k], held[action.stage][k])
+    return tuple(Depth(*most[stage]) for stage in sorted(stages))
+
+
+# By how much an action changes the micro-batches forwarded and waiting.
+_HELD = {"F": (1, 0), "B": (-1, 0), "I": (0, 1), "W": (-1, -1)}
+
+
+@lru_cache(maxsize=4096)
+def schedule_depths(
+    schedule: str, pp: int, num_microbatches: int, virtual_stages: int = 1
+) -> tuple[Depth, ...]:
+    """``depths`` of a schedule; beyond a few rounds of micro-batches only gpipe holds more."""
+    few = num_microbatches if schedule == "gpipe" else min(num_microbatches, 4 * pp)
+    return depths(actions(schedule, pp, few, virtual_stages))
+
+
+Stages = frozenset[int]
+
+
+def gather_events(rank: Actions, most: int = 3) -> tuple[tuple[Stages, Stages], ...]:
+    """Before each action of a rank: the stages whose parameters are gathered, and those freed.
+
+    torch's multi-stage classes keep the parameters of the next ``most`` stages that a rank works
+    on (``_add_unshard_reshard``), whatever ``fully_shard`` itself frees behind a forward.
+    """
+    found = []
+    active: Stages = frozenset()
+    for ahead in _upcoming(rank, most):
+        found.append((ahead - active, active - ahead))
+        active = ahead
+    return tuple(found)
+
+
+def _upcoming(rank: Actions, most: int) -> list[Stages]:
+    """At each action the next ``most`` different stages, its own among them."""
+    order: list[int] = []
+    found = []
+    for action in reversed(rank):
+        order = [action.stage, *(stage for stage in order if stage != action.stage)]
+        found.append(frozenset(order[:most]))
+    return found[::-1]

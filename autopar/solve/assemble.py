@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from autopar.cost.data_parallel import dp_cost, gathers, reductions, state_bytes
-from autopar.cost.schedule import simulate
+from autopar.cost.simulator import simulate
 from autopar.plan import LayerPlan, Memory, Prediction, StagePlan, StagePrediction
 from autopar.solve.menus import Pricer
 from autopar.solve.problem import Configuration, Option, Solution

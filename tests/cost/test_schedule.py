@@ -1,11 +1,20 @@
 from __future__ import annotations
 
 import itertools
-import random
+from typing import Any
 
 import pytest
+from torch.distributed import pipelining
 
-from autopar.cost.schedule import Action, actions, max_in_flight, simulate
+from autopar.cost.schedule import (
+    Action,
+    Depth,
+    actions,
+    check_schedule,
+    depths,
+    gather_events,
+    schedule_depths,
+)
 from autopar.errors import UsageError
 from autopar.solve.problem import Configuration
 
@@ -35,64 +44,105 @@ def test_one_stage_accumulates_gradients(schedule: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "pp", "m"), list(itertools.product(SCHEDULES, (1, 2, 3, 5, 8), (1, 2, 4, 8, 13)))
-)
-def test_every_pass_runs_once_and_uniform_stages_have_the_closed_form(
-    schedule: str, pp: int, m: int
-) -> None:
-    stages = actions(schedule, pp, m)
-    for p, stage in enumerate(stages):
-        assert {(a.kind, a.microbatch) for a in stage} == {(k, i) for k in "FB" for i in range(m)}
-        assert len(stage) == 2 * m
-        assert all(a.stage == p for a in stage)
-    timeline = simulate(schedule, [2.0] * pp, [5.0] * pp, 0.0, 0.0, m)
-    assert timeline.makespan == pytest.approx((m + pp - 1) * 7.0)
-    assert timeline.idle_seconds == pytest.approx([(pp - 1) * 7.0] * pp)
-
-
-@pytest.mark.parametrize(
     ("schedule", "pp", "m"), list(itertools.product(SCHEDULES, (1, 2, 4), (1, 2, 4, 9)))
 )
 def test_in_flight_is_what_the_memory_model_assumes(schedule: str, pp: int, m: int) -> None:
     configuration = Configuration(pp, 1, 1, 1, m, schedule)
     assumed = tuple(configuration.in_flight(p) for p in range(pp))
-    assert max_in_flight(actions(schedule, pp, m)) == assumed
+    assert tuple(d.forwarded for d in depths(actions(schedule, pp, m))) == assumed
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_objective_of_the_solver_is_an_upper_bound_without_transfers(schedule: str) -> None:
-    rng = random.Random(3)
-    for _ in range(50):
-        pp, m = rng.randint(1, 5), rng.randint(1, 9)
-        forward = [rng.uniform(1, 4) for _ in range(pp)]
-        backward = [rng.uniform(1, 6) for _ in range(pp)]
-        total = [f + b for f, b in zip(forward, backward, strict=True)]
-        makespan = simulate(schedule, forward, backward, 0.0, 0.0, m).makespan
-        assert m * max(total) <= makespan * (1 + 1e-9)
-        # the slowest forward and the slowest backward may be on different stages under gpipe
-        slowest = max(total) if schedule == "1f1b" else max(forward) + max(backward)
-        assert makespan <= (sum(total) + (m - 1) * slowest) * (1 + 1e-9)
+class _Stage:
+    """As much of a pipeline stage as the constructors of torch's schedules look at."""
+
+    def __init__(self, pp: int, stages: int, index: int) -> None:
+        self.num_stages, self.group_size, self.group_rank = stages, pp, 0
+        self.stage_index, self.submod = index, None
 
 
-def test_transfers_delay_what_depends_on_them() -> None:
-    timeline = simulate("1f1b", [1.0, 1.0], [2.0, 2.0], 0.5, 0.25, 1)
-    starts = {(e.action.kind, e.action.stage): e.start for stage in timeline.events for e in stage}
-    assert starts == {("F", 0): 0.0, ("F", 1): 1.5, ("B", 1): 2.5, ("B", 0): 4.75}
-    assert timeline.makespan == pytest.approx(6.75)
+TORCH = {
+    "interleaved_1f1b": pipelining.ScheduleInterleaved1F1B,
+    "zero_bubble": pipelining.ScheduleInterleavedZeroBubble,
+}
+SHAPES = [(2, 1, 2), (2, 1, 6), (2, 2, 4), (2, 3, 8), (3, 1, 6), (3, 2, 9), (4, 2, 4), (4, 4, 12)]
 
 
-def test_events_of_a_stage_do_not_overlap() -> None:
-    timeline = simulate("1f1b", [1.0, 3.0, 2.0], [2.0, 2.0, 7.0], 0.3, 0.2, 6)
-    for stage, idle in zip(timeline.events, timeline.idle_seconds, strict=True):
-        assert all(a.end <= b.start for a, b in itertools.pairwise(stage))
-        busy = sum(e.end - e.start for e in stage)
-        assert busy + idle == pytest.approx(timeline.makespan)
+def _torch_schedule(schedule: str, pp: int, v: int, m: int) -> Any:
+    stages: list[Any] = [_Stage(pp, pp * v, chunk * pp) for chunk in range(v)]
+    return TORCH[schedule](stages, m)
 
 
-def test_what_cannot_be_simulated_is_refused() -> None:
+@pytest.mark.parametrize("schedule", TORCH)
+@pytest.mark.parametrize(("pp", "v", "m"), SHAPES)
+def test_the_lists_are_those_of_torchs_schedule_objects(
+    schedule: str, pp: int, v: int, m: int
+) -> None:
+    held = _torch_schedule(schedule, pp, v, m).pipeline_order
+    for rank, ours in enumerate(actions(schedule, pp, m, v)):
+        theirs = [str(action) for action in held[rank] if action is not None]
+        assert [f"{a.stage}{a.kind}{a.microbatch}" for a in ours] == theirs
+
+
+@pytest.mark.parametrize(("pp", "v", "m"), [*SHAPES, (2, 5, 6), (3, 4, 6)])
+def test_parameters_are_gathered_when_torchs_runtime_gathers_them(pp: int, v: int, m: int) -> None:
+    lowered = _torch_schedule("interleaved_1f1b", pp, v, m).pipeline_order_with_comms
+    for rank, ours in enumerate(actions("interleaved_1f1b", pp, m, v)):
+        found = [str(a) for a in lowered[rank] if "SHARD" in str(a)]
+        expected: list[str] = []
+        active: set[int] = set()
+        for gathered, freed in gather_events(ours):
+            expected += sorted(f"{s}RESHARD" for s in freed)
+            expected += sorted(f"{s}UNSHARD" for s in gathered)
+            active = (active - freed) | gathered
+        assert sorted(expected + [f"{s}RESHARD" for s in active]) == sorted(found)
+        if v > 3:
+            assert len([x for x in found if x.endswith("UNSHARD")]) > v
+
+
+def test_zero_bubble_makes_the_gradients_of_parameters_later() -> None:
+    first, last = (_text(rank) for rank in actions("zero_bubble", 2, 4))
+    assert first == "F0 F1 I0 W0 F2 I1 W1 F3 I2 W2 I3 W3"
+    assert last == "F0 I0 F1 I1 W0 F2 I2 W1 F3 I3 W2 W3"
+
+
+@pytest.mark.parametrize("schedule", ["interleaved_1f1b", "zero_bubble"])
+@pytest.mark.parametrize(("pp", "v", "m"), [(2, 2, 4), (3, 2, 6), (4, 3, 8)])
+def test_every_pass_of_every_chunk_runs_once_in_order(
+    schedule: str, pp: int, v: int, m: int
+) -> None:
+    for rank, listed in enumerate(actions(schedule, pp, m, v)):
+        assert {a.stage for a in listed} == set(range(rank, pp * v, pp))
+        kinds = "FB" if schedule == "interleaved_1f1b" else "FIW"
+        assert len(set(listed)) == len(listed) == len(kinds) * v * m
+        for stage in range(rank, pp * v, pp):
+            for microbatch in range(m):
+                places = [listed.index(Action(k, stage, microbatch)) for k in kinds]  # type: ignore[arg-type]
+                assert places == sorted(places)
+
+
+def test_depths_of_two_chunks_on_two_ranks() -> None:
+    """Rank 0 is five forwards ahead of its first backward: four of chunk 0, one of chunk 1."""
+    found = depths(actions("interleaved_1f1b", 2, 4, 2))
+    assert found == (Depth(4, 0), Depth(3, 0), Depth(2, 0), Depth(1, 0))
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "interleaved_1f1b", "zero_bubble"])
+@pytest.mark.parametrize(("pp", "v"), [(2, 1), (2, 3), (4, 1), (4, 2), (8, 2)])
+def test_more_micro_batches_than_a_few_rounds_are_not_held(schedule: str, pp: int, v: int) -> None:
+    v = 1 if schedule == "1f1b" else v
+    assert schedule_depths(schedule, pp, 9 * pp, v) == depths(actions(schedule, pp, 9 * pp, v))
+
+
+def test_zero_bubble_holds_as_many_micro_batches_on_every_rank() -> None:
+    assert depths(actions("zero_bubble", 4, 8)) == tuple(Depth(4, r + 1) for r in range(4))
+
+
+def test_what_cannot_run_is_refused() -> None:
     with pytest.raises(UsageError, match="gpipe or 1f1b"):
         actions("dualpipe", 2, 2)
     with pytest.raises(UsageError, match="1 or more"):
         actions("1f1b", 2, 0)
-    with pytest.raises(UsageError, match="one of each per stage"):
-        simulate("1f1b", [1.0], [1.0, 2.0], 0.0, 0.0, 1)
+    with pytest.raises(UsageError, match="a multiple of 4"):
+        check_schedule("interleaved_1f1b", 4, 6, 2)
+    with pytest.raises(UsageError, match="virtual stages with schedule=1f1b"):
+        check_schedule("1f1b", 2, 4, 2)
