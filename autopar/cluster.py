@@ -159,6 +159,24 @@ class Cluster:
             return 1.0
         return max(1.0, min(world_size, self.devices_per_node) / self.cores_per_node)
 
+    @property
+    def overlap_slowdown(self) -> float:
+        """Share of the shorter of computing and communication that shows when both run at once.
+
+        0 is a perfect overlap, 1 is none: what a model without a curve assumes for CUDA and
+        for the CPU, where the threads of both take turns on the cores.
+        """
+        assumed = 0.0 if self.device == "cuda" else 1.0
+        return float(self.curves.get("overlap", {"slowdown": assumed})["slowdown"])
+
+    @property
+    def dispatch_seconds(self) -> float:
+        """Seconds in which the host issues one operation: devices wait for a slow host.
+
+        0 where the model has no such curve.
+        """
+        return float(self.curves.get("dispatch", {"op_seconds": 0.0})["op_seconds"])
+
     def contention(self, group_size: int, world_size: int) -> float:
         """Slow-down of a collective when every rank of the world takes part in one like it.
 
@@ -229,6 +247,8 @@ def _tables(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every innermost table of the curves: the dicts that hold lists of numbers."""
     if isinstance(node, dict) and any(_numbers(value) for value in node.values()):
         yield path, node
+        return
+    if not isinstance(node, (dict, list)):
         return
     items = node.items() if isinstance(node, dict) else enumerate(node)
     for key, value in items:

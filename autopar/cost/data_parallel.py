@@ -28,6 +28,25 @@ OPTIMIZER_BYTES = {"sgd": 0, "adamw": 8}
 
 
 @dataclass(frozen=True)
+class Traffic:
+    """What parameters and gradients weigh on the wire, and when they travel.
+
+    The default is what emitted programs do; published runs of other systems differ.
+
+    Attributes:
+        gather_bytes: of one gathered parameter; None: as the kernels read it.
+        reduce_bytes: of one reduced gradient.
+        every_microbatch: whether sharded gradients are reduced in each micro-batch (pp = 1).
+        overlapped: whether communication runs beside the layer's computing.
+    """
+
+    gather_bytes: int | None = None
+    reduce_bytes: int = MASTER_BYTES
+    every_microbatch: bool = True
+    overlapped: bool = True
+
+
+@dataclass(frozen=True)
 class Setting:
     """What the model-wide choices are, as far as data parallelism is concerned."""
 
@@ -38,6 +57,7 @@ class Setting:
     schedule: str
     precision: str
     optimizer: str | int
+    traffic: Traffic = field(default_factory=Traffic)
 
     @property
     def world_size(self) -> int:
@@ -53,6 +73,12 @@ class Setting:
     def compute_bytes(self) -> int:
         """Bytes of a parameter as the kernels read it."""
         return 2 if self.precision == "bf16" else 4
+
+    @property
+    def gather_bytes(self) -> int:
+        """Bytes of a parameter while it is gathered."""
+        own = self.traffic.gather_bytes
+        return self.compute_bytes if own is None else own
 
     @property
     def optimizer_bytes(self) -> int:
@@ -121,7 +147,7 @@ def count_gathers(setting: Setting, stage: int) -> int:
 
 def reductions(setting: Setting, zero: int) -> int:
     """How often one layer's gradients are reduced per step."""
-    every = zero > 0 and setting.pp == 1
+    every = zero > 0 and setting.pp == 1 and setting.traffic.every_microbatch
     return setting.num_microbatches if every else 1
 
 
@@ -141,8 +167,14 @@ def state_bytes(cost: LayerCost, setting: Setting, zero: int) -> StateBytes:
     )
 
 
-def dp_cost(cluster: Cluster, cost: LayerCost, setting: Setting, zero: int, stage: int) -> DpCost:
-    """Prices the gathers, reductions and the optimizer step of one layer."""
+def dp_cost(
+    cluster: Cluster, cost: LayerCost, setting: Setting, zero: int, stage: int,
+    again_seconds: float = 0.0,
+) -> DpCost:  # fmt: skip
+    """Prices the gathers, reductions and the optimizer step of one layer.
+
+    ``again_seconds`` of recomputation in backward hide communication as backward itself does.
+    """
     held = -(-cost.parameter_elements // (setting.dp if zero else 1))
     step = optimizer_seconds(cluster, held, setting.optimizer, cost.parameter_tensors)
     tp_sync = _tp_sync_seconds(cluster, cost, setting, zero)
@@ -151,22 +183,26 @@ def dp_cost(cluster: Cluster, cost: LayerCost, setting: Setting, zero: int, stag
     group = dp_group(cluster, setting)
     n, m = cost.parameter_elements, setting.num_microbatches
     slow = cluster.contention(setting.dp, setting.world_size)
-    gather = slow * collective_seconds(cluster, "all_gather", setting.compute_bytes * n, group)
+    gather = slow * collective_seconds(cluster, "all_gather", setting.gather_bytes * n, group)
     kind = "reduce_scatter" if zero else "all_reduce"
-    reduce = slow * collective_seconds(cluster, kind, MASTER_BYTES * n, group)
+    reduce = slow * collective_seconds(cluster, kind, setting.traffic.reduce_bytes * n, group)
     times = gathers(setting, zero, stage)
     count = reductions(setting, zero)
     counts = Counter({"all_gather": times, kind: count})
+    behind = cost.backward_seconds + again_seconds
+
+    def exposed(communication: float, compute: float) -> float:
+        return _exposed(cluster, setting, communication, compute)
+
     if zero == 3:
-        forward = _exposed(cluster, gather, cost.forward_seconds)
-        backward = _exposed(
-            cluster, gather + (reduce if count > 1 else 0.0), cost.backward_seconds
-        ) * min(1.0, (times - m) / m if times > m else 1.0)
-        sync = tp_sync + (0.0 if count > 1 else _exposed(cluster, reduce, cost.backward_seconds))
+        forward = exposed(gather, cost.forward_seconds)
+        backward = exposed(gather + (reduce if count > 1 else 0.0), behind)
+        backward *= min(1.0, (times - m) / m if times > m else 1.0)
+        sync = tp_sync + (0.0 if count > 1 else exposed(reduce, behind))
         return DpCost(forward, backward, sync, step, counts)
-    backward = _exposed(cluster, reduce, cost.backward_seconds) if count > 1 else 0.0
-    sync = 0.0 if count > 1 else _exposed(cluster, reduce, cost.backward_seconds)
-    first = _exposed(cluster, gather, cost.forward_seconds) if zero == 2 else 0.0
+    backward = exposed(reduce, behind) if count > 1 else 0.0
+    sync = 0.0 if count > 1 else exposed(reduce, behind)
+    first = exposed(gather, cost.forward_seconds) if zero == 2 else 0.0
     return DpCost(0.0, backward, sync + first + tp_sync, step, counts)
 
 
@@ -181,9 +217,14 @@ def _tp_sync_seconds(cluster: Cluster, cost: LayerCost, setting: Setting, zero: 
     return slow * collective_seconds(cluster, "all_reduce", held * MASTER_BYTES, group)
 
 
-def _exposed(cluster: Cluster, communication: float, compute: float) -> float:
-    """Communication that does not hide behind the layer's own compute.
+def _exposed(cluster: Cluster, setting: Setting, communication: float, compute: float) -> float:
+    """Seconds that communication adds to the computing beside it.
 
-    CUDA runs it on streams of its own; gloo's threads take turns with the compute threads.
+    The shorter of the two hides behind the longer, but both take turns on some of the device:
+    ``Cluster.overlap_slowdown`` is the share of the shorter that shows. On a CPU it is 1, as
+    gloo's threads take turns with the compute threads.
     """
-    return max(0.0, communication - compute) if cluster.device == "cuda" else communication
+    if not setting.traffic.overlapped:
+        return communication
+    both = min(communication, compute)
+    return communication - both + cluster.overlap_slowdown * both

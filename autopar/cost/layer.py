@@ -66,11 +66,14 @@ def layer_cost(
     )
     again = _moves_again(graph, pattern, sharding)
     boundary = _boundary_bytes(graph, pattern, sharding, batch)
+    tp_forward = sum(s[0] for _, s in comm) + inner
+    tp_backward = sum(s[1] for _, s in comm)
+    host_forward, host_backward = _host_seconds(graph, pattern, cluster, compute)
     return LayerCost(
-        forward_seconds=sum(c.forward_seconds for c in compute),
-        backward_seconds=sum(c.backward_seconds for c in compute),
-        tp_forward_seconds=sum(s[0] for _, s in comm) + inner,
-        tp_backward_seconds=sum(s[1] for _, s in comm),
+        forward_seconds=max(sum(c.forward_seconds for c in compute), host_forward - tp_forward),
+        backward_seconds=max(sum(c.backward_seconds for c in compute), host_backward - tp_backward),
+        tp_forward_seconds=tp_forward,
+        tp_backward_seconds=tp_backward,
         flops=sum(c.flops for c in compute),
         parameter_elements=_parameter_elements(graph, sharding),
         parameter_tensors=len(sharding.parameters),
@@ -93,6 +96,22 @@ def _op(graph: Graph, sharding: Sharding, cluster: Cluster, index: int, batch: i
     states = [*strategy.inputs, *zip(op.outputs, strategy.outputs, strict=True)]
     shapes = {n: local_shape(graph.values[n], s, sharding.tp, batch) for n, s in states}
     return op_cost(cluster, op, graph.values, shapes)
+
+
+def _host_seconds(
+    graph: Graph, pattern: Pattern, cluster: Cluster, compute: list[OpCost]
+) -> tuple[float, float]:
+    """Seconds in which the host issues a forward and a backward pass of the layer.
+
+    A device that computes faster than that waits. Backward issues a kernel per gradient.
+    """
+    forward = backward = 0
+    for index, cost in zip(pattern.ops, compute, strict=True):
+        forward += cost.forward_seconds > 0
+        if cost.backward_seconds > 0:
+            values = (graph.values[n] for n in graph.ops[index].inputs())
+            backward += max(1, sum(value.requires_grad for value in values))
+    return forward * cluster.dispatch_seconds, backward * cluster.dispatch_seconds
 
 
 def _count(kinds: Iterable[str]) -> Counter[str]:

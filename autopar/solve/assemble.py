@@ -55,9 +55,11 @@ def _predict_stage(pricer: Pricer, config: Configuration, stage: _Stage) -> Stag
     parameters = gradients = state = activations = transient = 0
     for member, option in zip(stage.members, stage.options, strict=True):
         cost = pricer.layer(member, config)
-        parallel = dp_cost(pricer.cluster, cost, setting, option.zero, stage.index)
-        held = state_bytes(cost, setting, option.zero)
         again = option.recompute == "full"
+        parallel = dp_cost(
+            pricer.cluster, cost, setting, option.zero, stage.index, again * cost.forward_seconds
+        )
+        held = state_bytes(cost, setting, option.zero)
         compute = cost.forward_seconds * slow
         forward += compute + parallel.forward_seconds
         backward += compute * again + cost.backward_seconds * slow + parallel.backward_seconds

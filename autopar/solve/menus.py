@@ -135,9 +135,11 @@ class Pricer:
     def option(self, member: str, config: Configuration, zero: int, recompute: str) -> Option:
         """One option of a class, with its data-parallel cost."""
         cost, setting = self.layer(member, config), self.setting(config)
-        parallel = dp_cost(self.cluster, cost, setting, zero, stage=0)
-        state = state_bytes(cost, setting, zero)
         again = recompute == "full"
+        parallel = dp_cost(
+            self.cluster, cost, setting, zero, stage=0, again_seconds=again * cost.forward_seconds
+        )
+        state = state_bytes(cost, setting, zero)
         slow = self.cluster.oversubscription(world_size(config))
         forward = cost.forward_seconds * slow + cost.tp_forward_seconds
         repeated = cost.forward_seconds * slow + cost.tp_again_seconds

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from copy import deepcopy
 
 import pytest
 
 from autopar.cluster import Cluster
+from autopar.cost.collectives import collective_seconds
 from autopar.cost.data_parallel import (
     Setting,
+    Traffic,
     count_gathers,
     dp_cost,
     dp_group,
@@ -117,3 +120,39 @@ def test_pipeline_gathers_follow_the_schedule():
 )
 def test_dp_groups_fill_what_tp_leaves_of_a_node(dp, tp, expected):
     assert dataclasses.astuple(dp_group(CLUSTER, setting(dp=dp, tp=tp))) == expected
+
+
+def with_curve(**curves):
+    data = deepcopy(CLUSTER.to_dict())
+    data["curves"].update(curves)
+    return Cluster.from_dict(data)
+
+
+def test_overlap_slows_both_down(cost):
+    """The shorter of computing and communication shows by the slow-down's share."""
+    free, half = with_curve(overlap={"slowdown": 0.0}), with_curve(overlap={"slowdown": 0.5})
+    wire = collective_seconds(CLUSTER, "reduce_scatter", 4 * 1000, dp_group(CLUSTER, setting()))
+    slow = dataclasses.replace(cost, backward_seconds=10 * wire)
+    assert dp_cost(free, slow, setting(), 2, 0).backward_seconds == 0
+    assert dp_cost(half, slow, setting(), 2, 0).backward_seconds == pytest.approx(wire / 2)
+    fast = dataclasses.replace(cost, backward_seconds=wire / 4)
+    assert dp_cost(half, fast, setting(), 2, 0).backward_seconds == pytest.approx(wire * 7 / 8)
+
+
+def test_recomputation_hides_communication_too(cost):
+    wire = collective_seconds(CLUSTER, "reduce_scatter", 4 * 1000, dp_group(CLUSTER, setting()))
+    none = dataclasses.replace(cost, backward_seconds=0.0)
+    assert dp_cost(CLUSTER, none, setting(), 2, 0).backward_seconds == pytest.approx(wire)
+    assert dp_cost(CLUSTER, none, setting(), 2, 0, again_seconds=wire).backward_seconds == 0
+
+
+def test_traffic_of_other_systems(cost):
+    """One exposed reduction of half the bytes per step, and a gather of twice the bytes."""
+    large = dataclasses.replace(cost, parameter_elements=10**9, backward_seconds=1e9)
+    late = Traffic(gather_bytes=4, reduce_bytes=2, every_microbatch=False, overlapped=False)
+    other = dataclasses.replace(setting(), traffic=late)
+    assert reductions(other, 2) == 1
+    group = dp_group(CLUSTER, other)
+    wire = collective_seconds(CLUSTER, "reduce_scatter", 2 * 10**9, group)
+    wire += collective_seconds(CLUSTER, "all_gather", 4 * 10**9, group)
+    assert dp_cost(CLUSTER, large, other, 2, 0).sync_seconds == pytest.approx(wire)

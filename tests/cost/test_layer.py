@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -153,3 +154,15 @@ def test_ends_are_priced_where_they_run():
     assert costs["embedding"].output_bytes == costs["head"].input_bytes
     logits = TOKENS * VOCABULARY * 4
     assert costs["head"].transient_bytes >= logits
+
+
+def test_a_slow_host_keeps_the_device_waiting():
+    """A pass takes as long as its operations take to be issued, tp communication included."""
+    graph, classes = reduced("gpt")
+    pattern = classes.patterns[block_of("gpt")]
+    data = deepcopy(CLUSTER.to_dict())
+    data["curves"]["dispatch"] = {"op_seconds": 1e-3}
+    slow = layer_cost(graph, pattern, replicated(graph, pattern), Cluster.from_dict(data), 1)
+    fast = layer_cost(graph, pattern, replicated(graph, pattern), CLUSTER, 1)
+    assert fast.forward_seconds < 1e-3 < slow.forward_seconds < 1e-3 * len(pattern.ops)
+    assert slow.backward_seconds > slow.forward_seconds
