@@ -21,7 +21,6 @@ from autopar.cost.collectives import Group, collective_seconds
 from autopar.cost.compute import optimizer_seconds
 from autopar.cost.layer import LayerCost
 from autopar.cost.moves import tp_group
-from autopar.cost.schedule import actions
 
 MASTER_BYTES = 4
 OPTIMIZER_BYTES = {"sgd": 0, "adamw": 8}
@@ -135,14 +134,13 @@ def gathers(setting: Setting, zero: int, stage: int) -> int:
 
 
 def count_gathers(setting: Setting, stage: int) -> int:
-    """Counts zero-3 gathers over the stage's action list."""
-    if setting.pp == 1:
-        return 2 * setting.num_microbatches
-    gathered, count = False, 0
-    for action in actions(setting.schedule, setting.pp, setting.num_microbatches)[stage]:
-        count += not gathered
-        gathered = action.kind == "B"
-    return count
+    """Gathers of zero 3 over the stage's actions.
+
+    The first action gathers, and so does each that follows a forward; something follows every
+    forward, its backward at the latest. So the order of the schedule makes no difference.
+    """
+    microbatches = setting.num_microbatches
+    return 2 * microbatches if setting.pp == 1 else microbatches + 1
 
 
 def reductions(setting: Setting, zero: int) -> int:

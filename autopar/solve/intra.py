@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,7 +46,11 @@ class Weights:
 
 @dataclass
 class _Model:
-    """The ILP of one pattern while it is built."""
+    """The ILP of one pattern while it is built.
+
+    ``cost`` are its terms in seconds, ``held`` and ``kept`` those in bytes of parameters and of
+    activations saved for backward: only their prices differ between the objectives.
+    """
 
     graph: Graph
     pattern: Pattern
@@ -53,9 +58,11 @@ class _Model:
     tp: int
     layout: State
     batch: int
-    weights: Weights
     menu: dict[int, tuple[Strategy, ...]]
+    steps: float
     cost: list[Any] = field(default_factory=list)
+    held: list[Any] = field(default_factory=list)
+    kept: list[Any] = field(default_factory=list)
     choose: dict[tuple[int, int], Any] = field(default_factory=dict)
     stored: dict[str, dict[State, Any]] = field(default_factory=dict)
     change: dict[tuple[str, State, State], Any] = field(default_factory=dict)
@@ -76,19 +83,42 @@ def shard_pattern(
 
     ``batch`` is the micro-batch size at which time is traded against memory.
     """
+    return shard_for_each(
+        graph, pattern, cluster, tp, layout, batch, [weights], solver=solver
+    )[0]  # fmt: skip
+
+
+def shard_for_each(
+    graph: Graph, pattern: Pattern, cluster: Cluster, tp: int, layout: str, batch: int,
+    aims: Sequence[Weights], *, solver: str = "highs",
+) -> list[Sharding | None]:  # fmt: skip
+    """The cheapest sharding for each of ``aims``, which must agree in ``steps``.
+
+    The model is built once, which takes longer than to solve it; the aims change its objective.
+    """
     ops = [graph.ops[i] for i in pattern.ops]
     outers = outer_factors(ops, graph.values, tp)
     menu = {i: strategies(graph.ops[i], graph.values, tp, outers) for i in pattern.ops}
-    model = _Model(graph, pattern, cluster, tp, LAYOUTS[layout], batch, weights, menu)
+    model = _Model(graph, pattern, cluster, tp, LAYOUTS[layout], batch, menu, aims[0].steps)
     model.movable = movable(graph, pattern.ops)
     model.movable |= {name for name in (pattern.received, pattern.sent) if name}
     model.problem = pulp.LpProblem(f"shard_{tp}", pulp.LpMinimize)
     _choose_strategies(model)
     _store_parameters(model)
     if not _connect_values(model):
-        return None
+        return [None] * len(aims)
     _keep_for_backward(model)
-    model.problem += pulp.lpSum(model.cost)
+    return [_solve_for(model, weights, layout, solver) for weights in aims]
+
+
+def _solve_for(model: _Model, weights: Weights, layout: str, solver: str) -> Sharding | None:
+    """The optimum under the prices of one aim."""
+    priced = ((model.cost, 1.0), (model.held, weights.parameter), (model.kept, weights.activation))
+    terms: dict[Any, float] = defaultdict(float)
+    for figures, price in priced:
+        for variable, figure in figures:
+            terms[variable] += price * figure
+    model.problem.setObjective(pulp.LpAffineExpression(terms))
     if run_solver(model.problem, solver=solver, gap=1e-4, time_limit=20.0).status != "optimal":
         return None
     return _read(model, layout)
@@ -105,7 +135,7 @@ def _choose_strategies(model: _Model) -> None:
             )
             seconds = priced.forward_seconds + priced.backward_seconds
             seconds += inner_seconds(model.cluster, strategy, graph.values, model.tp, model.batch)
-            model.cost.append(seconds * model.choose[index, k])
+            model.cost.append((model.choose[index, k], seconds))
         model.problem += pulp.lpSum(model.choose[index, k] for k in range(len(menu))) == 1
 
 
@@ -123,19 +153,16 @@ def _store_parameters(model: _Model) -> None:
             for state, chosen in by_state.items():
                 model.problem += pulp.lpSum(chosen) == held.get(state, 0)
         for state, variable in held.items():
-            model.cost.append(_parameter_price(model, name, state) * variable)
+            size = local_elements(model.graph.values[name], state, model.tp, 1) * 4
+            model.held.append((variable, size))
+            if state == V:
+                model.cost.append((variable, _gradient_seconds(model, name)))
 
 
-def _parameter_price(model: _Model, name: str, state: State) -> float:
-    """Bytes held, and for V the all-reduce of its gradient, once per step."""
-    value = model.graph.values[name]
-    held = local_elements(value, state, model.tp, 1) * 4
-    price = held * model.weights.parameter
-    if state == V:
-        group = tp_group(model.cluster, model.tp)
-        seconds = collective_seconds(model.cluster, "all_reduce", value.bytes(1), group)
-        price += seconds * model.weights.steps
-    return price
+def _gradient_seconds(model: _Model, name: str) -> float:
+    """One micro-batch's share of the all-reduce of a gradient that is a partial sum."""
+    size, group = model.graph.values[name].bytes(1), tp_group(model.cluster, model.tp)
+    return model.steps * collective_seconds(model.cluster, "all_reduce", size, group)
 
 
 def _uses(model: _Model, *, parameters: bool) -> dict[str, dict[int, dict[State, list[Any]]]]:
@@ -194,7 +221,7 @@ def _connect(model: _Model, name: str, number: int, sources: dict[State, list[An
             model.change[name, source, target] = way
             ways.append(way)
             seconds = sum(move_seconds(model.cluster, step, value, model.tp, model.batch))
-            model.cost.append((seconds + 1e-9 * bool(step.function)) * way)
+            model.cost.append((way, seconds + 1e-9 * bool(step.function)))
         for by_state in by_op.values():
             if target in by_state:
                 model.problem += pulp.lpSum(ways) >= pulp.lpSum(by_state[target])
@@ -203,8 +230,6 @@ def _connect(model: _Model, name: str, number: int, sources: dict[State, list[An
 
 def _keep_for_backward(model: _Model) -> None:
     """kept[value, state] >= z of every op that saves it so; pays for its bytes."""
-    if not model.weights.activation:
-        return
     kept: dict[tuple[str, State], Any] = {}
     graph = model.graph
     for index, menu in model.menu.items():
@@ -217,7 +242,7 @@ def _keep_for_backward(model: _Model) -> None:
                         kept[name, state] = pulp.LpVariable(f"k_{len(kept)}", 0, 1)
                         held = local_elements(graph.values[name], state, model.tp, model.batch)
                         size = held * graph.values[name].bytes(1) // graph.values[name].elements(1)
-                        model.cost.append(size * model.weights.activation * kept[name, state])
+                        model.kept.append((kept[name, state], size))
                     model.problem += kept[name, state] >= model.choose[index, k]
 
 

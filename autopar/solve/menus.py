@@ -12,7 +12,7 @@ from autopar.cost.collectives import Group, collective_seconds
 from autopar.cost.data_parallel import MASTER_BYTES, Setting, dp_cost, state_bytes
 from autopar.cost.layer import LayerCost, layer_cost, replicated
 from autopar.graph import Graph
-from autopar.solve.intra import Weights, shard_pattern
+from autopar.solve.intra import Weights, shard_for_each
 from autopar.solve.problem import Candidate, Configuration, Option, Problem
 from autopar.solve.space import RECOMPUTE, ZERO
 from autopar.strategies.patterns import ENDS, Classes, restrict
@@ -53,17 +53,21 @@ class Pricer:
         """The sharding of a pattern; ``layout`` is "kind:aim", e.g. "sequence:fast"."""
         key = (pattern, tp, layout)
         if key not in self._shardings:
-            self._shardings[key] = self._shard(pattern, tp, layout)
+            self._shard(pattern, tp, layout.partition(":")[0])
         return self._shardings[key]
 
-    def _shard(self, pattern: str, tp: int, layout: str) -> Sharding | None:
+    def _shard(self, pattern: str, tp: int, kind: str) -> None:
+        """Finds the shardings for every aim at once."""
+        whole = self.classes.patterns[pattern]
         if tp == 1:
-            return replicated(self.graph, self.classes.patterns[pattern])
-        kind, _, aim = layout.partition(":")
-        return shard_pattern(
-            self.graph, self.classes.patterns[pattern], self.cluster, tp, kind,
-            REFERENCE_BATCH, self._weights(pattern, AIMS[aim]), solver=self.solver,
-        )  # fmt: skip
+            self._shardings[pattern, tp, kind] = replicated(self.graph, whole)
+            return
+        aims = [self._weights(pattern, shares) for shares in AIMS.values()]
+        found = shard_for_each(
+            self.graph, whole, self.cluster, tp, kind, REFERENCE_BATCH, aims, solver=self.solver
+        )
+        for aim, sharding in zip(AIMS, found, strict=True):
+            self._shardings[pattern, tp, f"{kind}:{aim}"] = sharding
 
     def _weights(self, pattern: str, shares: Weights) -> Weights:
         """Prices per byte from shares of the unsplit layer's time, so that no size is special."""

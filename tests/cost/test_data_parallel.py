@@ -21,6 +21,7 @@ from autopar.cost.data_parallel import (
     state_bytes,
 )
 from autopar.cost.layer import layer_cost, replicated
+from autopar.cost.schedule import actions
 from tests.zoo import block_of, reduced
 
 CLUSTER = Cluster.load("h100-80g")
@@ -105,14 +106,22 @@ def test_communication_hides_behind_compute(cost):
     assert exposed.backward_seconds > 0
 
 
-def test_pipeline_gathers_follow_the_schedule():
-    """GPipe runs all forwards, then all backwards: gathered for each forward, kept after that."""
-    deep = setting(pp=2, dp=2, schedule="gpipe")
-    assert count_gathers(deep, 0) == M + 1
-    last = setting(pp=2, dp=2, schedule="1f1b")
-    # The last stage alternates: a forward behind a backward finds its parameters gathered.
-    assert count_gathers(last, 1) == M + 1
-    assert reductions(deep, 3) == 1
+def gathered(schedule, pp, stage, m):
+    """Gathers of zero 3 by playing the actions: freed behind a forward, kept behind a backward."""
+    held, count = False, 0
+    for action in actions(schedule, pp, m)[stage]:
+        count += not held
+        held = action.kind == "B"
+    return count
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@pytest.mark.parametrize(("pp", "m"), [(2, 1), (2, 8), (4, 2), (4, 9)])
+def test_pipeline_gathers_follow_the_schedule(schedule, pp, m):
+    given = setting(pp=pp, dp=2, m=m, schedule=schedule)
+    for stage in range(pp):
+        assert count_gathers(given, stage) == gathered(schedule, pp, stage, m)
+    assert reductions(given, 3) == 1
 
 
 @pytest.mark.parametrize(
