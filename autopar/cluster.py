@@ -20,6 +20,22 @@ from autopar.errors import CostModelError
 
 SCHEMA_VERSION = 1
 PRECISION_DTYPE = {"fp32": "float32", "bf16": "bfloat16"}
+# What a step pays beyond kernels and wire, each in seconds of one rank; see docs/cost_model.md.
+OVERHEADS = {
+    "op_forward": "Python and autograd of one operation in forward, beyond its launch",
+    "op_backward": "the autograd engine's work for one operation, beyond its launch",
+    "tp_move_forward": "a change of state on the tp axis, beyond the collective",
+    "tp_move_backward": "its backward",
+    "tp_parameter": "reading a DTensor parameter on shards, and its gradient, per micro-batch",
+    "checkpoint": "recomputing one block, beyond its operations",
+    "shard_forward": "the hooks of one fully_shard unit around a forward and its backward",
+    "shard_gather": "one gather of a fully_shard unit, beyond the collective",
+    "shard_reduce": "one reduction of a fully_shard unit, beyond the collective",
+    "shard_parameter": "a step of the optimizer on one DTensor parameter, beyond a plain one",
+    "clip_parameter": "norm and scaling of one parameter's gradient",
+    "pipeline_action": "one forward or backward of torch's pipeline stage, beyond the block",
+    "step": "what every optimizer step pays once: the loop, the loss, the norm",
+}
 _HERE = Path(__file__).parent
 _AGAIN = "write it again with `autopar calibrate -o MODEL.json`"
 
@@ -144,6 +160,26 @@ class Cluster:
                 hint="choose another precision, or " + _AGAIN.replace("write it again", "measure"),
             )
         return found
+
+    def overhead_seconds(self, name: str, moved_bytes: float = 0.0) -> float:
+        """Seconds of one overhead of the runtime: a fixed part, and ``moved_bytes`` copied.
+
+        Args:
+            name: one of ``OVERHEADS``.
+            moved_bytes: size of what it copies; without effect where that was not measured.
+
+        Returns:
+            0.0 for an overhead that the model has no figure for: its provenance then names none.
+
+        Raises:
+            KeyError: no such overhead.
+        """
+        OVERHEADS[name]  # an unknown name would be free of charge
+        found = self.curves.get("overheads", {}).get(name)
+        if found is None:
+            return 0.0
+        rate = found.get("bytes_per_second")
+        return float(found["seconds"]) + (moved_bytes / rate if rate else 0.0)
 
     def fit_error(self) -> dict[str, float]:
         """Median relative error on held-out points, by curve; without those never measured."""

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from autopar.cluster import Cluster, known_clusters
+from autopar.cluster import OVERHEADS, Cluster, known_clusters
 from autopar.errors import CostModelError
 
 SHIPPED = ("a100-80g", "cpu", "h100-80g", "h200-141g")
@@ -189,3 +189,31 @@ def test_is_shown_in_a_line():
     shown = repr(Cluster.load("a100-80g"))
     assert "DGX A100" in shown
     assert len(shown) < 500
+
+
+def test_overheads_are_a_fixed_part_and_what_is_copied(data):
+    data["curves"]["overheads"] = {
+        "shard_gather": {"seconds": 1e-3, "bytes_per_second": 1e9},
+        "checkpoint": {"seconds": 2e-3},
+    }
+    cluster = Cluster.from_dict(data)
+    assert cluster.overhead_seconds("shard_gather", 1e6) == pytest.approx(2e-3)
+    assert cluster.overhead_seconds("checkpoint", 1e6) == pytest.approx(2e-3)
+    assert cluster.overhead_seconds("step") == 0.0
+    with pytest.raises(KeyError):
+        cluster.overhead_seconds("steps")
+
+
+@pytest.mark.parametrize("name", OVERHEADS)
+def test_every_overhead_may_stand_in_a_file(data, name):
+    data["curves"]["overheads"] = {name: {"seconds": 1e-3}}
+    assert Cluster.from_dict(data).overhead_seconds(name) == 1e-3
+
+
+@pytest.mark.parametrize(
+    "found", [{"steps": {"seconds": 1e-3}}, {"step": {"seconds": 5.0}}, {"step": {}}]
+)
+def test_overheads_are_known_and_plausible(data, found):
+    data["curves"]["overheads"] = found
+    with pytest.raises(CostModelError, match="overheads"):
+        Cluster.from_dict(data)
