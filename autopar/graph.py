@@ -108,7 +108,8 @@ class Call:
     """One call of a user's module, as the model made it.
 
     ``args`` and ``kwargs`` hold ``Ref`` for tensors and plain data for everything else;
-    ``outputs`` is the nest of ``Ref`` that the module returned.
+    ``outputs`` is the nest of ``Ref`` that the module returned. ``parameters`` are the names
+    of the positional arguments in the module's signature.
     """
 
     path: str
@@ -116,24 +117,32 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: Any
+    parameters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Layer:
     """A contiguous part of the model that is placed on one stage as a whole.
 
-    ``kind`` is "block" for a repeated module (``path`` names it) and "embedding" or
-    "head" for all that stands before the first and behind the last block.
+    ``kind`` is "block" for a module of a list of modules (``name`` is its path), "embedding"
+    for what stands before the first block, "head" for what stands behind the last, and
+    "glue" for what stands between two blocks.
     ``signature`` is equal for layers that are the same up to the values of their parameters.
+    ``received`` are the learned activations that other layers make and this one reads, ``sent``
+    those that it makes and others read. ``chained`` are those of both that the next layer alone
+    reads: the hidden state, in contrast to an encoder's result or a skip connection.
     """
 
     name: str
-    kind: Literal["embedding", "block", "head"]
+    kind: Literal["embedding", "block", "glue", "head"]
     ops: tuple[int, ...]
     signature: str
     parameters: tuple[str, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    received: tuple[str, ...] = ()
+    sent: tuple[str, ...] = ()
+    chained: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -156,7 +165,7 @@ class Graph:
         values: every tensor, by name.
         ops: in execution order.
         calls: module calls by path.
-        layers: in execution order: embedding, blocks, head.
+        layers: in execution order.
         context: ops that depend on inputs and buffers alone (masks, rotary tables);
             every stage that needs them runs them again instead of receiving their results.
         inputs: names of the input values, by the key under which the user passes them:

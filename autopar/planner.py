@@ -282,6 +282,12 @@ def _program(traced: _Traced, pricer: Pricer, solution: Solution) -> dict[str, A
         "patterns": {name: encode_pattern(p) for name, p in classes.patterns.items()},
         "parts": {name: encode_pattern(p) for name, p in classes.parts.items()},
         "members": list(classes.members),
+        "reads": [list(slots) for slots in classes.reads],
+        "writes": [list(slots) for slots in classes.writes],
+        "cuts": [
+            [[c.slot, c.member, c.value] for c in classes.cuts[start - 1]]
+            for start in solution.boundaries[1:]
+        ],
         "shardings": shardings,
         "notes": notes,
     }

@@ -140,13 +140,20 @@ def _moves_again(graph: Graph, pattern: Pattern, sharding: Sharding) -> list[int
 def _boundary_bytes(
     graph: Graph, pattern: Pattern, sharding: Sharding, batch: int
 ) -> tuple[int, int]:
-    """Bytes of the activation that enters and that leaves, on one rank."""
-    ends = (pattern.received, pattern.sent)
-    received, sent = (_held_bytes(graph, sharding, n, batch) if n else 0 for n in ends)
+    """Bytes of the activations that enter and that leave, on one rank.
+
+    What several layers read is counted where it is made.
+    """
+    chained = (n for n in pattern.received if n in pattern.chained)
+    received, sent = (
+        sum(boundary_bytes(graph, sharding, n, batch) for n in names)
+        for names in (chained, pattern.sent)
+    )
     return received, sent
 
 
-def _held_bytes(graph: Graph, sharding: Sharding, name: str, batch: int) -> int:
+def boundary_bytes(graph: Graph, sharding: Sharding, name: str, batch: int) -> int:
+    """Bytes on one rank of an activation between layers."""
     value = graph.values[name]
     elements = local_elements(value, sharding.boundary[name], sharding.tp, batch)
     return elements * DTYPE_BYTES[value.dtype]
@@ -169,10 +176,16 @@ def _roots(ops: list[Op], graph: Graph) -> dict[str, str]:
 def _saved_bytes(
     graph: Graph, pattern: Pattern, sharding: Sharding, made: dict[str, State], batch: int
 ) -> int:
-    """What backward needs: each distinct tensor once, in the state in which it is kept."""
+    """What backward needs: each distinct tensor once, in the state in which it is kept.
+
+    What several layers read is kept where it is made, or where it was received into.
+    """
     ops = [graph.ops[i] for i in pattern.ops]
     roots = _roots(ops, graph)
+    elsewhere = set(pattern.received) - pattern.chained
     kept: dict[tuple[str, bool], int] = {}
+    for name in set(pattern.sent) - pattern.chained:
+        kept[roots.get(name, name), False] = boundary_bytes(graph, sharding, name, batch)
     extra = 0
     for index in pattern.ops:
         op, strategy, saved = graph.ops[index], sharding.strategies[index], graph.saved[index]
@@ -183,7 +196,8 @@ def _saved_bytes(
                 continue
             root = graph.values[roots.get(name, name)]
             split = states[name].kind == "S"
-            kept[root.name, split] = root.bytes(batch) // (sharding.tp if split else 1)
+            if split or root.name not in elsewhere:
+                kept[root.name, split] = root.bytes(batch) // (sharding.tp if split else 1)
         share = sharding.tp if strategy.outputs[0].kind == "S" or strategy.special else 1
         extra += saved.extra_bytes * (batch if saved.scales else 1) // share
     return sum(kept.values()) + extra
@@ -215,5 +229,5 @@ def replicated(graph: Graph, pattern: Pattern) -> Sharding:
     chosen = {i: uniform(graph.ops[i], graph.values, R) for i in pattern.ops}
     used = dict.fromkeys(n for i in pattern.ops for n in graph.ops[i].inputs())
     parameters = {n: R for n in used if graph.values[n].kind == "parameter"}
-    boundary = {n: R for n in (pattern.received, pattern.sent) if n}
+    boundary = pattern.boundary(R)
     return Sharding(1, "replicate", chosen, (), parameters, unsplit=True, boundary=boundary)

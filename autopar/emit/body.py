@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from autopar.emit.lines import comment, wrap
 from autopar.emit.source import Namer, Writer, literal, local_dimensions
@@ -210,9 +211,17 @@ class Body:
         return ", ".join(parts)
 
     def _targets(self, call: Call) -> str:
-        outputs = call.outputs if isinstance(call.outputs, tuple) else (call.outputs,)
-        base = [p for p in call.path.split(".") if not p.isdigit()][-1]
-        return ", ".join(self.namer.bind(o.name, base) for o in outputs)
+        base = [p for p in call.path.split(".") if not p.isdigit()][-1:] or ["x"]
+        text = self._target(call.outputs, base[0])
+        return text[1:-1] if text.startswith("(") and not text.endswith(",)") else text
+
+    def _target(self, outputs: Any, base: str) -> str:
+        if isinstance(outputs, Ref):
+            return self.namer.bind(outputs.name, base)
+        if not isinstance(outputs, tuple):
+            return "_"
+        items = [self._target(item, base) for item in outputs]
+        return f"({items[0]},)" if len(items) == 1 else f"({', '.join(items)})"
 
     def _covered(self, index: int) -> bool:
         """Whether the op belongs to a module call that is written as a call."""
@@ -268,6 +277,13 @@ class Body:
 
     def _line(self, text: str, note: str, indent: int = 0) -> None:
         self.lines += [" " * indent + line for line in wrap(comment(text, note), WIDTH - indent)]
+
+
+def unpackable(outputs: Any) -> bool:
+    """Whether what a call returns can be taken apart by an assignment: no dicts in it."""
+    if isinstance(outputs, tuple):
+        return bool(outputs) and all(unpackable(item) for item in outputs)
+    return not isinstance(outputs, dict)
 
 
 def spelled(graph: Graph, source: str, unit: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -42,6 +42,30 @@ Tensor = tuple[tuple[str, ...], str]
 
 
 @dataclass(frozen=True)
+class Part:
+    """Statements outside the blocks, run by one stage; the last part of a program sets ``loss``.
+
+    ``parameters`` are the names of those that it reads, as ``code`` spells them.
+    """
+
+    code: str
+    stage: int
+    parameters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Blocks ``start`` to ``stop`` (exclusive), one after the other.
+
+    ``call`` are the statements that run block ``index``, through ``self.run(index, ...)``.
+    """
+
+    start: int
+    stop: int
+    call: str
+
+
+@dataclass(frozen=True)
 class Program:
     """All that differs between two emitted programs.
 
@@ -66,20 +90,16 @@ class Program:
         layers: per block the name of its class in ``classes``, None for the user's own module.
         classes: source of the classes, each a subclass of ``Parallel`` with ``PLACEMENTS``,
             ``FUSED`` and ``forward``. ``PARTIAL`` is added from the calls of ``partial``.
-        ends_placements: {parameter outside the blocks: "Shard(0)"}: all that ``embed`` and
-            ``head`` read through ``local`` or ``partial``, under every name they use.
-        first, last: names of the parameters outside the blocks that the first and the last
-            stage read, as ``embed`` and ``head`` spell them.
-        tied: groups of names of one parameter; with pp > 1 the first name is on the first
-            stage and another on the last.
+        ends_placements: {parameter outside the blocks: "Shard(0)"}: all that the parts of
+            ``flow`` read through ``local`` or ``partial``, under every name they use.
+        tied: groups of names of one parameter.
+        shared: {first name of a parameter: the stages that hold it} for those on several.
         parameters: (name, shape, dtype) of the planned model.
-        hidden_names: variables that hold what one block hands to the next.
+        cuts: per cut between stages, the variables that cross it.
         hidden: per cut between stages, (shape, dtype) of each of them on one rank. Sizes are
             source text, so that ``MICROBATCH`` can be among them.
         context: statements that every stage runs first (masks, rotary tables).
-        embed: statements of the first stage that set the variables of ``hidden_names``.
-        call: statements that run block ``index``, through ``self.run(index, ...)``.
-        head: statements of the last stage that set ``loss``.
+        flow: the blocks and the code around them, in order; the last is a part.
         tokens_per_sample: to print tokens per second; 0 if samples have none.
         file_name: as the docstring's torchrun line spells it.
     """
@@ -98,16 +118,13 @@ class Program:
     recompute: tuple[str, ...]
     layers: tuple[str | None, ...]
     parameters: tuple[tuple[str, tuple[int, ...], str], ...]
-    embed: str
-    call: str
-    head: str
+    flow: tuple[Part | Loop, ...]
     ends_zero: int = 0
     classes: tuple[str, ...] = ()
     ends_placements: dict[str, str] = field(default_factory=dict)
-    first: tuple[str, ...] = ()
-    last: tuple[str, ...] = ()
     tied: tuple[tuple[str, ...], ...] = ()
-    hidden_names: tuple[str, ...] = ("hidden",)
+    shared: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    cuts: tuple[tuple[str, ...], ...] = ()
     hidden: tuple[tuple[Tensor, ...], ...] = ()
     context: str = ""
     schedule: str = "1f1b"
@@ -157,7 +174,7 @@ class Program:
     @property
     def sums(self) -> bool:
         """Whether gradients are summed over other ranks than dp peers."""
-        return self.tp > 1 or (self.pp > 1 and bool(self.tied))
+        return self.tp > 1 or bool(self.shared)
 
     @property
     def schedule_class(self) -> str:
@@ -172,7 +189,23 @@ class Program:
     @property
     def code(self) -> str:
         """All generated code."""
-        return "\n".join((*self.classes, self.context, self.embed, self.call, self.head))
+        flow = (item.code if isinstance(item, Part) else item.call for item in self.flow)
+        return "\n".join((*self.classes, self.context, *flow))
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The code outside the blocks."""
+        return tuple(item for item in self.flow if isinstance(item, Part))
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The variables that cross any cut."""
+        return tuple(dict.fromkeys(name for cut in self.cuts for name in cut))
+
+    @property
+    def uniform(self) -> bool:
+        """Whether the same variables cross every cut."""
+        return all(cut == self.slots for cut in self.cuts)
 
     @property
     def parameter_count(self) -> int:
@@ -202,11 +235,55 @@ def render(program: Program) -> str:
         p=_with_partial(program),
         used=used,
         tensor_imports=", ".join(tensor_imports(program, used)),
-        ends_partial=partial_parameters("\n".join((program.embed, program.head)), "model"),
+        ends_partial=partial_parameters("\n".join(p.code for p in program.parts), "model"),
+        flow=flow_text(program),
+        parts_parameters=[part.parameters for part in program.parts],
+        part_stages=[part.stage for part in program.parts],
+        shared_stages={name: str(stages) for name, stages in program.shared.items()},
         unpack=unpack(program),
         **FORMATS,
     )
     return text.rstrip("\n") + "\n"
+
+
+def flow_text(program: Program) -> str:
+    """The statements of ``Stage.forward`` behind the context, up to ``return loss``."""
+    lines: list[str] = []
+    for number, item in enumerate(program.flow):
+        if number == len(program.flow) - 1 and program.pp > 1:
+            lines += ["if not self.last:", f"    return {_sent(program)}"]
+        lines += _part(program, item) if isinstance(item, Part) else _loop(program, item)
+    return "\n".join(lines)
+
+
+def _sent(program: Program) -> str:
+    names = ", ".join(program.slots)
+    return names if program.uniform else f"self.sent({names})"
+
+
+def _part(program: Program, part: Part) -> list[str]:
+    """The code of a part, guarded by its stage; that of the last stage stands at the end."""
+    number = program.parts.index(part)
+    if program.pp == 1 or number == len(program.parts) - 1:
+        return part.code.splitlines()
+    first = number == 0 and part is program.flow[0]
+    guard = "if self.first:" if first else f"if self.index == PART_STAGES[{number}]:"
+    return [guard, *(f"    {line}" for line in part.code.splitlines())]
+
+
+def _loop(program: Program, loop: Loop) -> list[str]:
+    """Runs the blocks of a loop that this stage holds; a single one without a loop."""
+    if (loop.start, loop.stop) == (0, len(program.blocks)):
+        head = "for index in STAGES[self.index]:"
+    elif loop.stop - loop.start > 1:
+        span = f"{loop.start}, {loop.stop}"
+        within = "range" if program.pp == 1 else "self.among"
+        head = f"for index in {within}({span}):"
+    else:
+        head = f"if {loop.start} in STAGES[self.index]:" if program.pp > 1 else ""
+        loop = replace(loop, call=loop.call.replace("self.run(index", f"self.run({loop.start}"))
+    body = loop.call.splitlines()
+    return [head, *(f"    {line}" for line in body)] if head else body
 
 
 def helpers(code: str) -> frozenset[str]:
@@ -236,8 +313,6 @@ def partial_parameters(code: str, owner: str) -> tuple[str, ...]:
 
 
 def _with_partial(program: Program) -> Program:
-    from dataclasses import replace
-
     return replace(program, classes=tuple(add_partial(text) for text in program.classes))
 
 
@@ -331,10 +406,23 @@ def _inline_tuple(items: Sequence[str]) -> str:
     return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
 
 
+def numbers(values: Iterable[int]) -> Items:
+    """A tuple of numbers."""
+    return "(", [str(value) for value in values], ")"
+
+
+def cut_names(cuts: Sequence[Sequence[str]]) -> str:
+    """Variables per cut, equal cuts as run lengths."""
+    texts = [_inline_tuple([f'"{name}"' for name in cut]) for cut in cuts]
+    return " + ".join(f"({text},) * {len(list(run))}" for text, run in groupby(texts)) or "()"
+
+
 FORMATS = {
     "constant": constant,
     "words": words,
     "groups": groups,
+    "cut_names": cut_names,
+    "numbers": numbers,
     "mapping": mapping,
     "ranges": ranges,
     "runs": runs,

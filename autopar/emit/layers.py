@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from autopar.emit.body import Body
+from autopar.emit.body import Body, unpackable
 from autopar.emit.chassis import constant, mapping
+from autopar.emit.lines import wrap
 from autopar.emit.source import Namer
-from autopar.graph import Call, Graph, refs
-from autopar.strategies.patterns import Classes, restrict
+from autopar.graph import Call, Graph, Ref, refs
+from autopar.strategies.patterns import ENDS, Classes, restrict
 from autopar.strategies.sharding import Pattern, Sharding
 from autopar.strategies.states import R
 
 RESERVED = (
-    "self", "model", "index", "hidden", "layer", "torch", "nn", "F", "dist", "local", "partial",
-    "checkpoint", "run",
-)  # fmt: skip
+    "self",
+    "model",
+    "index",
+    "hidden",
+    "layer",
+    "torch",
+    "nn",
+    "F",
+    "dist",
+    "local",
+    "partial",
+    "checkpoint",
+    "run",
+    "outputs",
+)
+# Statements of the Stage's forward are indented by up to four levels.
+CALL_WIDTH = 84  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,16 +49,16 @@ class LayerClass:
 
 @dataclass(frozen=True)
 class StageText:
-    """Lines of the Stage's forward, and the names of the inputs that it takes by keyword.
+    """The pieces of ``Stage.forward``.
 
-    ``call`` is the argument list with which every block is run behind ``hidden``.
+    ``inputs`` are the keys of the model's inputs by variable, ``context`` the statements that every
+    stage runs first. ``statements`` has for every layer its code: for a block what runs block
+    ``index``, for a part of the rest all of it; the last sets ``loss``.
     """
 
     inputs: dict[str, str]
-    embed: tuple[str, ...]
     context: tuple[str, ...]
-    calls: dict[str, str]
-    head: tuple[str, ...]
+    statements: tuple[str, ...]
     used: frozenset[str]
 
 
@@ -55,6 +72,10 @@ class _Session:
     notes: dict[tuple[str, str], str]
     used: set[str] = field(default_factory=set)
 
+    def key_of(self, pattern: Pattern) -> str:
+        """The key of a pattern of blocks."""
+        return next(key for key, p in self.classes.patterns.items() if p is pattern)
+
 
 def layer_classes(
     graph: Graph, classes: Classes, shardings: dict[str, Sharding], class_names: dict[str, str],
@@ -65,7 +86,7 @@ def layer_classes(
     taken: set[str] = set()
     result = {}
     for key, pattern in classes.patterns.items():
-        if key == "ends" or shardings[key].unsplit:
+        if key == ENDS or shardings[key].unsplit:
             continue
         name = f"Parallel{class_names[key]}"
         while name in taken:
@@ -76,23 +97,24 @@ def layer_classes(
 
 
 def context_inputs(graph: Graph, pattern: Pattern) -> list[str]:
-    """Values that the ops of a pattern read besides parameters, buffers and the hidden state."""
-    made = {out for i in pattern.ops for out in graph.ops[i].outputs}
+    """Values that the ops of a pattern read besides parameters, buffers and what it receives."""
+    made = {out for i in pattern.ops for out in graph.ops[i].outputs} | set(pattern.received)
     used = dict.fromkeys(n for i in pattern.ops for n in graph.ops[i].inputs())
-    made.add(pattern.received or "")
     held = {"parameter", "buffer"}
     return [n for n in used if n not in made and graph.values[n].kind not in held]
 
 
 def _layer_class(session: _Session, pattern: Pattern, sharding: Sharding, name: str) -> LayerClass:
-    graph, namer = session.graph, Namer(RESERVED)
+    graph = session.graph
+    first = session.classes.members.index(session.key_of(pattern))
+    slots = session.classes.reads[first]
+    namer = Namer((*RESERVED, *slots))
     extra = context_inputs(graph, pattern)
-    arguments = [namer.bind(n, readable(n)) for n in extra]
-    if pattern.received:
-        namer.names[pattern.received] = "hidden"
+    arguments = [*slots, *(namer.bind(n, readable(n)) for n in extra)]
+    namer.names |= dict(zip(pattern.received, slots, strict=True))
     body = Body(graph, sharding, "self", pattern.name, namer, notes=session.notes)
-    body.write(pattern.ops, [pattern.sent] if pattern.sent else [])
-    result = body.read(pattern.sent, sharding.boundary[pattern.sent]) if pattern.sent else ""
+    body.write(pattern.ops, pattern.sent)
+    results = [body.read(n, sharding.boundary[n]) for n in pattern.sent]
     session.used |= body.used
     placements, fused = parameter_tables(graph, sharding, pattern.name)
     source = [f"class {name}(Parallel):", *_indent(_docstring(sharding))]
@@ -100,8 +122,8 @@ def _layer_class(session: _Session, pattern: Pattern, sharding: Sharding, name: 
     if fused:
         text = {key: f"({dim}, {parts})" for key, (dim, parts) in fused.items()}
         source += [constant("FUSED", mapping(text), indent=4)]
-    header = f"def forward(self, {', '.join(['hidden', *arguments])}):"
-    inner = _drop_copy([*body.lines, f"return {result}"])
+    header = f"def forward({', '.join(['self', *arguments])}):"
+    inner = _drop_copy([*body.lines, f"return {', '.join(results)}"])
     source += ["", *_indent([header, *_indent(inner)])]
     return LayerClass(name, "\n".join(source), placements, fused)
 
@@ -128,58 +150,115 @@ def parameter_tables(
     return placements, fused
 
 
-def stage_text(graph: Graph, classes: Classes, shardings: dict[str, Sharding],
-               notes: dict[tuple[str, str], str]) -> StageText:  # fmt: skip
-    """The pieces of ``Stage.forward``."""
+def stage_text(
+    graph: Graph, classes: Classes, shardings: dict[str, Sharding],
+    notes: dict[tuple[str, str], str], *, guarded: bool = True,
+) -> StageText:  # fmt: skip
+    """The pieces of ``Stage.forward``.
+
+    Where it is ``guarded``, parts of the code may run on different stages, and what one of them
+    computes has no name in another.
+    """
     session = _Session(graph, classes, shardings, notes)
-    namer = Namer(RESERVED)
+    slots = {slot for layer in (*classes.reads, *classes.writes) for slot in layer}
+    namer = Namer((*RESERVED, *slots))
     inputs = {}
     for key, value in graph.inputs.items():
         inputs[namer.bind(value, input_name(key))] = key
-    context, calls = _blocks(session, namer)
+    context = _blocks_context(session, namer)
     everywhere = dict(namer.names)
-    embed = _embed(session, namer)
-    namer.names = everywhere  # what the first stage alone computes has no name in the last
-    head = _head(session, namer)
-    return StageText(
-        inputs, tuple(embed), tuple(context), calls, tuple(head), frozenset(session.used)
-    )
+    statements = []
+    for number, member in enumerate(classes.members):
+        own = Namer()
+        own.names, own.taken = dict(everywhere if guarded else namer.names), namer.taken
+        write = _part if member in classes.parts else _block
+        lines = write(session, number, own)
+        namer.names |= own.names
+        statements.append("\n".join(lines))
+    return StageText(inputs, tuple(context), tuple(statements), frozenset(session.used))
 
 
-def _embed(session: _Session, namer: Namer) -> list[str]:
-    part = session.classes.parts.get("embedding")
-    if part is None:
-        return []
-    body = _part_body(session, part, namer)
-    context = _context(session, part, namer)
-    body.write(part.ops, [part.sent] if part.sent else [])
-    sent = part.sent or ""
-    result = body.read(sent, session.shardings["ends"].boundary[sent])
-    lines = [*context, *body.lines, f"hidden = {result}"]
+def _part(session: _Session, number: int, namer: Namer) -> list[str]:
+    """All code of a part outside the blocks: it sets the variables that it writes, or ``loss``."""
+    graph, classes = session.graph, session.classes
+    part = classes.parts[classes.members[number]]
+    namer.names |= dict(zip(part.received, classes.reads[number], strict=True))
+    last = number == len(classes.members) - 1
+    sharding = restrict(session.shardings[ENDS], part, graph)
+    calls = _unit_calls(graph, part) if sharding.unsplit else {}
+    body = Body(graph, sharding, "model", "", namer, calls, notes=session.notes)
+    context = _context_lines(session, _part_context(graph, part, calls), namer)
+    states = {graph.loss: R} if last else {n: sharding.boundary[n] for n in part.sent}
+    body.write(part.ops, states)
+    results = [body.read(name, state) for name, state in states.items()]
+    targets = ["loss"] if last else classes.writes[number]
     session.used |= body.used
-    return _drop_copy(lines)
+    assignment = f"{', '.join(targets)} = {', '.join(results)}"
+    return _drop_copy([*context, *body.lines, *([assignment] if targets else [])])
 
 
-def _head(session: _Session, namer: Namer) -> list[str]:
-    part = session.classes.parts.get("head")
-    if part is None:
-        return []
-    if part.received:
-        namer.names[part.received] = "hidden"
-    body = _part_body(session, part, namer)
-    context = _context(session, part, namer)
-    body.write(part.ops, [session.graph.loss])
-    result = body.read(session.graph.loss, R)
-    lines = [*context, *body.lines, f"loss = {result}"]
-    session.used |= body.used
-    return _drop_copy(lines)
+def _part_context(graph: Graph, part: Pattern, calls: dict[int, Call]) -> list[str]:
+    """Context that a part reads: by the ops that are written out, and as arguments of calls."""
+    covered = {call.path for call in calls.values()}
+    written = tuple(i for i in part.ops if graph.ops[i].unit not in covered)
+    arguments = [n for call in calls.values() for n in _call_values(call)]
+    return [*context_inputs(graph, replace(part, ops=written)), *arguments]
+
+
+def _block(session: _Session, number: int, namer: Namer) -> list[str]:
+    """The statement that runs block ``index``."""
+    graph, classes = session.graph, session.classes
+    key, reads, writes = classes.members[number], classes.reads[number], classes.writes[number]
+    pattern = classes.patterns[key]
+    names = namer.names | dict(zip(pattern.received, reads, strict=True))
+    if not session.shardings[key].unsplit:
+        arguments = ", ".join([*reads, *(names[n] for n in context_inputs(graph, pattern))])
+        targets = f"{', '.join(writes)} = " if writes else ""
+        return wrap(f"{targets}self.run(index, {arguments})", CALL_WIDTH)
+    call = graph.calls[pattern.name]
+    own = Namer()
+    own.names, own.taken = names, namer.taken
+    arguments = Body(graph, None, "model", "", own).arguments(call)
+    wanted = dict(zip(pattern.sent, writes, strict=True))
+    return assigned(f"self.run(index, {arguments})", call.outputs, wanted)
+
+
+def assigned(call: str, outputs: Any, wanted: dict[str, str]) -> list[str]:
+    """Statements that take the values ``wanted``, {value: variable}, out of what a call returns."""
+    if not wanted:
+        return wrap(call, CALL_WIDTH)
+    paths = {name: access for name, access in reversed(list(_paths(outputs))) if name in wanted}
+    if len(paths) == 1:
+        ((name, access),) = paths.items()
+        lines = wrap(f"{wanted[name]} = {call}", CALL_WIDTH)
+        return [*lines[:-1], lines[-1] + access]
+    items = [item.name if isinstance(item, Ref) else "" for item in outputs or ()]
+    if isinstance(outputs, tuple) and set(wanted) <= set(items):
+        count = max(items.index(name) for name in wanted) + 1
+        targets = [wanted.get(name, "_") for name in items[:count]]
+        rest = ["*_"] if len(items) > count else []
+        return wrap(f"{', '.join([*targets, *rest])} = {call}", CALL_WIDTH)
+    lines = wrap(f"outputs = {call}", CALL_WIDTH)
+    return [*lines, *(f"{wanted[name]} = outputs{access}" for name, access in paths.items())]
+
+
+def _paths(tree: Any, access: str = "") -> Iterator[tuple[str, str]]:
+    """(value, subscripts) of every value in a nest."""
+    if isinstance(tree, Ref):
+        yield tree.name, access
+    elif isinstance(tree, tuple):
+        for index, item in enumerate(tree):
+            yield from _paths(item, f"{access}[{index}]")
+    elif isinstance(tree, dict):
+        for key, item in tree.items():
+            yield from _paths(item, f'{access}["{key}"]')
 
 
 def _drop_copy(lines: list[str]) -> list[str]:
     """``x = f(...)`` then ``return x`` as one line, and no ``x = x``."""
-    if re.fullmatch(r"(\w+) = \1", lines[-1]):
+    if lines and re.fullmatch(r"(\w+) = \1", lines[-1]):
         return lines[:-1]
-    final = re.fullmatch(r"(hidden =|loss =|return) (\w+)", lines[-1])
+    final = re.fullmatch(r"(\w+ =|return) (\w+)", lines[-1]) if lines else None
     if final and len(lines) > 1:
         code, _, note = lines[-2].partition("  # ")
         if code.startswith(f"{final[2]} = "):
@@ -188,25 +267,24 @@ def _drop_copy(lines: list[str]) -> list[str]:
     return lines
 
 
-def _part_body(session: _Session, part: Pattern, namer: Namer) -> Body:
-    sharding = restrict(session.shardings["ends"], part, session.graph)
-    calls = _unit_calls(session.graph, part) if sharding.unsplit else {}
-    return Body(session.graph, sharding, "model", "", namer, calls, notes=session.notes)
-
-
 def _unit_calls(graph: Graph, part: Pattern) -> dict[int, Call]:
-    """Module calls that lie wholly inside the part, by the index of their first op."""
+    """Module calls that can stand for all ops of theirs, by the index of the first."""
+    own, context = set(part.ops), set(graph.context)
+    made = {out for i in own | context for out in graph.ops[i].outputs} | set(part.received)
+    units: dict[str, list[int]] = {}
+    for index, op in enumerate(graph.ops):
+        units.setdefault(op.unit, []).append(index)
     calls = {}
     for path, call in graph.calls.items():
-        inside = [i for i, op in enumerate(graph.ops) if op.unit == path]
-        if inside and set(inside) <= set(part.ops):
-            calls[inside[0]] = call
+        inside = units.get(path, [])
+        mine = [i for i in inside if i in own]
+        known = all(
+            n in graph.values and (graph.values[n].kind != "activation" or n in made)
+            for n in _call_values(call)
+        )
+        if mine and set(inside) <= own | context and known and unpackable(call.outputs):
+            calls[mine[0]] = call
     return calls
-
-
-def _context(session: _Session, part: Pattern, namer: Namer) -> list[str]:
-    """Context that the part reads and that has no name yet."""
-    return _context_lines(session, context_inputs(session.graph, part), namer)
 
 
 def _context_lines(session: _Session, wanted: list[str], namer: Namer) -> list[str]:
@@ -225,25 +303,18 @@ def _context_lines(session: _Session, wanted: list[str], namer: Namer) -> list[s
     return lines
 
 
-def _blocks(session: _Session, namer: Namer) -> tuple[list[str], dict[str, str]]:
-    """Context for the blocks, and for each class the arguments of its call."""
-    graph, lines, calls = session.graph, [], {}
+def _blocks_context(session: _Session, namer: Namer) -> list[str]:
+    """The context that blocks read; every stage computes it."""
+    graph, lines = session.graph, []
     for key, pattern in session.classes.patterns.items():
-        if key == "ends":
+        if key == ENDS:
             continue
-        if pattern.received:
-            namer.names[pattern.received] = "hidden"
-        call = graph.calls.get(pattern.name)
-        if session.shardings[key].unsplit and call is not None:
-            wanted = [n for n in _call_values(call) if n != pattern.received]
-            lines += _context_lines(session, wanted, namer)
-            body = Body(graph, None, "model", "", namer)
-            calls[key] = body.arguments(call)
-        else:
-            wanted = context_inputs(graph, pattern)
-            lines += _context_lines(session, wanted, namer)
-            calls[key] = ", ".join(["hidden", *(namer.names[n] for n in wanted)])
-    return lines, calls
+        wanted = context_inputs(graph, pattern)
+        if session.shardings[key].unsplit:
+            received = set(pattern.received)
+            wanted = [n for n in _call_values(graph.calls[pattern.name]) if n not in received]
+        lines += _context_lines(session, wanted, namer)
+    return lines
 
 
 def _call_values(call: Call) -> list[str]:

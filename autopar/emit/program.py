@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from autopar import graph_json
 from autopar.emit.body import spelled
-from autopar.emit.chassis import Program, Tensor, render
+from autopar.emit.chassis import Loop, Part, Program, Tensor, render
 from autopar.emit.layers import StageText, layer_classes, stage_text
-from autopar.emit.lines import wrap
 from autopar.emit.source import local_dimensions
 from autopar.errors import PlanFormatError
 from autopar.graph import Graph
 from autopar.plan import Plan
 from autopar.plan_file import write_atomically
-from autopar.strategies.patterns import ENDS, Classes
+from autopar.strategies.patterns import ENDS, Classes, Crossing
 from autopar.strategies.sharding import Sharding
 from autopar.strategies.sharding_json import decode_pattern, decode_sharding
-
-CALL_WIDTH = 84
 
 
 @dataclass(frozen=True)
 class _Data:
-    """The plan's program data, decoded; ``notes`` are comments by (value, target state)."""
+    """The plan's program data, decoded.
+
+    ``notes`` are comments by (value, target state), ``cuts`` what crosses each stage boundary.
+    """
 
     graph: Graph
     classes: Classes
     shardings: dict[str, Sharding]
     notes: dict[tuple[str, str], str]
+    cuts: tuple[tuple[Crossing, ...], ...]
 
 
 def write_program(plan: Plan, path: str | os.PathLike[str], model: str = "") -> None:
@@ -54,19 +56,22 @@ def program_text(plan: Plan, model: str = "", file_name: str = "program.py") -> 
         graph = graph_json.decode(plan.program["graph"])
         patterns = {n: decode_pattern(p) for n, p in plan.program["patterns"].items()}
         parts = {n: decode_pattern(p) for n, p in plan.program["parts"].items()}
-        classes = Classes(patterns, parts, tuple(plan.program["members"]))
+        reads, writes = (tuple(map(tuple, plan.program[key])) for key in ("reads", "writes"))
+        classes = Classes(patterns, parts, tuple(plan.program["members"]), reads, writes)
+        cuts = tuple(tuple(Crossing(*c) for c in cut) for cut in plan.program["cuts"])
         shardings = {n: decode_sharding(s) for n, s in plan.program["shardings"].items()}
         notes = {(value, state): note for value, state, note in plan.program["notes"]}
     except (KeyError, TypeError, ValueError) as error:
         raise PlanFormatError(f"the plan's program data is unreadable: {error!r}",
                               where="program", hint="plan this model again") from error  # fmt: skip
-    return render(_program(plan, _Data(graph, classes, shardings, notes), model, file_name))
+    data = _Data(graph, classes, shardings, notes, cuts)
+    return render(_program(plan, data, model, file_name))
 
 
 def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
     graph, classes, shardings, notes = data.graph, data.classes, data.shardings, data.notes
     split, _ = layer_classes(graph, classes, shardings, _class_names(graph, classes), notes)
-    text = stage_text(graph, classes, shardings, notes)
+    text = stage_text(graph, classes, shardings, notes, guarded=plan.mesh.pp > 1)
     blocks = [(layer, member) for layer, member in zip(plan.layers, classes.members, strict=True)
               if member not in classes.parts]  # fmt: skip
     ends = [
@@ -89,16 +94,14 @@ def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
         recompute=tuple(layer.recompute for layer, _ in blocks),
         layers=tuple(split[m].name if m in split else None for _, m in blocks),
         parameters=plan.parameters,
-        embed="\n".join(text.embed),
-        call=_call(text, [m for _, m in blocks]),
-        head="\n".join(text.head),
+        flow=_flow(plan, data, text),
         ends_zero=ends[0].zero if ends else 0,
         classes=tuple(layer.source for layer in split.values()),
         ends_placements=_ends_placements(graph, classes, shardings),
-        first=_part_parameters(graph, classes, "embedding"),
-        last=_part_parameters(graph, classes, "head"),
         tied=graph.tied,
-        hidden=(_hidden(graph, classes, shardings),) * (mesh.pp - 1),
+        shared=_shared(plan, graph, classes),
+        cuts=tuple(tuple(crossing.slot for crossing in cut) for cut in data.cuts),
+        hidden=tuple(_hidden(graph, classes, shardings, cut) for cut in data.cuts),
         context="\n".join(text.context),
         schedule=plan.schedule,
         precision=plan.precision,
@@ -147,25 +150,61 @@ def _stages(plan: Plan, blocks: list[tuple[Any, str]]) -> tuple[tuple[int, int],
     return tuple(found)
 
 
-def _call(text: StageText, members: list[str]) -> str:
-    """The statement that runs block ``index``; classes called differently are told apart."""
-    by_arguments: dict[str, list[int]] = {}
-    for index, member in enumerate(members):
-        by_arguments.setdefault(text.calls[member], []).append(index)
-    calls = [(f"hidden = self.run(index, {arguments})", indices)
-             for arguments, indices in by_arguments.items()]  # fmt: skip
-    if len(calls) == 1:
-        return "\n".join(wrap(calls[0][0], CALL_WIDTH))
+def _flow(plan: Plan, data: _Data, text: StageText) -> tuple[Part | Loop, ...]:
+    """The parts, and the blocks between them in as few loops as there are ways to call them."""
+    flow: list[Part | Loop] = []
+    run: list[str] = []
+    done = 0
+    for layer, member, code in zip(plan.layers, data.classes.members, text.statements, strict=True):
+        if member not in data.classes.parts:
+            run.append(code)
+            continue
+        flow += _loops(run, done)
+        done, run = done + len(run), []
+        flow.append(Part(code, layer.stage, _part_parameters(data.graph, data.classes, member)))
+    return (*flow, *_loops(run, done))
+
+
+def _loops(calls: list[str], start: int) -> list[Loop]:
+    """Loops over blocks; calls that alternate are told apart inside of one loop."""
+    runs = [(call, len(list(same))) for call, same in groupby(calls)]
+    kinds = dict.fromkeys(calls)
+    if len(runs) > 2 * len(kinds):
+        return [Loop(start, start + len(calls), _alternating(calls, start))]
+    loops = []
+    for call, count in runs:
+        loops.append(Loop(start, start + count, call))
+        start += count
+    return loops
+
+
+def _alternating(calls: list[str], start: int) -> str:
+    """One statement for blocks that are called differently."""
+    kinds = list(dict.fromkeys(calls))
     lines = []
-    for number, (call, indices) in enumerate(calls):
+    for number, call in enumerate(kinds):
+        indices = tuple(start + k for k, other in enumerate(calls) if other == call)
         word = "if" if number == 0 else "elif"
-        test = f"{word} index in {tuple(indices)!r}:" if number < len(calls) - 1 else "else:"
-        lines += [test, *(f"    {line}" for line in wrap(call, CALL_WIDTH - 4))]
+        test = f"{word} index in {indices!r}:" if number < len(kinds) - 1 else "else:"
+        lines += [test, *(f"    {line}" for line in call.splitlines())]
     return "\n".join(lines)
 
 
+def _shared(plan: Plan, graph: Graph, classes: Classes) -> dict[str, tuple[int, ...]]:
+    """Parameters that several stages hold: first name, and which stages these are."""
+    names = {name: group[0] for group in graph.tied for name in group}
+    stages: dict[str, set[int]] = {}
+    for layer, member in zip(plan.layers, classes.members, strict=True):
+        held = _part_parameters(graph, classes, member)
+        if member not in classes.parts:
+            held = tuple(name for name in names if name.startswith(f"{layer.name}."))
+        for name in held:
+            stages.setdefault(names.get(name, name), set()).add(layer.stage)
+    return {name: tuple(sorted(found)) for name, found in stages.items() if len(found) > 1}
+
+
 def _part_parameters(graph: Graph, classes: Classes, part: str) -> tuple[str, ...]:
-    """Parameters that embedding or head read, as the generated code spells them."""
+    """Parameters that a part outside the blocks reads, as the generated code spells them."""
     pattern = classes.parts.get(part)
     found: dict[str, None] = {}
     for index in pattern.ops if pattern else ():
@@ -193,13 +232,16 @@ def _ends_placements(
     return found
 
 
-def _hidden(graph: Graph, classes: Classes, shardings: dict[str, Sharding]) -> tuple[Tensor, ...]:
-    """Shape and dtype, on one rank, of what travels between stages."""
-    key = next(m for m in classes.members if m not in classes.parts)
-    pattern = classes.patterns[key]
-    value = graph.values[pattern.received or pattern.sent or ""]
-    shape = local_dimensions(value, shardings[key].boundary[value.name])
-    return ((shape, value.dtype),)
+def _hidden(
+    graph: Graph, classes: Classes, shardings: dict[str, Sharding], cut: tuple[Crossing, ...]
+) -> tuple[Tensor, ...]:
+    """Shape and dtype, on one rank, of what crosses a cut."""
+    found = []
+    for crossing in cut:
+        value = graph.values[crossing.value]
+        state = shardings[classes.home(crossing.member)].boundary[crossing.value]
+        found.append((local_dimensions(value, state), value.dtype))
+    return tuple(found)
 
 
 def _tokens(graph: Graph) -> int:

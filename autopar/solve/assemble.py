@@ -16,12 +16,14 @@ from autopar.strategies.patterns import restrict
 
 @dataclass(frozen=True)
 class _Stage:
-    """Layers of one stage with their options."""
+    """Layers of one stage with their options, and the cuts at its boundaries."""
 
     index: int
     members: tuple[str, ...]
     names: tuple[str, ...]
     options: tuple[Option, ...]
+    cuts: tuple[int, ...] = ()
+    shared: int = 0
 
 
 def assemble(
@@ -36,15 +38,30 @@ def assemble(
         for stage in stages
         for name, member, option in zip(stage.names, stage.members, stage.options, strict=True)
     )
-    return plans, layers, _predict(pricer, config, plans)
+    cuts = {cut for stage in stages for cut in stage.cuts}
+    return plans, layers, _predict(pricer, config, plans, cuts)
 
 
 def _stages(pricer: Pricer, names: tuple[str, ...], solution: Solution) -> list[_Stage]:
     starts = [*solution.boundaries, len(names)]
+    spans = list(pairwise(starts))
+    members = [pricer.classes.members[a:b] for a, b in spans]
     return [
-        _Stage(p, pricer.classes.members[a:b], names[a:b], solution.options[a:b])
-        for p, (a, b) in enumerate(pairwise(starts))
-    ]
+        _Stage(
+            p, members[p], names[a:b], solution.options[a:b],
+            tuple(k - 1 for k in (a, b) if 0 < k < len(names)), _shared(pricer, members, p),
+        )
+        for p, (a, b) in enumerate(spans)
+    ]  # fmt: skip
+
+
+def _shared(pricer: Pricer, stages: list[tuple[str, ...]], stage: int) -> int:
+    """Number of parameters that a stage holds together with other stages."""
+    found = 0
+    for parts in pricer.shared().values():
+        holders = [p for p, members in enumerate(stages) if set(members).intersection(parts)]
+        found += stage in holders and len(holders) > 1
+    return found
 
 
 def _predict_stage(pricer: Pricer, config: Configuration, stage: _Stage) -> StagePrediction:
@@ -64,15 +81,14 @@ def _predict_stage(pricer: Pricer, config: Configuration, stage: _Stage) -> Stag
         forward += compute + parallel.forward_seconds
         backward += compute * again + cost.backward_seconds * slow + parallel.backward_seconds
         tp += cost.tp_forward_seconds + cost.tp_backward_seconds + again * cost.tp_again_seconds
-        sync += parallel.sync_seconds + pricer.tied_seconds(member, config)
+        sync += parallel.sync_seconds + pricer.shared_seconds(member, config)
         optimizer += parallel.optimizer_seconds * slow
         parameters, gradients = parameters + held.parameters, gradients + held.gradients
         state += held.optimizer
         activations += flight * option.activation_bytes
         transient = max(transient, option.transient_bytes)
-    neighbours = (stage.index > 0) + (stage.index < config.pp - 1)
-    p2p = pricer.p2p_seconds(config) * neighbours
-    buffers = pricer.buffer_bytes(config, neighbours)
+    p2p = sum(pricer.p2p_seconds(config, cut) for cut in stage.cuts)
+    buffers = pricer.buffer_bytes(config, stage.cuts)
     memory = Memory(parameters, gradients, state, activations, transient, buffers)
     counts = _collectives(pricer, config, stage)
     return StagePrediction(
@@ -96,11 +112,16 @@ def _layer_plan(
     return LayerPlan(name, stage, placements, option.zero, option.recompute, config.layout)  # type: ignore[arg-type]
 
 
-def _predict(pricer: Pricer, config: Configuration, stages: tuple[StagePlan, ...]) -> Prediction:
-    """Simulates the schedule with each stage's own times; synchronisation and optimizer follow."""
+def _predict(
+    pricer: Pricer, config: Configuration, stages: tuple[StagePlan, ...], cuts: set[int]
+) -> Prediction:
+    """Simulates the schedule with each stage's own times; synchronisation and optimizer follow.
+
+    Every transfer takes as long as that over the widest of the boundaries.
+    """
     each = [stage.prediction for stage in stages]
     forward, backward = _passes(pricer, config, stages)
-    half = pricer.p2p_seconds(config) / 2
+    half = max((pricer.p2p_seconds(config, cut) for cut in cuts), default=0.0) / 2
     timeline = simulate(config.schedule, forward, backward, half, half, config.num_microbatches)
     tail = max(p.sync_seconds + p.optimizer_seconds for p in each)
     step = timeline.makespan + tail
@@ -158,7 +179,7 @@ def _collectives(pricer: Pricer, config: Configuration, stage: _Stage) -> Counte
     """Every collective that one rank of the stage issues in one step, by kind.
 
     Besides those of the layers: one all-reduce over tp for all partial gradients together,
-    one per tied parameter between first and last stage, and one for the loss.
+    one per parameter that several stages hold, and one for the loss.
     """
     setting, m = pricer.setting(config), config.num_microbatches
     counts: Counter[str] = Counter()
@@ -175,12 +196,11 @@ def _collectives(pricer: Pricer, config: Configuration, stage: _Stage) -> Counte
     for zero in groups.values() if config.dp > 1 else ():
         counts["all_gather"] += gathers(setting, zero, stage.index)
         counts["reduce_scatter" if zero else "all_reduce"] += reductions(setting, zero)
-    at_end = config.pp > 1 and stage.index in (0, config.pp - 1)
     world = config.pp * config.dp * config.tp
-    counts["all_reduce"] += partial + at_end * len(pricer.tied()) + (world > 1)
-    neighbours = (stage.index > 0) + (stage.index < config.pp - 1)
-    counts["send"] += neighbours * m
-    counts["recv"] += neighbours * m
+    counts["all_reduce"] += partial + stage.shared + (world > 1)
+    crossings = sum(len(pricer.classes.cuts[cut]) for cut in stage.cuts)
+    counts["send"] += crossings * m
+    counts["recv"] += crossings * m
     return +counts
 
 

@@ -56,7 +56,7 @@ class _Model:
     pattern: Pattern
     cluster: Cluster
     tp: int
-    layout: State
+    boundary: dict[str, State]
     batch: int
     menu: dict[int, tuple[Strategy, ...]]
     steps: float
@@ -99,9 +99,10 @@ def shard_for_each(
     ops = [graph.ops[i] for i in pattern.ops]
     outers = outer_factors(ops, graph.values, tp)
     menu = {i: strategies(graph.ops[i], graph.values, tp, outers) for i in pattern.ops}
-    model = _Model(graph, pattern, cluster, tp, LAYOUTS[layout], batch, menu, aims[0].steps)
+    boundary = pattern.boundary(LAYOUTS[layout])
+    model = _Model(graph, pattern, cluster, tp, boundary, batch, menu, aims[0].steps)
     model.movable = movable(graph, pattern.ops)
-    model.movable |= {name for name in (pattern.received, pattern.sent) if name}
+    model.movable |= {*pattern.received, *pattern.sent}
     model.problem = pulp.LpProblem(f"shard_{tp}", pulp.LpMinimize)
     _choose_strategies(model)
     _store_parameters(model)
@@ -181,9 +182,8 @@ def _connect_values(model: _Model) -> bool:
     """Every state in which an op needs a value comes from the state in which it is made."""
     made = _made(model)
     needed = _uses(model, parameters=False)
-    boundary = model.layout
-    if model.pattern.sent:
-        needed[model.pattern.sent][-1] = {boundary: [1]}
+    for name in model.pattern.sent:
+        needed[name][-1] = {model.boundary[name]: [1]}
     if model.graph.loss in made:
         needed[model.graph.loss][-1] = {R: [1]}
     for number, (name, by_op) in enumerate(needed.items()):
@@ -200,8 +200,8 @@ def _made(model: _Model) -> dict[str, dict[State, list[Any]]]:
         for k, strategy in enumerate(menu):
             for name, state in zip(model.graph.ops[index].outputs, strategy.outputs, strict=True):
                 made[name].setdefault(state, []).append(model.choose[index, k])
-    if model.pattern.received:
-        made[model.pattern.received] = {model.layout: [1]}
+    for name in model.pattern.received:
+        made[name] = {model.boundary[name]: [1]}
     return made
 
 
@@ -254,8 +254,7 @@ def _read(model: _Model, layout: str) -> Sharding:
     parameters = {name: _chosen(held) for name, held in model.stored.items()}
     moves = _moves(model, chosen)
     unsplit = all(s == R for s in parameters.values()) and not moves
-    boundary = {n: model.layout for n in (model.pattern.received, model.pattern.sent) if n}
-    return Sharding(model.tp, layout, chosen, moves, parameters, unsplit, boundary)
+    return Sharding(model.tp, layout, chosen, moves, parameters, unsplit, model.boundary)
 
 
 def _chosen(variables: dict[Any, Any]) -> Any:
@@ -271,10 +270,9 @@ def _moves(model: _Model, chosen: dict[int, Strategy]) -> tuple[Moved, ...]:
         for i, strategy in chosen.items()
         for name, state in zip(graph.ops[i].outputs, strategy.outputs, strict=True)
     }
-    if model.pattern.received:
-        made[model.pattern.received] = model.layout
+    made |= {name: model.boundary[name] for name in model.pattern.received}
     needs = [(n, s) for i in chosen for n, s in chosen[i].inputs if n not in model.stored]
-    needs += [(model.pattern.sent, model.layout)] if model.pattern.sent else []
+    needs += [(name, model.boundary[name]) for name in model.pattern.sent]
     needs += [(graph.loss, R)] if graph.loss in made else []
     found = []
     for name, target in dict.fromkeys(needs):

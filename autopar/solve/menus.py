@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from autopar.cluster import Cluster
 from autopar.cost.collectives import Group, collective_seconds
 from autopar.cost.data_parallel import MASTER_BYTES, Setting, dp_cost, state_bytes
-from autopar.cost.layer import LayerCost, layer_cost, replicated
+from autopar.cost.layer import LayerCost, boundary_bytes, layer_cost, replicated
 from autopar.graph import Graph
 from autopar.solve.intra import Weights, shard_for_each
 from autopar.solve.problem import Candidate, Configuration, Option, Problem
@@ -157,7 +158,7 @@ class Pricer:
             backward_seconds=backward + again * repeated + parallel.backward_seconds,
             step_seconds=parallel.sync_seconds
             + slow * parallel.optimizer_seconds
-            + self.tied_seconds(member, config),
+            + self.shared_seconds(member, config),
             state_bytes=state.total,
             activation_bytes=cost.input_bytes if again else cost.saved_bytes,
             transient_bytes=state.transient
@@ -166,72 +167,92 @@ class Pricer:
         )
 
     def layer(self, member: str, config: Configuration) -> LayerCost:
-        """The head's cost without the parameters that it shares with an embedding on its rank."""
+        """The cost without the parameters that an earlier part on the same rank holds too."""
         cost = self.cost(member, config)
-        if member != "head" or config.pp > 1 or not self.graph.tied:
+        if config.pp > 1:
             return cost
-        return dataclasses.replace(
-            cost, parameter_elements=cost.parameter_elements - self.tied_elements(config)
-        )
+        again = [n for n, parts in self.shared().items() if member in parts[1:]]
+        held = cost.parameter_elements - self.shared_elements(again, config)
+        return dataclasses.replace(cost, parameter_elements=held)
 
-    def tied(self) -> list[str]:
-        """Parameters that embedding and head share."""
-        if len(self.classes.parts) < 2:
-            return []
-        first, second = (
-            {n for i in part.ops for n in self.graph.ops[i].inputs()}
-            for part in self.classes.parts.values()
-        )
-        return sorted(n for n in first & second if self.graph.values[n].kind == "parameter")
+    def shared(self) -> dict[str, tuple[str, ...]]:
+        """Parameters that several parts outside the blocks read, and which parts these are."""
+        readers: dict[str, list[str]] = {}
+        for member, part in self.classes.parts.items():
+            read = {n for i in part.ops for n in self.graph.ops[i].inputs()}
+            for name in sorted(n for n in read if self.graph.values[n].kind == "parameter"):
+                readers.setdefault(name, []).append(member)
+        return {name: tuple(parts) for name, parts in readers.items() if len(parts) > 1}
 
-    def tied_elements(self, config: Configuration) -> int:
-        """Elements on one rank of the parameters that embedding and head share."""
-        sharding = self.sharding(ENDS, config.tp, config.layout) if self.tied() else None
-        if sharding is None:
-            return 0
-        states = sharding.parameters
-        return sum(
-            local_elements(self.graph.values[n], states[n], config.tp, 1) for n in self.tied()
-        )
+    def shared_elements(self, names: Sequence[str], config: Configuration) -> int:
+        """Elements on one rank of parameters outside the blocks."""
+        sharding = self.sharding(ENDS, config.tp, config.layout) if names else None
+        states = sharding.parameters if sharding else {}
+        return sum(local_elements(self.graph.values[n], states[n], config.tp, 1) for n in names)
 
-    def tied_seconds(self, member: str, config: Configuration) -> float:
-        """Sum of a shared parameter's gradients over first and last stage, once per step."""
+    def shared_seconds(self, member: str, config: Configuration) -> float:
+        """Sum of shared parameters' gradients over the stages that hold them, once per step.
+
+        Each part counts as if it were on a stage of its own.
+        """
         if config.pp == 1 or member not in self.classes.parts:
             return 0.0
-        payload = self.tied_elements(config) * MASTER_BYTES
         slow = self.cluster.contention(2, world_size(config))
-        return slow * collective_seconds(self.cluster, "all_reduce", payload, Group(2, 1))
+        total = 0.0
+        for name, parts in self.shared().items():
+            if member in parts:
+                payload = self.shared_elements([name], config) * MASTER_BYTES
+                group = Group(min(len(parts), config.pp), 1)
+                total += collective_seconds(self.cluster, "all_reduce", payload, group)
+        return slow * total
 
-    def p2p_seconds(self, config: Configuration) -> float:
-        """Activation forward and gradient backward across one stage boundary."""
+    def cut_bytes(self, cut: int, config: Configuration) -> int:
+        """Bytes on one rank of all that crosses the cut behind a layer."""
+        total = 0
+        for crossing in self.classes.cuts[cut]:
+            home = self.classes.home(crossing.member)
+            sharding = self.sharding(home, config.tp, config.layout)
+            assert sharding is not None, "configurations are made from feasible layouts only"
+            total += boundary_bytes(self.graph, sharding, crossing.value, config.microbatch_size)
+        return total
+
+    def widest_cut(self, config: Configuration) -> int:
+        """The cut that the most bytes cross; the search prices every stage boundary as this."""
+        return max(range(len(self.classes.cuts)), key=lambda cut: self.cut_bytes(cut, config))
+
+    def p2p_seconds(self, config: Configuration, cut: int | None = None) -> float:
+        """Activations forward and gradients backward across one stage boundary."""
         if config.pp == 1:
             return 0.0
-        block = next(m for m in self.classes.members if m not in self.classes.parts)
-        payload = self.cost(block, config).input_bytes
+        payload = self.cut_bytes(self.widest_cut(config) if cut is None else cut, config)
         near = config.dp * config.tp < self.cluster.devices_per_node
         group = Group(2, 2 if near else 1, 1 if near else self.cluster.devices_per_node)
         slow = self.cluster.contention(2, world_size(config))
         return 2 * slow * collective_seconds(self.cluster, "send_recv", payload, group)
 
-    def buffer_bytes(self, config: Configuration, neighbours: int) -> int:
-        """What torch's pipeline stage receives into: a buffer per micro-batch and neighbour."""
+    def buffer_bytes(self, config: Configuration, cuts: Sequence[int] | None = None) -> int:
+        """What torch's pipeline stage receives into: a buffer per micro-batch and value.
+
+        Without ``cuts``, those at the stage's boundaries, that of the fullest stage there can be.
+        """
         if config.pp == 1:
             return 0
-        block = next(m for m in self.classes.members if m not in self.classes.parts)
-        return neighbours * config.num_microbatches * self.cost(block, config).input_bytes
+        if cuts is None:
+            cuts = [self.widest_cut(config)] * min(2, config.pp - 1)
+        return config.num_microbatches * sum(self.cut_bytes(cut, config) for cut in cuts)
 
     def problem(self, config: Configuration) -> Problem:
         """The model-level problem under one configuration."""
         names = list(dict.fromkeys(self.classes.members))
-        last = len(self.classes.members) - 1
+        parts = [i for i, m in enumerate(self.classes.members) if m in self.classes.parts]
         return Problem(
             configuration=config,
             layers=tuple(names.index(m) for m in self.classes.members),
             menus=tuple(self.menu(m, config) for m in names),
             memory_limit_bytes=self.memory_limit_bytes,
             p2p_seconds=self.p2p_seconds(config),
-            baseline_bytes=self.buffer_bytes(config, min(2, config.pp - 1)),
-            linked=((0, last),) if len(self.classes.parts) == 2 else (),
+            baseline_bytes=self.buffer_bytes(config),
+            linked=tuple(pairwise(parts)),
         )
 
     def candidate(self, config: Configuration) -> Candidate:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from autopar.graph import Op, Value
-from autopar.strategies.states import Move, State
+from autopar.strategies.states import Move, R, State
 from autopar.strategies.strategy import Strategy
 
 Values = dict[str, Value]
@@ -15,15 +15,21 @@ Values = dict[str, Value]
 class Pattern:
     """The ops of one layer class, as they stand in its first member.
 
-    ``received`` names the activation that comes from the layer before, ``sent`` the one
-    that goes to the layer behind. Both have the layout's state at the boundary.
-    The embedding and the head form one pattern, because they may share a parameter.
+    ``received`` names the activations that come from other layers, ``sent`` those that go to
+    others. Those that are ``chained``, to the next layer alone, have the layout's state at the
+    boundary; what several layers read is whole there.
+    All that is no block forms one pattern, because its parts may share a parameter.
     """
 
     name: str
     ops: tuple[int, ...]
-    received: str | None
-    sent: str | None
+    received: tuple[str, ...] = ()
+    sent: tuple[str, ...] = ()
+    chained: frozenset[str] = frozenset()
+
+    def boundary(self, layout: State) -> dict[str, State]:
+        """The state of each received or sent activation where ``layout`` is the chained ones'."""
+        return {n: layout if n in self.chained else R for n in (*self.received, *self.sent)}
 
 
 @dataclass(frozen=True)

@@ -61,11 +61,15 @@ def encode_pattern(pattern: Pattern) -> dict[str, Any]:
     return {
         "name": pattern.name,
         "ops": list(pattern.ops),
-        "received": pattern.received,
-        "sent": pattern.sent,
+        "received": list(pattern.received),
+        "sent": list(pattern.sent),
+        "chained": sorted(pattern.chained),
     }
 
 
 def decode_pattern(data: dict[str, Any]) -> Pattern:
     """The inverse of ``encode_pattern``."""
-    return Pattern(data["name"], tuple(data["ops"]), data["received"], data["sent"])
+    return Pattern(
+        data["name"], tuple(data["ops"]), tuple(data["received"]), tuple(data["sent"]),
+        frozenset(data["chained"]),
+    )  # fmt: skip

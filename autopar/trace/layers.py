@@ -1,14 +1,15 @@
-"""Cuts the flat list of operations into layers: embedding, one per block, head."""
+"""Cuts the flat list of operations into layers: the blocks, and the code around them."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+from collections import defaultdict
+from dataclasses import dataclass
 from typing import Any
 
-from autopar.errors import TraceError
-from autopar.graph import Call, Layer, Op, Value
+from autopar.graph import Call, Layer, Op, Value, refs
 from autopar.trace.model import Recorder, as_call
 from autopar.trace.simplify import substitute
 
@@ -41,34 +42,30 @@ def collect_calls(ops: list[Op], recorder: Recorder, same: dict[str, str]) -> di
             tags[op.args[1]] = name
     calls = {}
     for path, recorded in recorder.calls.items():
-        call = as_call(path, recorded, tags) if recorder.counts[path] == 1 else None
+        names = recorder.parameters.get(path, ())
+        call = as_call(path, recorded, tags, names) if recorder.counts[path] == 1 else None
         if call is not None:
             calls[path] = call
     return calls
 
 
-def build_layers(ops: list[Op], values: Values, blocks: tuple[str, ...], calls: dict[str, Call]
+def build_layers(ops: list[Op], values: Values, blocks: tuple[str, ...], calls: dict[str, Call],
+                 tied: tuple[tuple[str, ...], ...] = ()
                  ) -> tuple[tuple[Layer, ...], tuple[int, ...]]:  # fmt: skip
-    """Returns the layers in execution order and the indices of the context ops."""
-    seen = {op.unit for op in ops}
-    blocks = tuple(b for b in blocks if b in seen)
+    """Returns the layers in execution order and the indices of the context ops.
+
+    A block is a layer if its call says all that goes in and out; the ops of other blocks belong
+    to the code around the blocks, which is cut wherever a block stands.
+    """
     learned = _depends_on_parameters(ops, values)
-    context = tuple(i for i, op in enumerate(ops) if i not in learned and op.unit not in blocks)
-    groups: dict[str, list[int]] = {"embedding": [], **{b: [] for b in blocks}, "head": []}
-    first = next((i for i, op in enumerate(ops) if op.unit in blocks), -1)
-    for index, op in enumerate(ops):
-        if op.unit in blocks:
-            groups[op.unit].append(index)
-        elif index in learned:
-            groups["embedding" if index < first else "head"].append(index)
-    activations = {out for i in learned for out in ops[i].outputs}
-    layers = [
-        _layer(name, tuple(group), ops, values, activations, calls.get(name))
+    chosen = _callable_blocks(ops, values, blocks, calls, learned, tied)
+    groups = _groups(ops, chosen, learned)
+    flow = _flow(groups, ops, values, {path: calls[path] for path in chosen}, learned)
+    layers = tuple(
+        _layer(name, tuple(group), ops, values, calls[name] if name in chosen else None, flow)
         for name, group in groups.items()
-        if group
-    ]
-    _check_chain(layers, values, ops, learned)
-    return tuple(layers), context
+    )
+    return layers, _context(ops, chosen, learned)
 
 
 def _depends_on_parameters(ops: list[Op], values: Values) -> set[int]:
@@ -81,55 +78,137 @@ def _depends_on_parameters(ops: list[Op], values: Values) -> set[int]:
     return found
 
 
-def _layer(name: str, group: tuple[int, ...], ops: list[Op], values: Values,
-           activations: set[str], call: Call | None) -> Layer:  # fmt: skip
+def _callable_blocks(ops: list[Op], values: Values, blocks: tuple[str, ...],
+                     calls: dict[str, Call], learned: set[int],
+                     tied: tuple[tuple[str, ...], ...]) -> set[str]:  # fmt: skip
+    """Blocks that exchange learned values with the rest through their call alone.
+
+    They read parameters of their own only, and the loss is made outside of them.
+    """
+    names = {name: group for group in tied for name in group}
+    maker = {out: ops[i].unit for i in learned for out in ops[i].outputs}
+    given = {path: set(refs((c.args, c.kwargs))) for path, c in calls.items()}
+    returned = {path: set(refs(c.outputs)) for path, c in calls.items()}
+    broken = {ops[-1].unit}
+    for op in ops:
+        for name in op.inputs():
+            value, source = values[name], maker.get(name, op.unit)
+            if value.kind == "parameter":
+                spelled = names.get(value.source, (value.source,))
+                if not any(n.startswith(f"{op.unit}.") for n in spelled):
+                    broken.add(op.unit)
+            elif source != op.unit:
+                broken |= {source} if name not in returned.get(source, ()) else set()
+                broken |= {op.unit} if name not in given.get(op.unit, ()) else set()
+    found = {ops[i].unit for i in learned} & set(blocks) & calls.keys()
+    return found - broken
+
+
+def _groups(ops: list[Op], blocks: set[str], learned: set[int]) -> dict[str, list[int]]:
+    """Op indices of each layer: blocks by path, the code around them by its place."""
+    groups: dict[str, list[int]] = {}
+    begun: dict[str, None] = {}
+    glue: dict[int, str] = {len(blocks): "head", **({0: "embedding"} if blocks else {})}
+    for index, op in enumerate(ops):
+        if op.unit in blocks:
+            begun[op.unit] = None
+            groups.setdefault(op.unit, []).append(index)
+        elif index in learned:
+            name = glue.setdefault(len(begun), f"glue.{len(glue) - 1}")
+            groups.setdefault(name, []).append(index)
+    return groups
+
+
+def _context(ops: list[Op], blocks: set[str], learned: set[int]) -> tuple[int, ...]:
+    """Ops that depend on no parameter and are read outside of the block that they stand in."""
+    maker = {out: i for i, op in enumerate(ops) if i not in learned for out in op.outputs}
+    found = {i for i, op in enumerate(ops) if i not in learned and op.unit not in blocks}
+    for op in ops:
+        read = (maker[n] for n in op.inputs() if n in maker)
+        found.update(i for i in read if ops[i].unit != op.unit)
+    for index in reversed(range(len(ops))):
+        if index in found:
+            found.update(maker[n] for n in ops[index].inputs() if n in maker)
+    return tuple(sorted(found))
+
+
+@dataclass(frozen=True)
+class _Flow:
+    """Learned activations between layers: what each receives and sends, and which are chained."""
+
+    received: dict[str, tuple[str, ...]]
+    sent: dict[str, tuple[str, ...]]
+    chained: frozenset[str]
+
+
+def _flow(groups: dict[str, list[int]], ops: list[Op], values: Values, calls: dict[str, Call],
+          learned: set[int]) -> _Flow:  # fmt: skip
+    order = {name: number for number, name in enumerate(groups)}
+    maker = {
+        out: name for name, group in groups.items() for i in group if i in learned
+        for out in ops[i].outputs
+    }  # fmt: skip
+    received: dict[str, tuple[str, ...]] = {}
+    readers: dict[str, list[int]] = defaultdict(list)
+    for name, group in groups.items():
+        call = calls.get(name)
+        passed = refs((call.args, call.kwargs)) if call else ()
+        read = dict.fromkeys([*passed, *(n for i in group for n in ops[i].inputs())])
+        received[name] = tuple(n for n in read if maker.get(n, name) != name)
+        for value in received[name]:
+            readers[value].append(order[name])
+    sent: dict[str, tuple[str, ...]] = {
+        name: tuple(o for i in group for o in ops[i].outputs if o in readers)
+        for name, group in groups.items()
+    }
+    chained = frozenset(
+        value for value, by in readers.items()
+        if by == [order[maker[value]] + 1]
+        and values[value].requires_grad and len(values[value].shape) > 1
+    )  # fmt: skip
+    return _Flow(received, sent, chained)
+
+
+def _layer(name: str, group: tuple[int, ...], ops: list[Op], values: Values, call: Call | None,
+           flow: _Flow) -> Layer:  # fmt: skip
     inside = {out for i in group for out in ops[i].outputs}
-    used = dict.fromkeys(n for i in group for n in ops[i].inputs())
+    received, sent = flow.received[name], flow.sent[name]
+    used = dict.fromkeys([*(n for i in group for n in ops[i].inputs()), *received])
     parameters = tuple(values[n].source for n in used if values[n].kind == "parameter")
     inputs = tuple(n for n in used if n not in inside and values[n].kind != "parameter")
-    needed_later = {n for i, op in enumerate(ops) if i not in group for n in op.inputs()}
-    outputs = tuple(n for n in sorted(inside) if n in needed_later or values[n].shape == ())
-    kind: Any = name if name in ("embedding", "head") else "block"
-    local = {n: "hidden" if n in activations else n for n in inputs}
-    signature = _signature(name, group, ops, values, local, call)
-    return Layer(name, kind, group, signature, parameters, inputs, outputs)
+    outputs = (*sent, *sorted(n for n in inside if values[n].shape == () and n not in sent))
+    kind: Any = {"embedding": "embedding", "head": "head"}.get(name, "block" if call else "glue")
+    chained = flow.chained.intersection((*received, *sent))
+    local = {n: f"received{received.index(n)}" if n in received else n for n in inputs}
+    return Layer(
+        name, kind, group, _signature(name, group, ops, values, local, call, sent, chained),
+        parameters, inputs, outputs, received, sent, chained,
+    )  # fmt: skip
 
 
 def _signature(path: str, group: tuple[int, ...], ops: list[Op], values: Values,
-               local: dict[str, str], call: Call | None) -> str:  # fmt: skip
+               local: dict[str, str], call: Call | None, sent: tuple[str, ...],
+               chained: frozenset[str]) -> str:  # fmt: skip
     """Hash of the layer's ops with names made local: equal layers have equal signatures.
 
     Context such as masks keeps its name: layers that read different masks differ.
     """
     arguments = substitute((call.args, call.kwargs), local) if call else None
-    rows: list[Any] = [[[n, _describe(values[n])] for n in local], repr(arguments)]
-    rows[0] = [[local[n], described] for n, described in rows[0]]
+    inputs = [[local[n], _describe(values[n]), n in chained] for n in local]
+    rows: list[Any] = [inputs, repr(arguments)]
     for index in group:
         op = ops[index]
         for name in op.inputs():
             value = values[name]
             if value.kind in ("parameter", "buffer") and name not in local:
                 local[name] = value.source.removeprefix(f"{path}.") + str(_describe(value))
-        local.update({out: f"v{len(local)}" for out in op.outputs})
+        for out in op.outputs:
+            local[out] = f"v{len(local)}"
         rows.append([op.target, repr(substitute((op.args, op.kwargs), local)), op.no_grad])
+    rows.append([[local[n], n in chained] for n in sent])
+    rows.append(repr(substitute(call.outputs, local)) if call else None)
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
 def _describe(value: Value) -> list[Any]:
     return [value.dtype, [[s.coefficient, s.power] for s in value.shape], value.requires_grad]
-
-
-def _check_chain(layers: list[Layer], values: Values, ops: list[Op], learned: set[int]) -> None:
-    """Each layer may read learned activations from the layer before it only."""
-    maker = {out: k for k, layer in enumerate(layers) for i in layer.ops for out in ops[i].outputs}
-    activations = {out for i in learned for out in ops[i].outputs}
-    for k, layer in enumerate(layers):
-        for name in layer.inputs:
-            source = maker.get(name, k)
-            if name in activations and source != k - 1:
-                raise TraceError(
-                    f"layer {layer.name!r} reads {name!r} of layer {layers[source].name!r}",
-                    expected="layers that form a chain",
-                    where=next(op.where for op in ops if name in op.outputs),
-                    hint="models with connections that skip layers are not supported yet",
-                )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,6 +98,7 @@ class Recorder:
 
     calls: dict[str, tuple[str, Any, Any]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    parameters: dict[str, tuple[str, ...]] = field(default_factory=dict)
     stack: list[str] = field(default_factory=list)
 
     def attach(self, model: nn.Module, units: tuple[str, ...]) -> None:
@@ -117,6 +119,7 @@ class Recorder:
             count = self.counts[path] = self.counts.get(path, 0) + 1
             (args, kwargs), tree = _mark_tree((args, kwargs), f"{path}#{count}:in")
             self.calls[path] = (type(module).__name__, tree, None)
+            self.parameters[path] = tuple(inspect.signature(module.forward).parameters)
             return args, kwargs
 
         return hook
@@ -142,14 +145,15 @@ def _mark_tree(tree: Any, tag: str) -> tuple[Any, Any]:
     return tree_unflatten(marked, spec), tree_unflatten(refs, spec)
 
 
-def as_call(path: str, recorded: tuple[str, Any, Any], names: dict[str, str]) -> Call | None:
+def as_call(path: str, recorded: tuple[str, Any, Any], names: dict[str, str],
+            parameters: tuple[str, ...] = ()) -> Call | None:  # fmt: skip
     """The recorded call in terms of graph values, or None if it cannot be written as source."""
     class_name, (args, kwargs), outputs = recorded
     try:
         tree = (_plain(args, names), _plain(kwargs, names), _plain(outputs, names))
     except (KeyError, TypeError):
         return None
-    return Call(path, class_name, tree[0], tree[1], tree[2])
+    return Call(path, class_name, tree[0], tree[1], tree[2], parameters)
 
 
 def _plain(tree: Any, names: dict[str, str]) -> Any:

@@ -54,7 +54,7 @@ def trace(
     marked = assign_units(raw.ops, raw.recorder)
     ops, same = _simplify(marked, raw)
     calls = collect_calls(marked, raw.recorder, same)
-    layers, context = build_layers(ops, raw.values, raw.blocks, calls)
+    layers, context = build_layers(ops, raw.values, raw.blocks, calls, tied)
     graph = Graph(
         values=_used_values(ops, raw.values),
         ops=tuple(ops),

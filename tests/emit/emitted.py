@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -44,9 +45,9 @@ def texts(name: str, layout: str, weights: Weights) -> dict[str, str]:
     """Every piece of generated code by what it is."""
     split, stage = generated(name, layout, weights)
     pieces = {key: layer.source for key, layer in split.items()}
-    pieces |= {"context": "\n".join(stage.context), "embed": "\n".join(stage.embed),
-               "head": "\n".join(stage.head)}  # fmt: skip
-    return pieces | {f"call {key}": f"layer({text})" for key, text in stage.calls.items()}
+    pieces["context"] = "\n".join(stage.context)
+    layers = zip(_names(reduced(name)[0]), stage.statements, strict=True)
+    return pieces | dict(layers)
 
 
 class Alone(nn.Module):
@@ -89,15 +90,19 @@ def run_text(name: str, layout: str, weights: Weights, model: nn.Module, inputs:
     split, stage = generated(name, layout, weights)
     space = {**namespace(2), "model": model}
     space |= {variable: inputs[key] for variable, key in stage.inputs.items()}
-    exec("\n".join([*stage.context, *stage.embed]), space)
-    for layer, member in zip(_names(graph), classes.members, strict=True):
+    exec("\n".join(stage.context), space)
+    layers = zip(_names(graph), classes.members, stage.statements, strict=True)
+    for layer, member, statement in layers:
         if member not in classes.parts:
-            space["layer"] = model.get_submodule(layer)
+            block = model.get_submodule(layer)
             if member in split:
                 exec(split[member].source, space)
-                space["layer"] = space[split[member].name](space["layer"])
-            exec(f"hidden = layer({stage.calls[member]})", space)
-    exec("\n".join(stage.head), space)
+                block = space[split[member].name](block)
+            run = SimpleNamespace(
+                run=lambda index, *args, block=block, **kwargs: block(*args, **kwargs)
+            )
+            space |= {"index": 0, "self": run}
+        exec(statement, space)
     return space["loss"]
 
 

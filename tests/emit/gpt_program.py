@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from autopar.emit.chassis import Program
+from autopar.emit.chassis import Loop, Part, Program
 from examples.gpt import GPT, GPTConfig
 
 CONFIG = GPTConfig(vocab_size=64, block_size=16, n_layer=4, n_head=4, n_embd=32)
@@ -71,6 +72,17 @@ def parameters(config: GPTConfig = CONFIG) -> tuple[tuple[str, tuple[int, ...], 
     return tuple((name, tuple(p.shape), str(p.dtype)[6:]) for name, p in named)
 
 
+def flow(blocks: Sized, pp: int, tp: int) -> tuple[Part | Loop, ...]:
+    """Embedding, blocks and head."""
+    first = ("transformer.wte.weight", "transformer.wpe.weight")
+    last = ("transformer.ln_f.weight", "transformer.ln_f.bias", "lm_head.weight")
+    return (
+        Part(SPLIT_EMBED if tp > 1 else PLAIN_EMBED, 0, first),
+        Loop(0, len(blocks), "hidden = self.run(index, hidden)"),
+        Part(SPLIT_HEAD if tp > 1 else PLAIN_HEAD, pp - 1, last),
+    )
+
+
 def gpt_program(pp: int = 1, dp: int = 1, tp: int = 1, **changes: Any) -> Program:
     """A program for the small GPT on pp x dp x tp ranks."""
     layers = CONFIG.n_layer
@@ -93,14 +105,12 @@ def gpt_program(pp: int = 1, dp: int = 1, tp: int = 1, **changes: Any) -> Progra
         layers=("SplitBlock" if tp > 1 else None,) * layers,
         parameters=parameters(),
         context="",
-        embed=SPLIT_EMBED if tp > 1 else PLAIN_EMBED,
-        call="hidden = self.run(index, hidden)",
-        head=SPLIT_HEAD if tp > 1 else PLAIN_HEAD,
+        flow=flow(changes.get("blocks", range(layers)), pp, tp),
         classes=(BLOCK,) if tp > 1 else (),
         ends_placements=ENDS if tp > 1 else {},
-        first=("transformer.wte.weight", "transformer.wpe.weight"),
-        last=("transformer.ln_f.weight", "transformer.ln_f.bias", "lm_head.weight"),
         tied=TIED,
+        shared={"transformer.wte.weight": (0, pp - 1)} if pp > 1 else {},
+        cuts=(("hidden",),) * (pp - 1),
         hidden=(((shape, dtype),),) * (pp - 1),
         predicted_step_seconds=0.0125,
         predicted_memory_bytes=100 * 2**20,

@@ -11,7 +11,7 @@ import torch
 
 from autopar.emit.layers import input_name, readable
 from tests.emit.emitted import CLASS, SPLIT, WHOLE, generated, run_text, texts
-from tests.zoo import MODELS, NAMES, TOKENS, VOCABULARY, block_of, reduced
+from tests.zoo import MODELS, NAMES, TOKENS, VOCABULARY, reduced
 
 LAYOUTS = ("replicate", "sequence")
 GOLDEN = Path(__file__).parent / "golden"
@@ -27,8 +27,7 @@ def test_text(name, layout, weights):
         ast.parse(text)
         assert "torch.ops" not in text, key
         indent = 0 if text.startswith("class") else INDENT
-        if not key.startswith("call"):  # these are wrapped where they are put
-            assert max((len(line) for line in text.splitlines()), default=0) + indent <= LINE, key
+        assert max((len(line) for line in text.splitlines()), default=0) + indent <= LINE, key
 
 
 @pytest.mark.parametrize("weights", [SPLIT, WHOLE], ids=["split", "whole"])
@@ -81,12 +80,12 @@ def test_whole_parts_are_calls_of_the_users_modules(name):
     split, stage = generated(name, "replicate", WHOLE)
     assert split == {}
     embeddings = {"llama": "embed_tokens"}.get(name, "wte")
-    assert any(f".{embeddings}(" in line for line in stage.embed)
-    assert any("model.lm_head(" in line for line in stage.head)
-    (call,) = stage.calls.values()
-    assert call.startswith("hidden")
-    assert ("position_embeddings=(cos, sin)" in call) == (name == "llama")
-    assert stage.calls.keys() == {block_of(name)}
+    embedding, first, second, head = stage.statements
+    assert f".{embeddings}(" in embedding
+    assert "model.lm_head(" in head
+    assert first == second
+    assert first.startswith("hidden = self.run(")
+    assert ("position_embeddings=(cos, sin)" in first) == (name == "llama")
 
 
 def test_names():

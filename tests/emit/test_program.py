@@ -30,6 +30,9 @@ def plan_of(sample_plan):
             "patterns": {key: encode_pattern(p) for key, p in classes.patterns.items()},
             "parts": {key: encode_pattern(p) for key, p in classes.parts.items()},
             "members": list(classes.members),
+            "reads": [list(slots) for slots in classes.reads],
+            "writes": [list(slots) for slots in classes.writes],
+            "cuts": [[[c.slot, c.member, c.value] for c in classes.cuts[1]]],
             "notes": [],
             "shardings": {
                 key: encode_sharding(s) for key, s in shardings(name, layout, weights).items()
@@ -96,7 +99,9 @@ def test_equal_plans_give_equal_bytes(plan_of, tmp_path):
     assert b"train.py" in paths[0].read_bytes()
 
 
-@pytest.mark.parametrize("broken", ["graph", "patterns", "shardings", "members", "notes"])
+@pytest.mark.parametrize(
+    "broken", ["graph", "patterns", "shardings", "members", "reads", "cuts", "notes"]
+)
 def test_damaged_program_data(broken, plan_of):
     plan = plan_of("gpt")
     program = {key: value for key, value in plan.program.items() if key != broken}

@@ -29,7 +29,7 @@ def whole_inputs(graph: Graph, pattern: Pattern) -> dict[str, Tensor]:
     vocabulary = next(v.shape[0].coefficient for v in graph.values.values() if "wte" in v.source
                       or "embed_tokens" in v.source or "lm_head" in v.source)  # fmt: skip
     for value in graph.values.values():
-        if value.kind in ("input", "parameter", "buffer") or value.name == pattern.received:
+        if value.kind in ("input", "parameter", "buffer") or value.name in pattern.received:
             drawn = draw([s.at(BATCH) for s in value.shape], value.dtype, vocabulary)
             env[value.name] = drawn.requires_grad_(value.requires_grad)
     for index in graph.context:
@@ -49,12 +49,11 @@ def run_whole(graph: Graph, pattern: Pattern, env: dict[str, Tensor]) -> dict[st
 class Ranks:
     """The state of all ranks while a sharded pattern runs."""
 
-    def __init__(self, graph: Graph, pattern: Pattern, sharding: Sharding, layout: State) -> None:
+    def __init__(self, graph: Graph, pattern: Pattern, sharding: Sharding) -> None:
         self.graph, self.pattern, self.sharding = graph, pattern, sharding
         self.made = dict.fromkeys(graph.values, R) | sharding.made(graph.ops)
         self.made |= sharding.parameters
-        if pattern.received:
-            self.made[pattern.received] = layout
+        self.made |= {name: sharding.boundary[name] for name in pattern.received}
         self.held: dict[tuple[str, State], Parts] = {}
 
     def put(self, name: str, whole: Tensor) -> Parts:
@@ -87,14 +86,14 @@ class Ranks:
                 self.held[name, state] = [result[k] for result in results]
 
 
-def check_pattern(graph: Graph, pattern: Pattern, sharding: Sharding, layout: State) -> None:
+def check_pattern(graph: Graph, pattern: Pattern, sharding: Sharding) -> None:
     """Asserts that outputs and the gradients of all inputs equal those of one device."""
     env = whole_inputs(graph, pattern)
     expected = run_whole(graph, pattern, env)
-    ranks = Ranks(graph, pattern, sharding, layout)
+    ranks = Ranks(graph, pattern, sharding)
     inputs = {name: ranks.put(name, whole) for name, whole in env.items()}
     ranks.run()
-    ends = [(pattern.sent, layout)] if pattern.sent else []
+    ends = [(name, sharding.boundary[name]) for name in pattern.sent]
     ends += [(graph.loss, R)] if graph.loss in ranks.made and graph.loss in expected else []
     wholes, parts, whole_grads, part_grads = [], [], [], []
     for name, state in ends:

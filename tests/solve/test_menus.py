@@ -64,17 +64,19 @@ def test_zero_trades_state_for_time(mode):
 
 def test_shared_embedding_is_held_once_on_one_rank():
     held = shared().cost("head", ALONE).parameter_elements
-    table = shared().tied_elements(ALONE)
+    table = shared().shared_elements(list(shared().shared()), ALONE)
     assert shared().layer("head", ALONE).parameter_elements == held - table
     assert shared().layer("head", STAGES).parameter_elements == held
     assert shared().layer("embedding", ALONE) == shared().cost("embedding", ALONE)
-    assert pricer("llama").tied() == []
+    assert pricer("llama").shared() == {}
 
 
 def test_shared_embedding_is_summed_over_stages():
-    assert shared().tied_seconds("head", ALONE) == 0
-    assert shared().tied_seconds(BLOCK, STAGES) == 0
-    assert shared().tied_seconds("head", STAGES) == shared().tied_seconds("embedding", STAGES) > 0
+    assert shared().shared_seconds("head", ALONE) == 0
+    assert shared().shared_seconds(BLOCK, STAGES) == 0
+    assert (
+        shared().shared_seconds("head", STAGES) == shared().shared_seconds("embedding", STAGES) > 0
+    )
 
 
 def test_transfers_between_stages():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 
 from autopar.cost.layer import replicated
-from autopar.graph import Layer
 from autopar.strategies.patterns import ENDS, find_classes, reduce, restrict
+from tests.trace.models import WIDTH, Skips, graph_of
 from tests.zoo import NAMES, block_of, reduced, traced
 
 
@@ -29,9 +30,11 @@ def test_boundaries_meet(name):
     classes = find_classes(graph)
     ends, block = classes.patterns[ENDS], classes.patterns[block_of(name)]
     assert classes.parts["embedding"].sent == ends.sent == block.received
-    assert classes.parts["embedding"].received is None
-    assert ends.received == classes.parts["head"].received == graph.layers[2].outputs[0]
-    assert classes.parts["head"].sent is None
+    assert classes.parts["embedding"].received == ()
+    assert ends.received == classes.parts["head"].received == graph.layers[2].outputs
+    assert classes.parts["head"].sent == ()
+    assert classes.reads == ((), *(("hidden",),) * 3)
+    assert classes.writes == (*(("hidden",),) * 3, ())
     assert set(ends.ops) == {i for part in classes.parts.values() for i in part.ops}
 
 
@@ -45,7 +48,7 @@ def test_reduced_graph_is_complete(name):
         for i in pattern.ops:
             for value in graph.ops[i].inputs():
                 kind = graph.values[value].kind
-                assert value in made or kind != "activation" or value == pattern.received
+                assert value in made or kind != "activation" or value in pattern.received
     assert [graph.ops[i].target for i in classes.parts["head"].ops] == [
         whole.ops[i].target for i in whole.layers[-1].ops
     ]
@@ -64,10 +67,24 @@ def test_restriction_to_a_part(name):
     assert len(names[0] & names[1]) == (0 if name == "llama" else 1), "the shared embedding"
 
 
-def test_without_blocks_there_is_only_what_stands_at_the_ends():
-    graph = traced("gpt")
-    layers = tuple(layer for layer in graph.layers if layer.kind != "block")
-    assert all(isinstance(layer, Layer) for layer in layers)
-    classes = find_classes(graph.__class__(**{**vars(graph), "layers": layers}))
+def test_without_blocks_all_is_one_part():
+    classes = find_classes(graph_of(nn.Linear(WIDTH, WIDTH)))
     assert classes.patterns.keys() == {ENDS}
-    assert reduce(graph, classes)[1].members == ("embedding", "head")
+    assert classes.members == ("head",)
+    assert classes.cuts == ()
+
+
+def test_a_value_between_parts_has_two_names():
+    """Whatever their states inside the parts, it has the boundary's state between them."""
+    whole = graph_of(Skips())
+    graph, classes = reduce(whole, find_classes(whole))
+    first, head = classes.parts["embedding"], classes.parts["head"]
+    (kept,) = set(first.sent) - first.chained
+    assert set(head.received) == {whole.layers[-2].sent[0], f"{kept}_received"}
+    read = {n for i in head.ops for n in graph.ops[i].inputs()}
+    assert f"{kept}_received" in read
+    assert kept not in read
+    assert set(classes.writes[0]) == {"hidden", "kept"}
+    assert classes.reads[1] == classes.writes[1] == ("hidden",)
+    assert set(classes.reads[-1]) == {"hidden", "kept"}
+    assert [[c.slot for c in cut] for cut in classes.cuts] == [["hidden", "kept"]] * 3

@@ -36,5 +36,8 @@ def test_sharding():
 
 
 def test_pattern():
-    for pattern in (Pattern("layers.0", (1, 2), "x", "y"), Pattern("ends", (), None, None)):
+    for pattern in (
+        Pattern("layers.0", (1, 2), ("x", "z"), ("y",), frozenset("xy")),
+        Pattern("ends", ()),
+    ):
         assert decode_pattern(json.loads(json.dumps(encode_pattern(pattern)))) == pattern

@@ -86,7 +86,7 @@ def test_states_change_around_heavy_ops_only(name):
             assert {*op.inputs(), *op.outputs} <= found | {
                 n for n in op.inputs() if not graph.values[n].requires_grad
             } | _behind_views(graph, pattern)
-    assert pattern.received in found
+    assert found.issuperset(pattern.received)
 
 
 def _behind_views(graph, pattern):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from autopar.errors import TraceError
 from autopar.graph import Size
 from autopar.trace import trace
-from tests.trace.models import Branches, Chain, HoldsTensor, InplaceView, Skips, graph_of, targets
+from tests.trace.models import Branches, Chain, HoldsTensor, InplaceView, graph_of, targets
 
 
 def refused(model, **more):
@@ -50,13 +50,6 @@ def test_loss_of_many_elements():
 def test_loss_that_learns_nothing():
     error = refused(Chain(), loss_fn=lambda output, target: target.sum())
     assert "parameters" in error.found
-
-
-def test_connection_over_several_layers():
-    error = refused(Skips())
-    assert "'head'" in error.found
-    assert "'embedding'" in error.found
-    assert "skip" in error.hint
 
 
 def test_in_place_change_of_a_view():

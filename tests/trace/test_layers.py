@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from autopar.trace import trace
-from tests.trace.models import WIDTH, Block, Chain, graph_of, targets
+from tests.trace.models import WIDTH, Block, Chain, Skips, graph_of, targets
 
 
 class Scaled(Block):
@@ -84,6 +84,13 @@ def test_calls_name_what_remains_of_their_arguments():
     graph = graph_of(Masked())
     gate = graph.calls["blocks.1"].args[1].name
     assert gate in graph.layers[2].inputs
+
+
+def test_a_connection_over_several_layers():
+    first, *blocks, head = graph_of(Skips()).layers
+    assert len(first.sent) == 2
+    assert set(head.received) == {blocks[-1].sent[0], *(set(first.sent) - first.chained)}
+    assert [len(layer.received) for layer in blocks] == [1, 1]
 
 
 def test_a_model_without_blocks_is_one_layer():
