@@ -30,6 +30,8 @@ class LayerCost:
     ``tp_forward_seconds`` and ``tp_backward_seconds``. ``parameter_elements`` is what one rank
     holds after the tp split; ``partial_parameters`` counts those whose gradient must be
     all-reduced over tp once per step, ``partial_seconds`` is the time of that.
+    ``input_seconds`` and ``weight_seconds`` are backward in two parts, see ``OpCost``, between
+    which ``waiting_bytes`` are held besides what is saved.
     """
 
     forward_seconds: float
@@ -48,6 +50,9 @@ class LayerCost:
     tp_backward: Counter[str]
     tp_again: Counter[str]
     tp_again_seconds: float
+    input_seconds: float = 0.0
+    weight_seconds: float = 0.0
+    waiting_bytes: int = 0
 
 
 def layer_cost(
@@ -69,9 +74,11 @@ def layer_cost(
     tp_forward = sum(s[0] for _, s in comm) + inner
     tp_backward = sum(s[1] for _, s in comm)
     host_forward, host_backward = _host_seconds(graph, pattern, cluster, compute)
+    device_backward = sum(c.backward_seconds for c in compute)
+    backward = max(device_backward, host_backward - tp_backward)
     return LayerCost(
         forward_seconds=max(sum(c.forward_seconds for c in compute), host_forward - tp_forward),
-        backward_seconds=max(sum(c.backward_seconds for c in compute), host_backward - tp_backward),
+        backward_seconds=backward,
         tp_forward_seconds=tp_forward,
         tp_backward_seconds=tp_backward,
         flops=sum(c.flops for c in compute),
@@ -88,6 +95,9 @@ def layer_cost(
         tp_backward=_count(m.backward for m, _ in comm),
         tp_again=_count(sharding.moves[k].move.forward for k in again) + _inner_counts(sharding),
         tp_again_seconds=sum(comm[k][1][0] for k in again) + inner,
+        input_seconds=sum(c.input_seconds for c in compute) + backward - device_backward,
+        weight_seconds=sum(c.weight_seconds for c in compute),
+        waiting_bytes=_waiting_bytes(graph, pattern, sharding, batch),
     )
 
 
@@ -222,6 +232,25 @@ def _transient_bytes(graph: Graph, pattern: Pattern, sharding: Sharding, batch: 
         total += extra.extra_bytes * (batch if extra.scales else 1) // share
         largest = max(largest, total)
     return largest
+
+
+def _waiting_bytes(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> int:
+    """Gradients that torch keeps for those of the parameters: one per op that reads any.
+
+    Those of what only adds a parameter are those of the sum, and exist once.
+    """
+    total = 0
+    for index in pattern.ops:
+        op, strategy = graph.ops[index], sharding.strategies[index]
+        reads = any(graph.values[n].kind == "parameter" for n in op.inputs())
+        if not reads or op.target.split(".")[1] in _ALIASES | {"add"}:
+            continue
+        for name, state in zip(op.outputs, strategy.outputs, strict=True):
+            value = graph.values[name]
+            if value.requires_grad:
+                held = local_elements(value, state, sharding.tp, batch)
+                total += held * DTYPE_BYTES[value.dtype]
+    return total
 
 
 def replicated(graph: Graph, pattern: Pattern) -> Sharding:

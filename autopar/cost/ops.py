@@ -24,14 +24,27 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class OpCost:
-    """Price of an op on one rank; ``flops`` counts forward multiply-adds twice."""
+    """Price of an op on one rank; ``flops`` counts forward multiply-adds twice.
+
+    ``weight_seconds`` is the time of the gradients of parameters and ``input_seconds`` that of the
+    others where the two are made apart, as zero bubble schedules do. Together they can take longer
+    than ``backward_seconds``, because both read the gradient of the result.
+    """
 
     forward_seconds: float
-    backward_seconds: float
+    input_seconds: float = 0.0
+    weight_seconds: float = 0.0
     flops: int = 0
+    joint_seconds: float | None = None
+
+    @property
+    def backward_seconds(self) -> float:
+        """All gradients at once."""
+        apart = self.input_seconds + self.weight_seconds
+        return apart if self.joint_seconds is None else self.joint_seconds
 
 
-FREE = OpCost(0.0, 0.0)
+FREE = OpCost(0.0)
 _VIEWS = frozenset({
     "view", "reshape", "_unsafe_view", "flatten", "unflatten", "transpose", "permute", "t",
     "unsqueeze", "squeeze", "expand", "slice", "select", "split", "chunk", "split_with_sizes",
@@ -56,10 +69,15 @@ def _gemm(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
     m = math.prod(out[:-1]) // batch
     dtype = values[op.args[0].name].dtype
     forward = gemm_seconds(cluster, m, n, k, dtype, batch)
-    grads = [values[a.name].requires_grad for a in op.args[:2]]
-    backward = grads[0] * gemm_seconds(cluster, m, k, n, dtype, batch)
-    backward += grads[1] * gemm_seconds(cluster, k, n, m, dtype, batch)
-    return OpCost(forward, backward, 2 * batch * m * n * k)
+    products = (
+        gemm_seconds(cluster, m, k, n, dtype, batch),
+        gemm_seconds(cluster, k, n, m, dtype, batch),
+    )
+    seconds = {False: 0.0, True: 0.0}  # by whether the factor is a parameter
+    for argument, product in zip(op.args[:2], products, strict=True):
+        factor = values[argument.name]
+        seconds[factor.kind == "parameter"] += factor.requires_grad * product
+    return OpCost(forward, seconds[False], seconds[True], 2 * batch * m * n * k)
 
 
 def _attention(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
@@ -75,7 +93,7 @@ def _attention(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCo
     }  # fmt: skip
     flops = 4 * math.prod(query) * key[-2] // (2 if causal else 1)
     backward = seconds[True] if values[op.outputs[0]].requires_grad else 0.0
-    return OpCost(seconds[False], backward, flops)
+    return OpCost(seconds[False], backward, flops=flops)
 
 
 def _elementwise(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
@@ -85,12 +103,20 @@ def _elementwise(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> Op
     kind = _KINDS.get(op.target.split(".")[1], "elementwise")
     forward = elementwise_seconds(cluster, read + written, kind)
     if not any(values[o].requires_grad for o in op.outputs):
-        return OpCost(forward, 0.0)
-    grads = sum(_bytes(n, values, shapes) for n in op.inputs() if values[n].requires_grad)
-    kernels = sum(1 for n in op.inputs() if values[n].requires_grad)
-    moved = written + grads + read * (kernels > 1 or kind != "elementwise")
+        return OpCost(forward)
+    wanted = [n for n in op.inputs() if values[n].requires_grad]
     back = kind if kind == "elementwise" else f"{kind}_backward"
-    return OpCost(forward, elementwise_seconds(cluster, moved, back))
+
+    def seconds(names: list[str]) -> float:
+        if not names:
+            return 0.0
+        again = read * (len(wanted) > 1 or kind != "elementwise")
+        moved = written + again + sum(_bytes(n, values, shapes) for n in names)
+        return elementwise_seconds(cluster, moved, back)
+
+    weights = [n for n in wanted if values[n].kind == "parameter"]
+    inputs = [n for n in wanted if values[n].kind != "parameter"]
+    return OpCost(forward, seconds(inputs), seconds(weights), joint_seconds=seconds(wanted))
 
 
 def _embedding(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
@@ -98,7 +124,7 @@ def _embedding(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCo
     rows = _bytes(op.outputs[0], values, shapes)
     table = _bytes(op.args[0].name, values, shapes)
     forward = elementwise_seconds(cluster, 2 * rows)
-    return OpCost(forward, elementwise_seconds(cluster, table + 3 * rows))
+    return OpCost(forward, weight_seconds=elementwise_seconds(cluster, table + 3 * rows))
 
 
 def _cross_entropy(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:

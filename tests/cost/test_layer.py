@@ -166,3 +166,16 @@ def test_a_slow_host_keeps_the_device_waiting():
     fast = layer_cost(graph, pattern, replicated(graph, pattern), CLUSTER, 1)
     assert fast.forward_seconds < 1e-3 < slow.forward_seconds < 1e-3 * len(pattern.ops)
     assert slow.backward_seconds > slow.forward_seconds
+
+
+def test_gradients_that_wait_for_those_of_the_parameters():
+    """Of the results of two norms and of the products, which are 3, 1, 4 and 1 times c wide."""
+    assert price("gpt", block_of("gpt"), 2).waiting_bytes == 2 * 4 * 11 * CHANNELS * TOKENS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_backward_in_two_parts_takes_at_least_as_long(name):
+    cost = price(name, block_of(name))
+    assert 0 < cost.weight_seconds < cost.backward_seconds
+    assert cost.backward_seconds <= cost.input_seconds + cost.weight_seconds
+    assert cost.input_seconds + cost.weight_seconds < 1.5 * cost.backward_seconds

@@ -93,3 +93,45 @@ def test_memory_bound_ops_grow_with_their_tensors(name):
 def test_constants_have_no_backward():
     op = op_of("aten.exp.default", Ref("x"))
     assert cost(op, {"x": (8,), "y0": (8,)}, frozen=("x", "y0")).backward_seconds == 0
+
+
+def parts(op, shapes, parameters):
+    """The same op with some inputs being parameters."""
+    values = {
+        name: Value(
+            name, tuple(map(Size, shape)), "bfloat16",
+            kind="parameter" if name in parameters else "activation", requires_grad=True,
+        )
+        for name, shape in shapes.items()
+    }  # fmt: skip
+    return op_cost(CLUSTER, op, values, shapes)
+
+
+def test_a_product_with_a_parameter_makes_one_gradient_of_each_kind():
+    found = parts(LINEAR, SHAPES, ("w",))
+    m, n, k = 512, 512, 256
+    assert found.input_seconds == gemm_seconds(CLUSTER, m, k, n, "bfloat16")
+    assert found.weight_seconds == gemm_seconds(CLUSTER, k, n, m, "bfloat16")
+    assert found.backward_seconds == found.input_seconds + found.weight_seconds
+
+
+def test_a_product_of_activations_has_no_gradient_of_parameters():
+    found = parts(op_of("aten.matmul.default", Ref("x"), Ref("w")), SHAPES | {"w": (256, 512)}, ())
+    assert found.weight_seconds == 0
+    assert found.input_seconds == found.backward_seconds > 0
+
+
+def test_a_normalization_reads_its_gradient_twice_when_split():
+    op = op_of("aten.layer_norm.default", Ref("x"), (256,), Ref("w"), Ref("b"))
+    shapes = {"x": (64, 128, 256), "w": (256,), "b": (256,), "y0": (64, 128, 256)}
+    found = parts(op, shapes, ("w", "b"))
+    assert found.input_seconds > 0
+    assert found.weight_seconds > 0
+    assert found.backward_seconds < found.input_seconds + found.weight_seconds
+
+
+def test_a_lookup_has_a_gradient_of_parameters_alone():
+    op = op_of("aten.embedding.default", Ref("w"), Ref("x"))
+    found = parts(op, {"x": (4, 8), "w": (100, 16), "y0": (4, 8, 16)}, ("w",))
+    assert found.input_seconds == 0
+    assert found.weight_seconds == found.backward_seconds > 0
