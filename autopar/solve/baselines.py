@@ -11,7 +11,7 @@ from typing import Any
 
 from autopar.errors import AutoparError
 from autopar.plan import Baseline
-from autopar.solve.price import stage_memory_bytes
+from autopar.solve.price import rank_memory_bytes
 from autopar.solve.problem import Solution
 
 Pins = dict[str, Any]
@@ -130,7 +130,7 @@ def _run(
     for pins in recipe.attempts(machines):
         result = once(pins)
         if not isinstance(result, AutoparError):
-            memory = max(stage_memory_bytes(result.problem, result.boundaries, result.options))
+            memory = max(rank_memory_bytes(result.problem, result.boundaries, result.options))
             described = f"{recipe.description} ({_degrees(pins)})"
             return Baseline(recipe.name, described, result.objective_seconds, memory)
         reason = str(result).splitlines()[0]

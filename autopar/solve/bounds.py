@@ -19,14 +19,17 @@ class Windows:
     """For interval [i, j) on stage p, arrays [stages, layers+1, layers+1].
 
     ``through`` is a lower bound on the objective of every plan with that interval there.
-    ``others_seconds`` is a lower bound on the seconds summed over all other stages,
-    ``slowest_seconds`` and ``slowest_step`` on their largest.
+    ``others_lead`` is a lower bound on the lead seconds summed over all other stages,
+    ``slowest_pace`` and ``slowest_step`` on the largest pace and step seconds of a rank.
+    ``rest_pace`` and ``rest_step`` [stages] are the least that the rank's other stages add.
     """
 
     through: Floats
-    others_seconds: Floats
-    slowest_seconds: Floats
+    others_lead: Floats
+    slowest_pace: Floats
     slowest_step: Floats
+    rest_pace: Floats
+    rest_step: Floats
 
     @property
     def bound(self) -> float:
@@ -34,33 +37,54 @@ class Windows:
         return float(self.through.min(axis=(1, 2)).max())
 
 
-def dense(chain: Chain, values: Floats, transfers: int = 0) -> Floats:
+def dense(chain: Chain, values: Floats, transfers: Floats | float = 0.0) -> Floats:
     """Figures [stages, contents] laid out by interval [stages, layers+1, layers+1].
 
-    Adds ``transfers`` times the p2p seconds of the stage; infinite for empty intervals.
+    Adds ``transfers`` [stages]; infinite for intervals that are empty or not allowed.
     """
-    laid = np.where(chain.content >= 0, values[:, chain.content], np.inf)
-    return np.asarray(laid + transfers * chain.transfer_seconds[:, None, None])
+    laid = np.where(chain.allowed, values[:, chain.content], np.inf)
+    return np.asarray(laid + np.reshape(transfers, (-1, 1, 1)))
 
 
 def windows(chain: Chain, relaxed: Relaxed) -> Windows:
     """The bounds of every interval on every stage.
 
-    A plan through the interval costs at least ``others + t + (m - 1) * max(slowest, t) +
-    max(slowest step, g)``, and at least ``others + (m * t + g)``, where t and g are bounded
-    by the relaxation of the interval.
+    With lead a, pace b and step g of the interval, of which the rank's other stages add the least
+    they can to b and g, a plan through it costs at least ``others + a + max(slowest, b) +
+    max(slowest step, g)``, and at least ``others + (a + b + g)``, where both are bounded by the
+    relaxation of the interval.
     """
-    m = chain.num_microbatches
-    seconds = dense(chain, relaxed.seconds, 1)
+    lead = dense(chain, relaxed.lead, chain.lead_transfers)
+    pace = dense(chain, relaxed.pace, chain.pace_transfers)
     step = dense(chain, relaxed.step_seconds)
-    others = _around(seconds, np.add, 0.0)
-    slowest = _around(seconds, np.maximum, 0.0)
-    slowest_step = _around(step, np.maximum, 0.0)
-    apart = others + seconds + np.maximum(slowest_step, step)
-    if m > 1:  # 0 * inf is not a number
-        apart += (m - 1) * np.maximum(slowest, seconds)
-    together = others + dense(chain, relaxed.mixed, m)
-    return Windows(np.maximum(apart, together), others, slowest, slowest_step)
+    rest_pace, rest_step = _rest(chain, pace), _rest(chain, step)
+    own_pace, own_step = pace + rest_pace[:, None, None], step + rest_step[:, None, None]
+    others = _around(lead, np.add, 0.0)
+    slowest = _around(own_pace, np.maximum, 0.0)
+    slowest_step = _around(own_step, np.maximum, 0.0)
+    finish = np.maximum(slowest_step, own_step)
+    apart = others + lead + np.maximum(slowest, own_pace) + finish
+    mixed = dense(chain, relaxed.mixed, chain.num_microbatches * chain.transfer_seconds)
+    through = np.maximum(apart, others + mixed + (rest_pace + rest_step)[:, None, None])
+    if chain.shares_rank:
+        through = np.maximum(through, _level(chain, lead, pace) + finish)
+    return Windows(through, others, slowest, slowest_step, rest_pace, rest_step)
+
+
+def _rest(chain: Chain, figure: Floats) -> Floats:
+    """The least of a figure that the other stages of each stage's rank add, [stages]."""
+    if not chain.shares_rank:
+        return np.zeros(chain.stages)
+    least = figure.min(axis=(1, 2)).reshape(-1, chain.pp)
+    if not np.isfinite(least).all():
+        return np.full(chain.stages, np.inf)
+    return np.asarray((least.sum(axis=0) - least).reshape(-1))
+
+
+def _level(chain: Chain, lead: Floats, pace: Floats) -> Floats:
+    """Lead of all stages and the mean pace of a rank, which its largest is no less than."""
+    both = lead + pace / chain.pp
+    return np.asarray(both + _around(both, np.add, 0.0))
 
 
 def _around(cost: Floats, combine: Combine, start: float) -> Floats:
@@ -103,35 +127,36 @@ def _best_path(cost: Floats, combine: Combine) -> tuple[int, ...] | None:
 
 
 def good_paths(
-    seconds: Floats, step: Floats, num_microbatches: int
+    lead: Floats, pace: Floats, step: Floats, ranks: int
 ) -> Iterator[tuple[float, tuple[int, ...], tuple[int, ...]]]:
-    """Plans from patterns with these seconds and step seconds [patterns, stages, ends, ends].
+    """Plans from patterns with these seconds [patterns, stages, ends, ends] on ``ranks`` ranks.
 
     For a rising cap on the slowest stage, and with and without the least possible cap on the
-    step seconds, the path of least total seconds. Yields (objective, boundaries, pattern of
+    step seconds, the path of least total lead. Yields (objective, boundaries, pattern of
     each stage) whenever it improves.
     """
     best = np.inf
-    slowest = _prefix(seconds.min(axis=0), np.maximum, 0.0)[-1, -1]
+    slowest = _prefix(pace.min(axis=0), np.maximum, 0.0)[-1, -1]
     quiet = _prefix(step.min(axis=0), np.maximum, 0.0)[-1, -1]
-    for cap in _caps(seconds, slowest):
+    for cap in _caps(pace, slowest):
         for quiet_cap in (np.inf, quiet * (1 + 1e-9)):
-            open_ = (seconds <= cap) & (step <= quiet_cap)
-            cost = np.where(open_, seconds, np.inf)
+            open_ = (pace <= cap) & (step <= quiet_cap)
+            cost = np.where(open_, lead, np.inf)
             path = cheapest_path(cost.min(axis=0))
             if path is None:
                 continue
-            stage, ends = np.arange(len(path)), [*path[1:], seconds.shape[-1] - 1]
+            stage, ends = np.arange(len(path)), [*path[1:], lead.shape[-1] - 1]
             chosen = cost[:, stage, list(path), ends].argmin(axis=0)
-            t, g = (x[chosen, stage, list(path), ends] for x in (seconds, step))
-            value = float(t.sum() + (num_microbatches - 1) * t.max() + g.max())
+            a, b, g = (x[chosen, stage, list(path), ends] for x in (lead, pace, step))
+            sums = [x.reshape(-1, ranks).sum(axis=0).max() for x in (b, g)]
+            value = float(a.sum() + sums[0] + sums[1])
             if value < best:
                 best = value
                 yield value, path, tuple(int(k) for k in chosen)
 
 
 def _caps(seconds: Floats, slowest: float) -> Floats:
-    """A few values of the slowest stage's seconds from the least possible upwards."""
+    """A few values of the slowest stage's pace from the least possible upwards."""
     if not np.isfinite(slowest):
         return np.array([])
     values = np.unique(seconds[(seconds >= slowest) & (seconds <= 1.5 * slowest)])

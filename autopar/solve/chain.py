@@ -10,12 +10,26 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from autopar.cost.schedule import Depth
 from autopar.solve.price import neighbours
 from autopar.solve.problem import Option, Problem
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a stage holds at its peak, and the bytes that it may use of its rank's.
+
+    ``most_bytes`` are left if the rank's other stages hold as little as they can; ``fair_bytes``
+    add up to no more than the rank has. With one stage per rank both are all of it.
+    """
+
+    depth: Depth
+    most_bytes: float
+    fair_bytes: float
 
 
 @dataclass(frozen=True)
@@ -33,8 +47,13 @@ class Chain:
 
     @property
     def pp(self) -> int:
-        """Number of stages."""
+        """Number of ranks along the pipeline."""
         return self.problem.configuration.pp
+
+    @property
+    def stages(self) -> int:
+        """Number of stages."""
+        return self.problem.configuration.stages
 
     @property
     def num_microbatches(self) -> int:
@@ -43,18 +62,74 @@ class Chain:
 
     @property
     def room_bytes(self) -> int:
-        """What the layers of one stage may use."""
+        """What the layers of one rank may use."""
         return self.problem.memory_limit_bytes - self.problem.baseline_bytes
 
+    @property
+    def shares_rank(self) -> bool:
+        """Whether a rank holds more stages than one."""
+        return self.stages > self.pp
+
+    @property
+    def coupled(self) -> bool:
+        """Whether patterns differ in more than seconds and step seconds.
+
+        Bytes matter beyond the limit where stages share a rank, and crossing seconds are a
+        figure of their own where they are not the seconds.
+        """
+        return self.shares_rank or self.problem.configuration.schedule == "zero_bubble"
+
     @cached_property
-    def depths(self) -> tuple[int, ...]:
-        """The in-flight depth of each stage."""
-        return tuple(self.problem.configuration.in_flight(p) for p in range(self.pp))
+    def depths(self) -> tuple[Depth, ...]:
+        """What each stage holds at its peak."""
+        return tuple(self.problem.configuration.depth(s) for s in range(self.stages))
+
+    @cached_property
+    def places(self) -> tuple[Place, ...]:
+        """Depth and room of each stage."""
+        room = float(self.room_bytes)
+        if not self.shares_rank:
+            return tuple(Place(depth, room, room) for depth in self.depths)
+        leanest = [self._leanest_bytes(s) for s in range(self.stages)]
+        least = np.array([held.min() for held in leanest])
+        usual = np.array([held.mean() for held in leanest])
+        ranks = np.arange(self.stages) % self.pp
+        of_rank = [np.bincount(ranks, weights=x)[ranks] for x in (least, usual)]
+        most = room - (of_rank[0] - least)
+        fair = room * usual / np.maximum(of_rank[1], 1.0)
+        return tuple(
+            Place(depth, float(m), float(f))
+            for depth, m, f in zip(self.depths, most, fair, strict=True)
+        )
+
+    def _leanest_bytes(self, stage: int) -> Floats:
+        """The least that every interval allowed on a stage holds, without transients."""
+        held = self.held_bytes(self.depths[stage])
+        each = np.array([held[self.owner == c].min(initial=np.inf) for c in range(len(self.menus))])
+        contents = np.unique(self.content[self.allowed[stage]])
+        sums = self.counts[contents] @ np.where(np.isfinite(each), each, 0.0)
+        return np.asarray(sums if len(sums) else np.array([np.inf]))
+
+    def held_bytes(self, depth: Depth) -> Floats:
+        """Bytes of one layer with each option at this depth, without transients."""
+        held = self.state_bytes + depth.forwarded * self.activation_bytes
+        return np.asarray(held + depth.waiting * _column(self.options, "waiting_bytes"))
+
+    @cached_property
+    def allowed(self) -> Bools:
+        """Which intervals [i, j) a stage may take; [stages, layers+1, layers+1]."""
+        n = len(self.layers)
+        begin = np.ones((self.stages + 1, n + 1), dtype=bool)
+        for s, cuts in enumerate(self.problem.cuts):
+            begin[s] = np.isin(np.arange(n + 1), cuts)
+        begin[self.stages] = np.arange(n + 1) == n
+        starts, ends = begin[:-1, :, None], begin[1:, None, :]
+        return np.asarray((self.content >= 0) & starts & (ends | (not self.problem.cuts)))
 
     @cached_property
     def transfer_seconds(self) -> Floats:
-        """p2p seconds of each stage, [pp]."""
-        each = [neighbours(self.pp, p) for p in range(self.pp)]
+        """p2p seconds of each stage, [stages]."""
+        each = [neighbours(self.stages, s) for s in range(self.stages)]
         return self.problem.p2p_seconds * np.array(each, dtype=np.float64)
 
     @cached_property
@@ -77,6 +152,33 @@ class Chain:
         if self.pp == 1:
             seconds = seconds + _column(self.options, "step_seconds") / self.num_microbatches
         return seconds
+
+    @cached_property
+    def lead_seconds(self) -> Floats:
+        """The v-th part of the crossing seconds: what one micro-batch adds to the first's way.
+
+        Where they are not a figure of their own they are the v-th part of ``seconds``.
+        """
+        configuration = self.problem.configuration
+        if configuration.schedule != "zero_bubble":
+            return self.seconds / configuration.virtual_stages
+        crossing = [configuration.crossing_seconds(option) for option in self.options]
+        return np.array(crossing, dtype=np.float64) / configuration.virtual_stages
+
+    @cached_property
+    def pace_seconds(self) -> Floats:
+        """What all micro-batches take on a rank besides ``lead_seconds``."""
+        return np.asarray(self.num_microbatches * self.seconds - self.lead_seconds)
+
+    @property
+    def lead_transfers(self) -> Floats:
+        """The part of ``transfer_seconds`` in the lead of each stage, [stages]."""
+        return np.asarray(self.transfer_seconds / self.problem.configuration.virtual_stages)
+
+    @property
+    def pace_transfers(self) -> Floats:
+        """The part of ``transfer_seconds`` in the pace of each stage, [stages]."""
+        return np.asarray(self.num_microbatches * self.transfer_seconds - self.lead_transfers)
 
     @cached_property
     def step_seconds(self) -> Floats:
@@ -176,8 +278,9 @@ def _prune(chain: Chain) -> Chain:
     layers = tuple(number[c] for c in chain.layers)
     whole = replace(chain, layers=layers, menus=tuple(chain.menus[c] for c in used))
     figures = np.stack(
-        [whole.seconds, whole.step_seconds, whole.state_bytes,
-         whole.activation_bytes, whole.transient_bytes], axis=1,
+        [whole.seconds, whole.lead_seconds, whole.step_seconds, whole.state_bytes,
+         whole.activation_bytes, whole.transient_bytes, _column(whole.options, "waiting_bytes")],
+        axis=1,
     )  # fmt: skip
     menus = []
     for c, menu in enumerate(whole.menus):

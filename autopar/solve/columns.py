@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autopar.solve.chain import Bools, Chain, Floats, Ints
+from autopar.solve.chain import Bools, Chain, Floats, Ints, Place
 
 LEVELS = 4
 
@@ -59,15 +59,16 @@ class Filled:
 class Relaxed:
     """Bounds and patterns for each stage and interval content; arrays are [stages, contents].
 
-    Lower bounds of micro-batch seconds, of step seconds and of ``m * seconds + step``
-    come without transfers; infinite where nothing fits. ``patterns`` has the seconds and the
-    step seconds of real patterns, one entry per weighting of ``weights``.
+    Lower bounds of lead, pace and step seconds and of their sum come without transfers; infinite
+    where nothing fits. ``patterns`` has the lead, pace and step seconds of real patterns, one
+    entry per weighting of ``weights``; those of one rank fit together.
     """
 
-    seconds: Floats
+    lead: Floats
+    pace: Floats
     step_seconds: Floats
     mixed: Floats
-    patterns: tuple[tuple[Floats, Floats], ...]
+    patterns: tuple[tuple[Floats, Floats, Floats], ...]
 
 
 def levels(chain: Chain) -> list[Level]:
@@ -82,7 +83,7 @@ def weights(chain: Chain) -> tuple[Floats, ...]:
 
     Seconds matter once on most stages, and m times on the slowest.
     """
-    if chain.pp == 1:
+    if chain.stages == 1:
         return (chain.seconds,)
     return chain.seconds, chain.num_microbatches * chain.seconds + chain.step_seconds
 
@@ -144,57 +145,67 @@ def climb(steps: Ladder, counts: Ints, option_bytes: Floats, cost: Floats, room:
 
 def relax(chain: Chain) -> Relaxed:
     """Bounds and patterns for every stage and content of an interval."""
-    depths, stage_depth = np.unique(chain.depths, return_inverse=True)
-    each = [_relax_depth(chain, int(depth)) for depth in depths]
-    stacked = [np.stack([entry[k] for entry in each])[stage_depth] for k in range(len(each[0]))]
-    seconds, step, mixed, *patterns = stacked
-    pairs = zip(patterns[::2], patterns[1::2], strict=True)
-    return Relaxed(seconds, step, mixed, tuple(pairs))
+    places = list(dict.fromkeys(chain.places))
+    row = [places.index(place) for place in chain.places]
+    each = [_relax_place(chain, place) for place in places]
+    stacked = [np.stack([entry[k] for entry in each])[row] for k in range(len(each[0]))]
+    lead, pace, step, mixed, *patterns = stacked
+    triples = zip(patterns[::3], patterns[1::3], patterns[2::3], strict=True)
+    return Relaxed(lead, pace, step, mixed, tuple(triples))
 
 
-def _relax_depth(chain: Chain, depth: int) -> list[Floats]:
-    """Three lower bounds, then seconds and step seconds of a pattern per weighting; [contents]."""
-    sought = weights(chain)
-    lower = [_lower(chain, depth, sought[0])]
-    if chain.pp == 1:
-        lower += [np.zeros_like(lower[0]), chain.num_microbatches * lower[0]]
+def _relax_place(chain: Chain, place: Place) -> list[Floats]:
+    """Four lower bounds, then the figures of a pattern per weighting; [contents]."""
+    m, sought = chain.num_microbatches, weights(chain)
+    seconds = _lower(chain, place, chain.seconds)
+    if chain.problem.configuration.schedule == "zero_bubble":
+        lead, pace = (_lower(chain, place, w) for w in (chain.lead_seconds, chain.pace_seconds))
     else:
-        lower += [_lower(chain, depth, w) for w in (chain.step_seconds, sought[1])]
-    figures = [f for w in sought for f in _pattern_figures(chain, depth, w)]
-    return lower + figures
+        lead = seconds / chain.problem.configuration.virtual_stages
+        with np.errstate(invalid="ignore"):
+            pace = np.where(np.isfinite(seconds), m * seconds - lead, np.inf)
+    if chain.stages == 1:
+        step, mixed = np.zeros_like(seconds), m * seconds
+    else:
+        step, mixed = (_lower(chain, place, w) for w in (chain.step_seconds, sought[1]))
+    figures = [f for w in sought for f in _pattern_figures(chain, place, w)]
+    return [lead, pace, step, mixed, *figures]
 
 
-def _lower(chain: Chain, depth: int, cost: Floats) -> Floats:
+def _lower(chain: Chain, place: Place, cost: Floats) -> Floats:
     """The least cost of each content over all levels, by relaxation."""
-    option_bytes = chain.state_bytes + depth * chain.activation_bytes
+    option_bytes = chain.held_bytes(place.depth)
     best = np.full(len(chain.counts), np.inf)
     for level in levels(chain):
         steps = ladder(chain, option_bytes, cost, level)
-        room = chain.room_bytes - level.low
+        room = place.most_bytes - level.low
         best = np.minimum(best, climb(steps, chain.counts, option_bytes, cost, room).lower)
     return best
 
 
-def _pattern_figures(chain: Chain, depth: int, cost: Floats) -> tuple[Floats, Floats]:
-    """Seconds and step seconds of the best rounded pattern of each content."""
+def _pattern_figures(chain: Chain, place: Place, cost: Floats) -> tuple[Floats, Floats, Floats]:
+    """Lead, pace and step seconds of the best rounded pattern of each content."""
     best = np.full(len(chain.counts), np.inf)
-    seconds, step_seconds = best.copy(), best.copy()
-    for filled, steps in _roundings(chain, depth, cost, chain.counts):
+    lead, pace, step = best.copy(), best.copy(), best.copy()
+    sources = ((lead, chain.lead_seconds), (pace, chain.pace_seconds), (step, chain.step_seconds))
+    for filled, steps in _roundings(chain, place, cost, chain.counts):
         value = _total(chain.counts, filled, steps, cost)
         better = value < best
         best = np.where(better, value, best)
-        for figure, source in ((seconds, chain.seconds), (step_seconds, chain.step_seconds)):
+        for figure, source in sources:
             figure[better] = _total(chain.counts, filled, steps, source)[better]
-    return seconds, step_seconds
+    return lead, pace, step
 
 
-def _roundings(chain: Chain, depth: int, cost: Floats, counts: Ints) -> list[tuple[Filled, Ladder]]:
+def _roundings(
+    chain: Chain, place: Place, cost: Floats, counts: Ints
+) -> list[tuple[Filled, Ladder]]:
     """A rounding of the relaxation at every level."""
-    option_bytes = chain.state_bytes + depth * chain.activation_bytes
+    option_bytes = chain.held_bytes(place.depth)
     found = []
     for level in levels(chain):
         steps = ladder(chain, option_bytes, cost, level)
-        room = chain.room_bytes - level.high
+        room = place.fair_bytes - level.high
         found.append((climb(steps, counts, option_bytes, cost, room), steps))
     return found
 
@@ -206,11 +217,11 @@ def _total(counts: Ints, filled: Filled, steps: Ladder, figure: Floats) -> Float
     return np.where(filled.feasible, total, np.inf)
 
 
-def rounded_pattern(chain: Chain, depth: int, content: int, weighting: int) -> Ints:
+def rounded_pattern(chain: Chain, place: Place, content: int, weighting: int) -> Ints:
     """Layers per option [options] of the pattern whose figures ``relax`` reported."""
     cost, counts = weights(chain)[weighting], chain.counts[content : content + 1]
     filled, steps = min(
-        _roundings(chain, depth, cost, counts),
+        _roundings(chain, place, cost, counts),
         key=lambda pair: float(_total(counts, pair[0], pair[1], cost)[0]),
     )
     taken = np.zeros(len(chain.options), dtype=np.int64)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autopar.cost.schedule import Depth
 from autopar.errors import InfeasiblePlanError
 from autopar.solve.bounds import bottleneck_path, dense
-from autopar.solve.chain import Chain, Floats, chains
+from autopar.solve.chain import Chain, Floats, Ints, chains
 from autopar.solve.problem import Candidate, Configuration, Problem, Solution
 
 Relaxation = tuple[str, Callable[[], Sequence[Candidate]]]
@@ -20,11 +21,14 @@ GIB = 1024**3
 
 @dataclass(frozen=True)
 class Shortfall:
-    """The fullest stage of the leanest plan of a configuration, in bytes."""
+    """The fullest rank of the leanest plan of a configuration, in bytes.
+
+    ``layers`` are (first, behind the last) of each of its stages.
+    """
 
     configuration: Configuration
-    stage: int
-    layers: tuple[int, int]
+    rank: int
+    layers: tuple[tuple[int, int], ...]
     limit_bytes: int
     baseline_bytes: int
     state_bytes: int
@@ -33,7 +37,7 @@ class Shortfall:
 
     @property
     def needed_bytes(self) -> int:
-        """Peak of the stage."""
+        """Peak of the rank."""
         held = self.state_bytes + self.activation_bytes + self.transient_bytes
         return self.baseline_bytes + held
 
@@ -91,32 +95,25 @@ def least_memory(chain: Chain) -> Shortfall | None:
     boundaries = bottleneck_path(dense(chain, peaks))
     if boundaries is None:
         return None
-    ends = [*boundaries[1:], len(chain.layers)]
-    fullest = [
-        peaks[p, chain.content[i, j]] for p, (i, j) in enumerate(zip(boundaries, ends, strict=True))
-    ]
-    stage = int(np.argmax(fullest))
-    return _split(chain, stage, (boundaries[stage], ends[stage]))
+    intervals = list(zip(boundaries, [*boundaries[1:], len(chain.layers)], strict=True))
+    ranks = [_rank(chain, p, intervals) for p in range(chain.pp)]
+    return max(ranks, key=lambda rank: rank.needed_bytes)
 
 
-def _least_bytes(chain: Chain, depth: int) -> Floats:
+def _least_bytes(chain: Chain, depth: Depth) -> Floats:
     """Least peak of every content: each layer its leanest option, for every cap on transients."""
     best = np.full(len(chain.counts), np.inf)
     for cap in np.unique(chain.transient_bytes):
         leanest = _leanest(chain, depth, cap)
         missing = (chain.counts[:, leanest < 0] > 0).any(axis=1)
-        held = chain.counts @ _held(chain, depth)[leanest] + cap
+        held = chain.counts @ chain.held_bytes(depth)[leanest] + cap
         best = np.minimum(best, np.where(missing, np.inf, held))
     return best
 
 
-def _held(chain: Chain, depth: int) -> Floats:
-    return chain.state_bytes + depth * chain.activation_bytes
-
-
-def _leanest(chain: Chain, depth: int, cap: float) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _leanest(chain: Chain, depth: Depth, cap: float) -> Ints:
     """The option of each class that holds least, among those with transients up to ``cap``."""
-    held = np.where(chain.transient_bytes <= cap, _held(chain, depth), np.inf)
+    held = np.where(chain.transient_bytes <= cap, chain.held_bytes(depth), np.inf)
     found = np.full(len(chain.menus), -1, dtype=np.int64)
     for c in range(len(chain.menus)):
         members = np.flatnonzero((chain.owner == c) & np.isfinite(held))
@@ -125,23 +122,35 @@ def _leanest(chain: Chain, depth: int, cap: float) -> np.ndarray[tuple[int], np.
     return found
 
 
-def _split(chain: Chain, stage: int, layers: tuple[int, int]) -> Shortfall:
-    """The bytes of one stage at its leanest, by kind."""
+def _rank(chain: Chain, rank: int, intervals: Sequence[tuple[int, int]]) -> Shortfall:
+    """The bytes of one rank at its leanest, by kind."""
+    state = activations = transient = 0.0
+    for stage in range(rank, chain.stages, chain.pp):
+        options, number = _leanest_options(chain, stage, intervals[stage])
+        state += float(number @ chain.state_bytes[options])
+        held = chain.held_bytes(chain.depths[stage]) - chain.state_bytes
+        activations += float(number @ held[options])
+        transient = max(transient, chain.transient_bytes[options].max())
+    problem = chain.problem
+    return Shortfall(
+        configuration=problem.configuration, rank=rank,
+        layers=tuple(intervals[rank :: chain.pp]),
+        limit_bytes=problem.memory_limit_bytes, baseline_bytes=problem.baseline_bytes,
+        state_bytes=int(state), activation_bytes=int(activations), transient_bytes=int(transient),
+    )  # fmt: skip
+
+
+def _leanest_options(chain: Chain, stage: int, layers: tuple[int, int]) -> tuple[Ints, Ints]:
+    """Options, one per class that the stage has, that need least; and the layers of each."""
     depth, counts = chain.depths[stage], chain.counts[chain.content[layers]]
     present = counts > 0
     choices = [_leanest(chain, depth, cap) for cap in np.unique(chain.transient_bytes)]
+    held, number = chain.held_bytes(depth), counts[present]
     options = min(
         (o[present] for o in choices if (o[present] >= 0).all()),
-        key=lambda o: counts[present] @ _held(chain, depth)[o] + chain.transient_bytes[o].max(),
+        key=lambda o: number @ held[o] + chain.transient_bytes[o].max(),
     )
-    number, problem = counts[present], chain.problem
-    return Shortfall(
-        configuration=problem.configuration, stage=stage, layers=layers,
-        limit_bytes=problem.memory_limit_bytes, baseline_bytes=problem.baseline_bytes,
-        state_bytes=int(number @ chain.state_bytes[options]),
-        activation_bytes=int(depth * (number @ chain.activation_bytes[options])),
-        transient_bytes=int(chain.transient_bytes[options].max()),
-    )  # fmt: skip
+    return options, number
 
 
 def _headline(short: Shortfall) -> str:
@@ -155,13 +164,16 @@ def _headline(short: Shortfall) -> str:
 
 
 def _place(short: Shortfall) -> str:
-    """Stage, ranks and layers; pp is the outermost mesh axis."""
+    """Stages, ranks and layers; pp is the outermost mesh axis."""
     c = short.configuration
     width = c.dp * c.tp
-    first, last = short.stage * width, (short.stage + 1) * width - 1
+    first, last = short.rank * width, (short.rank + 1) * width - 1
     ranks = f"rank {first}" if first == last else f"ranks {first}-{last}"
+    numbers = range(short.rank, c.stages, c.pp)
+    stages = f"stage{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+    layers = ", ".join(f"{start}-{end - 1}" for start, end in short.layers)
     return (
-        f"stage {short.stage} ({ranks}, layers {short.layers[0]}-{short.layers[1] - 1}) of "
+        f"{stages} ({ranks}, layers {layers}) of "
         f"pp={c.pp} dp={c.dp} tp={c.tp} microbatch_size={c.microbatch_size} "
         f"schedule={c.schedule}, every layer at its leanest"
     )

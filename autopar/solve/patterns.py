@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autopar.solve.chain import Bools, Chain, Floats, Ints
+from autopar.solve.chain import Bools, Chain, Floats, Ints, Place
 from autopar.solve.columns import Level, climb, ladder, levels, rounded_pattern, weights
 
 SHARES = (1 / 64, 1 / 8, 1.0)
@@ -32,11 +32,12 @@ class Request:
 
     Those of fewer than ``cap_seconds``, without transfers; step seconds below ``quiet_step``
     make no difference, because another stage has as many. At most ``budget`` rows are
-    tried, and none after ``deadline`` in ``time.monotonic`` seconds.
+    tried, and none after ``deadline`` in ``time.monotonic`` seconds. Where the chain is coupled a
+    pattern is also wanted for its lead or its bytes.
     """
 
     chain: Chain
-    depth: int
+    place: Place
     content: int
     cap_seconds: float
     quiet_step: float
@@ -52,16 +53,22 @@ class Request:
     @property
     def option_bytes(self) -> Floats:
         """Bytes of one layer with each option at this depth."""
-        return self.chain.state_bytes + self.depth * self.chain.activation_bytes
+        return self.chain.held_bytes(self.place.depth)
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """One way to fill a stage: layers per option, seconds per micro-batch and per step."""
+    """One way to fill a stage: layers per option, seconds per micro-batch and per step, bytes.
+
+    ``held_bytes`` are there at the stage's peak, ``transient_bytes`` come on top once per rank.
+    """
 
     taken: tuple[int, ...]
     seconds: float
     step_seconds: float
+    lead_seconds: float = 0.0
+    held_bytes: float = 0.0
+    transient_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,7 @@ def _rounded(request: Request) -> Ints:
     """The patterns that the relaxation was rounded to."""
     number = len(weights(request.chain))
     rows = [
-        rounded_pattern(request.chain, request.depth, request.content, k) for k in range(number)
+        rounded_pattern(request.chain, request.place, request.content, k) for k in range(number)
     ]
     return _fitting(request, np.stack(rows))
 
@@ -135,7 +142,7 @@ def _price(request: Request, level: Level) -> _Prices | None:
     quiet_weight = TIE * chain.seconds.max() / max(chain.step_seconds.max(), TIE)
     cost = chain.seconds + quiet_weight * chain.step_seconds
     steps = ladder(chain, option_bytes, cost, level)
-    counts, room = request.counts, chain.room_bytes - level.low
+    counts, room = request.counts, request.place.most_bytes - level.low
     filled = climb(steps, counts[None], option_bytes, cost, room)
     if not filled.feasible[0]:
         return None
@@ -210,28 +217,33 @@ def _may_fit(request: Request, taken: Ints, done: int) -> Bools:
         for c in range(done + 1, len(request.counts))
         if request.counts[c]
     )
-    fits = _peak_bytes(request, taken) + rest <= chain.room_bytes
+    fits = _peak_bytes(request, taken) + rest <= request.place.most_bytes
     return np.asarray(fits)
 
 
 def _unbeaten(request: Request, taken: Ints) -> Bools:
-    """Rows that none of a few others beats in seconds, step seconds, bytes and transient.
+    """Rows that none of a few others beats in seconds, lead, step seconds, bytes and transient.
 
     All rows fill the same layers, so what completes the worse one completes the better one.
     The few are the fastest of equal shares of the rows by bytes: most of what can be beaten is.
     """
-    chain = request.chain
     if len(taken) < 4 * RIVALS:
         return np.ones(len(taken), dtype=bool)
-    transient = np.where(taken > 0, chain.transient_bytes, 0.0).max(axis=1)
-    sums = taken @ np.stack([chain.seconds, chain.step_seconds, request.option_bytes], axis=1)
-    figures = np.column_stack([sums, transient])
-    shares = np.array_split(np.argsort(figures[:, 2], kind="stable"), RIVALS)
+    figures = _figures(request, taken)
+    shares = np.array_split(np.argsort(figures[:, 3], kind="stable"), RIVALS)
     rivals = figures[[share[figures[share, 0].argmin()] for share in shares]]
     beaten = np.zeros(len(taken), dtype=bool)
     for rival in rivals:
         beaten |= (figures >= rival).all(axis=1) & (figures > rival).any(axis=1)
     return np.asarray(~beaten)
+
+
+def _figures(request: Request, taken: Ints) -> Floats:
+    """Seconds, lead, step seconds, held bytes and transient bytes of each row; [rows, 5]."""
+    chain = request.chain
+    each = [chain.seconds, chain.lead_seconds, chain.step_seconds, request.option_bytes]
+    transient = np.where(taken > 0, chain.transient_bytes, 0.0).max(axis=1, initial=0.0)
+    return np.column_stack([taken @ np.stack(each, axis=1), transient])
 
 
 def _peak_bytes(request: Request, taken: Ints) -> Floats:
@@ -245,24 +257,46 @@ def _fitting(request: Request, taken: Ints) -> Ints:
     classes = np.arange(len(request.counts))
     members = taken @ (request.chain.owner[:, None] == classes)
     right = (members == request.counts).all(axis=1)
-    fits = _peak_bytes(request, taken) <= request.chain.room_bytes
+    fits = _peak_bytes(request, taken) <= request.place.most_bytes
     fitting: Ints = taken[right & fits]
     return fitting
 
 
 def _quiet_seconds(request: Request, taken: Ints) -> float:
-    """Seconds of the fastest pattern whose step seconds make no difference; inf if none."""
+    """Seconds of the fastest pattern whose step seconds make no difference; inf if none.
+
+    A slower one is of no use, unless it is wanted for something else.
+    """
+    if request.chain.coupled:
+        return np.inf
     quiet = taken @ request.chain.step_seconds <= request.quiet_step
     return float((taken[quiet] @ request.chain.seconds).min(initial=np.inf))
 
 
 def _best(request: Request, taken: Ints) -> tuple[Pattern, ...]:
-    """The patterns that no other matches in both seconds and step seconds, fastest first."""
-    seconds = taken @ request.chain.seconds
-    step = taken @ request.chain.step_seconds
-    heard = np.maximum(step, request.quiet_step)
+    """The patterns that no other matches in every figure that matters, fastest first."""
+    figures = _figures(request, taken)
+    heard = np.maximum(figures[:, 2], request.quiet_step)
+    matters = [heard]
+    if request.chain.coupled:
+        matters += [figures[:, 1], figures[:, 3], figures[:, 4]]
+    order = np.lexsort((figures[:, 2], *matters[::-1], figures[:, 0]))
+    kept = _pareto(np.column_stack(matters)[order])
+    rows = [int(row) for row in order[kept]]
+    return tuple(_pattern(taken[row], figures[row]) for row in rows)
+
+
+def _pattern(taken: Ints, figures: Floats) -> Pattern:
+    seconds, lead, step, held, transient = figures.tolist()
+    return Pattern(tuple(taken.tolist()), seconds, step, lead, held, transient)
+
+
+def _pareto(figures: Floats) -> list[int]:
+    """Rows that no earlier row matches or beats everywhere."""
     kept: list[int] = []
-    for row in np.lexsort((step, heard, seconds)):
-        if not kept or heard[row] < heard[kept[-1]]:
-            kept.append(int(row))
-    return tuple(Pattern(tuple(taken[k].tolist()), float(seconds[k]), float(step[k])) for k in kept)
+    front = np.zeros((0, figures.shape[1]))
+    for number, row in enumerate(figures):
+        if not (front <= row).all(axis=1).any():
+            kept.append(number)
+            front = np.vstack([front, row])
+    return kept

@@ -8,38 +8,61 @@ from autopar.solve.problem import Option, Problem
 
 
 def stages(problem: Problem, boundaries: Sequence[int]) -> Iterator[range]:
-    """The layer positions of each stage; ``boundaries[p]`` is the first layer of stage p."""
+    """The layer positions of each stage; ``boundaries[s]`` is the first layer of stage s."""
     ends = [*boundaries[1:], len(problem.layers)]
     return (range(a, b) for a, b in zip(boundaries, ends, strict=True))
 
 
-def stage_memory_bytes(
+def by_rank(problem: Problem, figures: Sequence[float]) -> list[float]:
+    """Sums figures of stages over the stages of each rank."""
+    pp = problem.configuration.pp
+    return [sum(figures[rank::pp]) for rank in range(pp)]
+
+
+def rank_memory_bytes(
     problem: Problem, boundaries: Sequence[int], options: Sequence[Option]
 ) -> list[int]:
-    """Peak bytes of each stage: baseline + state + in-flight activations + largest transient."""
-    peaks = []
-    for p, layers in enumerate(stages(problem, boundaries)):
-        flight = problem.configuration.in_flight(p)
-        held = sum(options[i].state_bytes + flight * options[i].activation_bytes for i in layers)
-        transient = max((options[i].transient_bytes for i in layers), default=0)
-        peaks.append(problem.baseline_bytes + held + transient)
-    return peaks
+    """Peak bytes of each rank: baseline + state + in-flight activations + largest transient.
+
+    Every stage of a rank counts at its own worst moment.
+    """
+    pp = problem.configuration.pp
+    held, transient = [problem.baseline_bytes] * pp, [0] * pp
+    for s, layers in enumerate(stages(problem, boundaries)):
+        depth = problem.configuration.depth(s)
+        for i in layers:
+            held[s % pp] += options[i].held_bytes(depth)
+            transient[s % pp] = max(transient[s % pp], options[i].transient_bytes)
+    return [h + t for h, t in zip(held, transient, strict=True)]
 
 
 def stage_seconds(
     problem: Problem, boundaries: Sequence[int], options: Sequence[Option]
 ) -> list[float]:
     """Seconds of one micro-batch on each stage, forward and backward, with its p2p transfers."""
-    pp = problem.configuration.pp
+    count = problem.configuration.stages
     return [
-        sum(options[i].microbatch_seconds for i in layers) + problem.p2p_seconds * neighbours(pp, p)
-        for p, layers in enumerate(stages(problem, boundaries))
+        sum(options[i].microbatch_seconds for i in layers)
+        + problem.p2p_seconds * neighbours(count, s)
+        for s, layers in enumerate(stages(problem, boundaries))
     ]
 
 
-def neighbours(pp: int, stage: int) -> int:
+def crossing_seconds(
+    problem: Problem, boundaries: Sequence[int], options: Sequence[Option]
+) -> list[float]:
+    """``Configuration.crossing_seconds`` of each stage, with its p2p transfers."""
+    configuration = problem.configuration
+    return [
+        sum(configuration.crossing_seconds(options[i]) for i in layers)
+        + problem.p2p_seconds * neighbours(configuration.stages, s)
+        for s, layers in enumerate(stages(problem, boundaries))
+    ]
+
+
+def neighbours(stages: int, stage: int) -> int:
     """How many stages exchange activations with ``stage``."""
-    return (stage > 0) + (stage < pp - 1)
+    return (stage > 0) + (stage < stages - 1)
 
 
 def stage_step_seconds(
@@ -52,30 +75,45 @@ def stage_step_seconds(
 def objective_seconds(
     problem: Problem, boundaries: Sequence[int], options: Sequence[Option]
 ) -> float:
-    """Seconds of one optimizer step: ``sum(t) + (m - 1) * max(t) + max(g)``.
+    """Seconds of one step: ``sum(c_p) / v + max(m t_p - c_p / v) + max(g_p)`` over ranks p.
 
-    The first micro-batch crosses every stage, the other m - 1 follow at the pace of the slowest
-    stage (Huang et al. 2019, GPipe; the same for 1f1b), and the slowest synchronisation ends it.
+    ``t_p`` is the work of rank p for one micro-batch, ``c_p`` the part of it that later stages wait
+    for, ``g_p`` its work once per step. A micro-batch crosses every rank, which takes the v-th part
+    of ``c_p`` with v stages per rank; meanwhile or afterwards the slowest rank works through all
+    m micro-batches. For gpipe and 1f1b ``c_p = t_p``, and this is ``sum(t) + (m - 1) max(t) +
+    max(g)`` (Huang et al. 2019). For equal stages it is what the simulated schedule takes.
     """
-    seconds = stage_seconds(problem, boundaries, options)
-    last = max(stage_step_seconds(problem, boundaries, options))
-    return sum(seconds) + (problem.configuration.num_microbatches - 1) * max(seconds) + last
+    m, v = problem.configuration.num_microbatches, problem.configuration.virtual_stages
+    work = by_rank(problem, stage_seconds(problem, boundaries, options))
+    lead = [c / v for c in by_rank(problem, crossing_seconds(problem, boundaries, options))]
+    last = max(by_rank(problem, stage_step_seconds(problem, boundaries, options)))
+    return sum(lead) + max(m * t - c for t, c in zip(work, lead, strict=True)) + last
 
 
 def violations(problem: Problem, boundaries: Sequence[int], options: Sequence[Option]) -> list[str]:
     """Every rule of the problem that an assignment breaks; empty for a legal one."""
-    broken = []
-    if len(options) != len(problem.layers) or len(boundaries) != problem.configuration.pp:
+    broken: list[str] = []
+    if len(options) != len(problem.layers) or len(boundaries) != problem.configuration.stages:
         return ["one option per layer and one boundary per stage are needed"]
-    if boundaries[0] != 0 or any(not len(layers) for layers in stages(problem, boundaries)):
-        broken.append(f"stages {tuple(boundaries)} do not cover the layers")
+    broken += _misplaced(problem, boundaries)
     for i, (layer, option) in enumerate(zip(problem.layers, options, strict=True)):
         if option not in problem.menus[layer]:
             broken.append(f"layer {i} has no option {option.key}")
     for i, j in problem.linked:
         if options[i].key != options[j].key:
             broken.append(f"layers {i} and {j} differ: {options[i].key}, {options[j].key}")
-    for p, peak in enumerate(stage_memory_bytes(problem, boundaries, options)):
+    for p, peak in enumerate(rank_memory_bytes(problem, boundaries, options)):
         if peak > problem.memory_limit_bytes:
-            broken.append(f"stage {p} needs {peak} of {problem.memory_limit_bytes} bytes")
+            broken.append(f"rank {p} needs {peak} of {problem.memory_limit_bytes} bytes")
+    return broken
+
+
+def _misplaced(problem: Problem, boundaries: Sequence[int]) -> list[str]:
+    """Stages that begin where they may not."""
+    broken = []
+    if boundaries[0] != 0 or any(not len(layers) for layers in stages(problem, boundaries)):
+        broken.append(f"stages {tuple(boundaries)} do not cover the layers")
+    for s, (start, allowed) in enumerate(zip(boundaries, problem.cuts, strict=False)):
+        if start not in allowed:
+            broken.append(f"stage {s} may begin with layers {allowed}, not {start}")
     return broken

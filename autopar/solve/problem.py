@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from autopar.cost.schedule import Depth, schedule_depths
+
 
 @dataclass(frozen=True)
 class Option:
@@ -15,7 +17,9 @@ class Option:
     (exposed gradient synchronisation, parameter gathering, optimizer).
     ``state_bytes`` holds parameters, gradients and optimizer state; ``activation_bytes``
     is kept for every micro-batch in flight; ``transient_bytes`` is the peak on top of these
-    while the layer runs, so a stage pays the largest of its layers once.
+    while the layer runs, so a rank pays the largest of its layers once. Of ``backward_seconds``,
+    ``weight_seconds`` make the gradients of parameters; a schedule that makes them later holds
+    ``waiting_bytes`` per micro-batch besides the activations until then.
     """
 
     key: str
@@ -28,6 +32,16 @@ class Option:
     state_bytes: int
     activation_bytes: int
     transient_bytes: int
+    weight_seconds: float = 0.0
+    waiting_bytes: int = 0
+
+    def held_bytes(self, depth: Depth) -> int:
+        """State, and what is kept for the micro-batches in flight."""
+        return (
+            self.state_bytes
+            + depth.forwarded * self.activation_bytes
+            + depth.waiting * self.waiting_bytes
+        )
 
     @property
     def microbatch_seconds(self) -> float:
@@ -37,7 +51,10 @@ class Option:
 
 @dataclass(frozen=True)
 class Configuration:
-    """The model-wide choices. ``layout`` is the tp layout of the activations between layers."""
+    """The model-wide choices. ``layout`` is the tp layout of the activations between layers.
+
+    The chain is cut into ``stages`` = pp * virtual_stages; rank p holds stages p, p + pp, ...
+    """
 
     pp: int
     dp: int
@@ -46,14 +63,34 @@ class Configuration:
     num_microbatches: int
     schedule: str
     layout: str = "replicate"
+    virtual_stages: int = 1
+
+    @property
+    def stages(self) -> int:
+        """Number of stages, virtual ones counted."""
+        return self.pp * self.virtual_stages
+
+    def depth(self, stage: int) -> Depth:
+        """What stage ``stage`` holds at its peak, in micro-batches."""
+        if self.pp == 1:
+            return Depth(1, 0)
+        found = schedule_depths(self.schedule, self.pp, self.num_microbatches, self.virtual_stages)
+        return found[stage]
 
     def in_flight(self, stage: int) -> int:
         """Micro-batches whose activations stage ``stage`` holds at its peak."""
-        if self.pp == 1:
-            return 1
-        if self.schedule == "gpipe":
-            return self.num_microbatches
-        return min(self.num_microbatches, self.pp - stage)
+        return self.depth(stage).forwarded
+
+    def crossing_seconds(self, option: Option) -> float:
+        """What a micro-batch takes on its way through a layer while others wait for it.
+
+        A zero bubble schedule fills the time in which I takes longer than F by making gradients
+        of parameters, which nothing waits for.
+        """
+        if self.schedule != "zero_bubble" or self.pp == 1:
+            return option.microbatch_seconds
+        gradient = option.backward_seconds - option.weight_seconds
+        return option.forward_seconds + max(0.0, gradient - option.weight_seconds)
 
 
 @dataclass(frozen=True)
@@ -67,6 +104,7 @@ class Problem:
             borne by both of the stages that it joins.
         linked: pairs of layer positions that must take options with the same ``key``.
         baseline_bytes: bytes that every rank holds whatever is chosen.
+        cuts: for each stage the layers that it may begin with; empty where any may.
     """
 
     configuration: Configuration
@@ -76,6 +114,7 @@ class Problem:
     p2p_seconds: float = 0.0
     linked: tuple[tuple[int, int], ...] = ()
     baseline_bytes: int = 0
+    cuts: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)

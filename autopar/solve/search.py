@@ -176,14 +176,15 @@ def _opened(chain: Chain, number: int) -> Open:
 def _improve_by_rounding(search: _Search, opened: Open) -> None:
     """Looks for a better plan among the rounded patterns."""
     chain, patterns = opened.chain, opened.relaxed.patterns
-    seconds = np.stack([dense(chain, t, 1) for t, _ in patterns])
-    step = np.stack([dense(chain, g) for _, g in patterns])
-    for value, path, weighting in good_paths(seconds, step, chain.num_microbatches):
+    lead = np.stack([dense(chain, a, chain.lead_transfers) for a, _, _ in patterns])
+    pace = np.stack([dense(chain, b, chain.pace_transfers) for _, b, _ in patterns])
+    step = np.stack([dense(chain, g) for _, _, g in patterns])
+    for value, path, weighting in good_paths(lead, pace, step, chain.pp):
         if search.best and value >= search.best.seconds:
             continue
         ends = [*path[1:], len(chain.layers)]
         taken = [
-            rounded_pattern(chain, chain.depths[p], int(chain.content[i, j]), k).tolist()
+            rounded_pattern(chain, chain.places[p], int(chain.content[i, j]), k).tolist()
             for p, (i, j, k) in enumerate(zip(path, ends, weighting, strict=True))
         ]
         _accept(search, opened, path, taken)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autopar.solve.bounds import Windows, dense, windows
-from autopar.solve.chain import Chain, Floats, Ints
+from autopar.solve.chain import Chain, Floats, Ints, Place
 from autopar.solve.columns import Relaxed
 from autopar.solve.milp import Choices, Column
 from autopar.solve.patterns import Listing, Request, list_patterns
@@ -40,8 +40,7 @@ class _Arcs:
     start: Ints
     end: Ints
     cap_seconds: Floats
-    others: Floats
-    slowest: Floats
+    window: Windows
     quiet_step: Floats
 
 
@@ -55,10 +54,10 @@ def offer_columns(opened: Open, target: float, budget: int, deadline: float) -> 
     window = windows(chain, opened.relaxed)
     arcs = _arcs(chain, opened.relaxed, window, target)
     columns, residual = [], np.inf
-    for (depth, content), members in _groups(chain, arcs).items():
+    for (place, content), members in _groups(chain, arcs).items():
         cap, quiet = arcs.cap_seconds[members].max(), arcs.quiet_step[members].min()
         listing = list_patterns(
-            Request(chain, depth, content, float(cap), float(quiet), budget, deadline)
+            Request(chain, place, content, float(cap), float(quiet), budget, deadline)
         )
         residual = min(residual, _residual(chain, arcs, members, listing))
         columns += _columns(chain, arcs, members, listing, target)
@@ -70,40 +69,59 @@ def offer_columns(opened: Open, target: float, budget: int, deadline: float) -> 
 def _arcs(chain: Chain, relaxed: Relaxed, window: Windows, target: float) -> _Arcs:
     """The intervals whose bound is below the target, and the seconds at which it is reached.
 
-    With X = target - others - step, ``t + (m - 1) * max(slowest, t) < X`` gives the cap on t.
+    With X = target - others - step, a pattern of lead a and pace b in m t = a + b is of use only
+    if ``a + max(slowest, b + rest) < X``, so ``m t < X - rest``. Where a is the v-th part of t and
+    another rank is slower, ``t < v (X - slowest)`` says more.
     """
-    m = chain.num_microbatches
+    m, v = chain.num_microbatches, chain.problem.configuration.virtual_stages
     stage, start, end = (np.asarray(a) for a in np.nonzero(window.through < target))
     where = (stage, start, end)
-    others, slowest = window.others_seconds[where], window.slowest_seconds[where]
-    quiet = window.slowest_step[where]
-    own_step = dense(chain, relaxed.step_seconds)[where]
-    left = target - others - np.maximum(quiet, own_step)
-    cap = np.where(left / m >= slowest, left / m, left - (m - 1) * slowest)
-    return _Arcs(stage, start, end, cap - chain.transfer_seconds[stage], others, slowest, quiet)
+    quiet = window.slowest_step[where] if not chain.shares_rank else np.zeros(len(stage))
+    own_step = dense(chain, relaxed.step_seconds)[where] + window.rest_step[stage]
+    finish = np.maximum(window.slowest_step[where], own_step)
+    left, slowest = target - window.others_lead[where] - finish, window.slowest_pace[where]
+    cap = (left - window.rest_pace[stage]) / m
+    if chain.problem.configuration.schedule != "zero_bubble":
+        slower = (m - 1 / v) * cap + window.rest_pace[stage] < slowest
+        cap = np.where(slower, v * (left - slowest), cap)
+    return _Arcs(stage, start, end, cap - chain.transfer_seconds[stage], window, quiet)
 
 
-def _groups(chain: Chain, arcs: _Arcs) -> dict[tuple[int, int], list[int]]:
-    """Arcs of equal depth and content have the same patterns."""
-    found: dict[tuple[int, int], list[int]] = defaultdict(list)
+def _groups(chain: Chain, arcs: _Arcs) -> dict[tuple[Place, int], list[int]]:
+    """Arcs of equal place and content have the same patterns."""
+    found: dict[tuple[Place, int], list[int]] = defaultdict(list)
     contents = chain.content[arcs.start, arcs.end]
     for k, (stage, content) in enumerate(zip(arcs.stage, contents, strict=True)):
-        found[chain.depths[stage], int(content)].append(k)
+        found[chain.places[stage], int(content)].append(k)
     return found
 
 
-def _through(chain: Chain, arcs: _Arcs, k: int, seconds: float, step: float) -> tuple[float, float]:
-    """Stage seconds with transfers, and a bound on every plan with such a pattern on arc k."""
-    seconds += float(chain.transfer_seconds[arcs.stage[k]])
-    slowest = (chain.num_microbatches - 1) * max(float(arcs.slowest[k]), seconds)
-    return seconds, float(arcs.others[k]) + seconds + slowest + max(float(arcs.quiet_step[k]), step)
+def _through(chain: Chain, arcs: _Arcs, k: int, seconds: float, lead: float, step: float) -> float:
+    """A bound on every plan with a pattern of these seconds, without transfers, on arc k.
+
+    At least ``lead`` seconds are in front of it; the pace is what ``seconds`` leave.
+    """
+    window, stage = arcs.window, int(arcs.stage[k])
+    where = stage, int(arcs.start[k]), int(arcs.end[k])
+    lead += float(chain.lead_transfers[stage])
+    work = chain.num_microbatches * (seconds + float(chain.transfer_seconds[stage]))
+    pace = work - lead + float(window.rest_pace[stage])
+    finish = max(float(window.slowest_step[where]), step + float(window.rest_step[stage]))
+    slowest = max(float(window.slowest_pace[where]), pace)
+    return float(window.others_lead[where]) + lead + slowest + finish
 
 
 def _residual(chain: Chain, arcs: _Arcs, members: list[int], listing: Listing) -> float:
-    """What a plan with an unlisted pattern costs at least."""
-    if listing.beyond_seconds == np.inf:
+    """What a plan with an unlisted pattern costs at least.
+
+    Nothing is known of its lead where that is a figure of its own, but lead and pace add up.
+    """
+    seconds = listing.beyond_seconds
+    if seconds == np.inf:
         return np.inf
-    return min(_through(chain, arcs, k, listing.beyond_seconds, 0.0)[1] for k in members)
+    apart = chain.problem.configuration.schedule == "zero_bubble"
+    lead = 0.0 if apart else seconds / chain.problem.configuration.virtual_stages
+    return min(_through(chain, arcs, k, seconds, lead, 0.0) for k in members)
 
 
 def _columns(
@@ -112,17 +130,21 @@ def _columns(
     """One column per arc and pattern whose bound stays below the target."""
     found = []
     for k in members:
-        place = int(arcs.stage[k]), int(arcs.start[k]), int(arcs.end[k])
+        stage = int(arcs.stage[k])
         for pattern in listing.patterns:
-            seconds, bound = _through(chain, arcs, k, pattern.seconds, pattern.step_seconds)
-            if bound < target:
-                found.append(Column(*place, pattern, seconds))
+            figures = pattern.seconds, pattern.lead_seconds, pattern.step_seconds
+            if _through(chain, arcs, k, *figures) < target:
+                seconds = pattern.seconds + float(chain.transfer_seconds[stage])
+                lead = pattern.lead_seconds + float(chain.lead_transfers[stage])
+                interval = int(arcs.start[k]), int(arcs.end[k])
+                found.append(Column(stage, *interval, pattern, seconds, lead))
     return found
 
 
 def _least(chain: Chain, relaxed: Relaxed, window: Windows) -> tuple[float, float]:
-    """Lower bounds on the slowest stage's seconds and on the largest step seconds of a plan."""
-    seconds, step = dense(chain, relaxed.seconds, 1), dense(chain, relaxed.step_seconds)
-    slowest = np.maximum(window.slowest_seconds, seconds)[0].min()
+    """Lower bounds on the slowest rank's pace and on the largest step seconds of a plan."""
+    pace = dense(chain, relaxed.pace, chain.pace_transfers) + window.rest_pace[:, None, None]
+    step = dense(chain, relaxed.step_seconds) + window.rest_step[:, None, None]
+    slowest = np.maximum(window.slowest_pace, pace)[0].min()
     finish = np.maximum(window.slowest_step, step)[0].min()
     return float(slowest), float(finish)

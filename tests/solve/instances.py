@@ -17,15 +17,12 @@ def option(rng: random.Random, key: str) -> Option:
         forward_seconds=forward, backward_seconds=forward * rng.uniform(1.5, 3.0),
         step_seconds=rng.uniform(0.0, 6.0), state_bytes=rng.randint(1, 60),
         activation_bytes=rng.randint(1, 30), transient_bytes=rng.choice([0, 3, 9, 20]),
+        weight_seconds=forward * rng.uniform(0.2, 1.4), waiting_bytes=rng.randint(0, 9),
     )  # fmt: skip
 
 
 def problem(rng: random.Random, layers: int, classes: int, most: int = 4) -> Problem:
-    pp = rng.choice([p for p in (1, 2, 3, 4) if p <= layers])
-    configuration = Configuration(
-        pp=pp, dp=rng.choice([1, 2]), tp=1, microbatch_size=1,
-        num_microbatches=rng.choice([1, 2, 4, 8]), schedule=rng.choice(["gpipe", "1f1b"]),
-    )  # fmt: skip
+    configuration = _configuration(rng, layers)
     menus = tuple(
         tuple(option(rng, f"k{k % 3}") for k in range(rng.randint(2, most))) for _ in range(classes)
     )
@@ -34,12 +31,34 @@ def problem(rng: random.Random, layers: int, classes: int, most: int = 4) -> Pro
         configuration, tuple(rng.randrange(classes) for _ in range(layers)), menus,
         memory_limit_bytes=rng.randint(60, 400), p2p_seconds=rng.choice([0.0, 0.3]),
         linked=linked, baseline_bytes=rng.choice([0, 7]),
+        cuts=_cuts(rng, configuration.stages, layers),
     )  # fmt: skip
 
 
+def _configuration(rng: random.Random, layers: int) -> Configuration:
+    pp = rng.choice([p for p in (1, 2, 3, 4) if p <= layers])
+    v = rng.choice([v for v in (1, 1, 2, 3) if v == 1 or (pp > 1 and pp * v <= layers)])
+    single = ["gpipe", "1f1b", "zero_bubble"] if pp > 1 else ["gpipe", "1f1b"]
+    schedule = rng.choice(single if v == 1 else ["interleaved_1f1b", "zero_bubble"])
+    m = rng.choice([1, 2, 4, 8])
+    return Configuration(
+        pp=pp, dp=rng.choice([1, 2]), tp=1, microbatch_size=1,
+        num_microbatches=m * (1 if schedule in ("gpipe", "1f1b") else pp), schedule=schedule,
+        virtual_stages=v,
+    )  # fmt: skip
+
+
+def _cuts(rng: random.Random, stages: int, layers: int) -> tuple[tuple[int, ...], ...]:
+    """Now and then, where each stage may begin."""
+    if rng.random() < 0.7:
+        return ()
+    near = [sorted({s * layers // stages, -(-s * layers // stages)}) for s in range(stages)]
+    return tuple(tuple(places) for places in near)
+
+
 def legal_plans(problem: Problem) -> Iterator[tuple[tuple[int, ...], tuple[Option, ...]]]:
-    pp, layers = problem.configuration.pp, len(problem.layers)
-    for rest in itertools.combinations(range(1, layers), pp - 1):
+    stages, layers = problem.configuration.stages, len(problem.layers)
+    for rest in itertools.combinations(range(1, layers), stages - 1):
         for options in itertools.product(*(problem.menus[c] for c in problem.layers)):
             if not violations(problem, (0, *rest), options):
                 yield (0, *rest), options

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from autopar.solve.bounds import bottleneck_path, cheapest_path, dense, good_pat
 from autopar.solve.chain import relaxed_chain
 from autopar.solve.columns import relax
 from autopar.solve.price import objective_seconds
+from autopar.solve.problem import Configuration
 from tests.solve.instances import legal_plans, problem
 
 
@@ -42,7 +44,7 @@ def test_more_stages_than_layers_have_no_path() -> None:
     assert cheapest_path(_costs(4, 3, 0)) is None
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(50))
 def test_no_plan_is_cheaper_than_the_bound_of_its_intervals(seed: int) -> None:
     given = problem(random.Random(seed), 4, 2, 3)
     chain = relaxed_chain(given)
@@ -56,12 +58,17 @@ def test_no_plan_is_cheaper_than_the_bound_of_its_intervals(seed: int) -> None:
 
 
 def test_good_paths_improve_and_report_their_objective() -> None:
-    seconds, step = (np.stack([_costs(3, 7, s) for s in seeds]) for seeds in ((1, 2), (3, 4)))
+    lead, pace, step = (
+        np.stack([_costs(4, 7, s) for s in seeds]) for seeds in ((1, 2), (3, 4), (5, 6))
+    )
     values = []
-    for value, path, chosen in good_paths(seconds, step, 8):
-        t = [_along(seconds[k], path)[p] for p, k in enumerate(chosen)]
-        g = [_along(step[k], path)[p] for p, k in enumerate(chosen)]
-        assert value == pytest.approx(sum(t) + 7 * max(t) + max(g))
+    for value, path, chosen in good_paths(lead, pace, step, 2):
+        a, b, g = (
+            [_along(figure[k], path)[s] for s, k in enumerate(chosen)]
+            for figure in (lead, pace, step)
+        )
+        slowest, finish = (max(x[0] + x[2], x[1] + x[3]) for x in (b, g))
+        assert value == pytest.approx(sum(a) + slowest + finish)
         values.append(value)
     assert values == sorted(values, reverse=True)
     assert values
@@ -69,6 +76,17 @@ def test_good_paths_improve_and_report_their_objective() -> None:
 
 def test_dense_lays_contents_out_by_interval() -> None:
     chain = relaxed_chain(problem(random.Random(4), 4, 2))
-    laid = dense(chain, np.tile(np.arange(len(chain.counts), dtype=float), (chain.pp, 1)))
+    laid = dense(chain, np.tile(np.arange(len(chain.counts), dtype=float), (chain.stages, 1)))
     assert laid[0, 1, 3] == chain.content[1, 3]
     assert laid[0, 3, 1] == np.inf
+
+
+def test_intervals_that_are_not_allowed_are_infinite() -> None:
+    given = replace(
+        problem(random.Random(4), 4, 2), cuts=((0,), (1, 2)),
+        configuration=Configuration(2, 1, 1, 1, 4, "1f1b"),
+    )  # fmt: skip
+    chain = relaxed_chain(given)
+    laid = dense(chain, np.zeros((2, len(chain.counts))))
+    finite = {(int(s), int(i), int(j)) for s, i, j in zip(*np.nonzero(laid == 0), strict=True)}
+    assert finite == {(0, 0, 1), (0, 0, 2), (1, 1, 4), (1, 2, 4)}

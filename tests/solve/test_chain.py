@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from autopar.cost.schedule import Depth
 from autopar.solve.chain import chains, relaxed_chain, undominated
 from autopar.solve.problem import Configuration, Option, Problem
 
@@ -25,7 +26,7 @@ def test_arrays_follow_the_options() -> None:
     assert chain.owner.tolist() == [0, 0, 1, 1]
     assert chain.seconds.tolist() == [1.0, 2.0, 1.0, 2.0]
     assert chain.room_bytes == 90
-    assert chain.depths == (2, 1)
+    assert chain.depths == (Depth(2, 0), Depth(1, 0))
     assert chain.transfer_seconds.tolist() == [0.25, 0.25]
 
 

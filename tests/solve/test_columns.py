@@ -11,17 +11,20 @@ from autopar.solve.columns import hull, relax, rounded_pattern, weights
 from tests.solve.instances import problem
 
 
-def _fillings(chain: Chain, stage: int, content: int) -> list[tuple[float, float]]:
-    """(seconds, step seconds) of every way to fill the content within the memory."""
+def _fillings(
+    chain: Chain, stage: int, content: int, room: float
+) -> list[tuple[float, float, float]]:
+    """(lead, pace, step seconds) of every way to fill the content within the room."""
     found = []
     layers = [c for c, n in enumerate(chain.counts[content]) for _ in range(n)]
     menus = [np.flatnonzero(chain.owner == c).tolist() for c in layers]
     for chosen in itertools.product(*menus):
         options = list(chosen)
-        held = chain.state_bytes[options].sum()
-        held += chain.depths[stage] * chain.activation_bytes[options].sum()
-        if held + chain.transient_bytes[options].max() <= chain.room_bytes:
-            found.append((chain.seconds[options].sum(), chain.step_seconds[options].sum()))
+        held = chain.held_bytes(chain.depths[stage])[options].sum()
+        if held + chain.transient_bytes[options].max() <= room:
+            figures = chain.lead_seconds, chain.pace_seconds, chain.step_seconds
+            lead, pace, step = (figure[options].sum() for figure in figures)
+            found.append((lead, pace, step))
     return found
 
 
@@ -30,21 +33,33 @@ def test_hull_keeps_the_lower_left_corners() -> None:
     assert hull(option_bytes, cost) == [0, 2, 3]
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(24))
 def test_bounds_and_patterns_hold_against_every_filling(seed: int) -> None:
     chain = relaxed_chain(problem(random.Random(seed), 4, 2, 3))
-    relaxed, m = relax(chain), chain.num_microbatches
-    for stage, content in itertools.product(range(chain.pp), range(len(chain.counts))):
-        fillings = _fillings(chain, stage, content)
+    relaxed = relax(chain)
+    for stage, content in itertools.product(range(chain.stages), range(len(chain.counts))):
+        place = chain.places[stage]
+        fillings = _fillings(chain, stage, content, place.most_bytes)
         least = [min((f(*x) for x in fillings), default=np.inf) for f in (
-            lambda t, g: t, lambda t, g: g, lambda t, g: m * t + g)]  # fmt: skip
-        bounds = (relaxed.seconds, relaxed.step_seconds, relaxed.mixed)
+            lambda a, b, g: a, lambda a, b, g: b, lambda a, b, g: g,
+            lambda a, b, g: a + b + g)]  # fmt: skip
+        bounds = (relaxed.lead, relaxed.pace, relaxed.step_seconds, relaxed.mixed)
         for figure, exact in zip(bounds, least, strict=True):
             assert figure[stage, content] <= exact + 1e-9
-        for seconds, step in relaxed.patterns:
-            real = seconds[stage, content], step[stage, content]
+        for pattern in relaxed.patterns:
+            real = [figure[stage, content] for figure in pattern]
             if np.isfinite(real[0]):
-                assert np.isclose(real, fillings).all(axis=1).any()
+                fair = _fillings(chain, stage, content, place.fair_bytes)
+                assert np.isclose(real, fair).all(axis=1).any()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_fair_shares_of_a_rank_fit_together(seed: int) -> None:
+    chain = relaxed_chain(problem(random.Random(seed), 6, 2, 3))
+    for rank in range(chain.pp):
+        places = chain.places[rank :: chain.pp]
+        assert sum(p.fair_bytes for p in places) <= chain.room_bytes * (1 + 1e-12)
+        assert all(p.fair_bytes <= chain.room_bytes for p in places)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -52,11 +67,12 @@ def test_a_rounded_pattern_has_the_reported_figures(seed: int) -> None:
     chain = relaxed_chain(problem(random.Random(100 + seed), 5, 2, 4))
     relaxed = relax(chain)
     for weighting in range(len(weights(chain))):
-        seconds, step = relaxed.patterns[weighting]
-        for content in np.flatnonzero(np.isfinite(seconds[0])):
-            taken = rounded_pattern(chain, chain.depths[0], int(content), weighting)
+        lead, pace, step = relaxed.patterns[weighting]
+        for content in np.flatnonzero(np.isfinite(lead[0])):
+            taken = rounded_pattern(chain, chain.places[0], int(content), weighting)
             assert taken.min() >= 0
-            assert taken @ chain.seconds == pytest.approx(seconds[0, content])
+            assert taken @ chain.lead_seconds == pytest.approx(lead[0, content])
+            assert taken @ chain.pace_seconds == pytest.approx(pace[0, content])
             assert taken @ chain.step_seconds == pytest.approx(step[0, content])
             for c, number in enumerate(chain.counts[content]):
                 assert taken[chain.owner == c].sum() == number
@@ -65,5 +81,5 @@ def test_a_rounded_pattern_has_the_reported_figures(seed: int) -> None:
 def test_plenty_of_memory_makes_the_relaxation_exact() -> None:
     given = problem(random.Random(1), 4, 1)
     chain = relaxed_chain(type(given)(**{**vars(given), "memory_limit_bytes": 10**9}))
-    fastest = chain.counts[:, 0] * chain.seconds.min()
-    assert relax(chain).seconds[0] == pytest.approx(fastest)
+    fastest = chain.counts[:, 0] * chain.lead_seconds.min()
+    assert relax(chain).lead[0] == pytest.approx(fastest)

@@ -8,7 +8,7 @@ import pytest
 from autopar.errors import InfeasiblePlanError
 from autopar.solve.chain import relaxed_chain
 from autopar.solve.infeasible import diagnose, least_memory
-from autopar.solve.price import stage_memory_bytes
+from autopar.solve.price import rank_memory_bytes
 from autopar.solve.problem import Configuration, Option, Problem
 from autopar.solve.search import solve
 from tests.solve.instances import candidates, legal_plans, problem
@@ -54,7 +54,7 @@ def test_least_memory_is_the_least_of_all_plans(seed: int) -> None:
     given = replace(problem(random.Random(seed), 4, 2, 3), linked=(), memory_limit_bytes=10**6)
     found = least_memory(relaxed_chain(given))
     assert found is not None
-    every = [max(stage_memory_bytes(given, *plan)) for plan in legal_plans(given)]
+    every = [max(rank_memory_bytes(given, *plan)) for plan in legal_plans(given)]
     assert found.needed_bytes == min(every)
 
 

@@ -5,7 +5,7 @@ import pytest
 from autopar.solve.price import (
     neighbours,
     objective_seconds,
-    stage_memory_bytes,
+    rank_memory_bytes,
     stage_seconds,
     stage_step_seconds,
     violations,
@@ -33,7 +33,7 @@ def test_a_plan_priced_by_hand() -> None:
     assert stage_step_seconds(_problem(), (0, 2), options) == [0.75, 0.5]
     # stage 0 holds two micro-batches, stage 1 one
     memory = [7 + 15 + 2 * 5 + 6, 7 + 10 + 4 + 3]
-    assert stage_memory_bytes(_problem(), (0, 2), options) == memory
+    assert rank_memory_bytes(_problem(), (0, 2), options) == memory
     assert objective_seconds(_problem(), (0, 2), options) == pytest.approx(12 + 3 * 8.5 + 0.75)
 
 
@@ -45,7 +45,7 @@ def test_transfers_are_borne_by_both_sides() -> None:
 def test_every_broken_rule_is_named() -> None:
     legal = (0, 2), (FAST, LEAN, FAST)
     assert violations(_problem(), *legal) == []
-    assert "stage 0 needs 38 of 37 bytes" in violations(_problem(memory_limit_bytes=37), *legal)
+    assert "rank 0 needs 38 of 37 bytes" in violations(_problem(memory_limit_bytes=37), *legal)
     assert "differ: a, b" in violations(_problem(linked=((0, 1),)), *legal)[0]
     assert "do not cover" in violations(_problem(), (0, 3), legal[1])[0]
     assert "no option b" in violations(_problem(menus=((FAST,),)), *legal)[0]

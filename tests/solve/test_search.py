@@ -46,6 +46,22 @@ def test_equal_to_trying_everything(seed: int) -> None:
     _check(solution, exact)
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_stages_that_share_a_rank_are_chosen_together(seed: int) -> None:
+    """Memory couples the stages of a rank, and bytes left by one may serve another."""
+    rng = random.Random(seed)
+    drawn = (problem(rng, rng.randint(4, 6), rng.randint(1, 2), 2) for _ in range(1000))
+    given = next(p for p in drawn if p.configuration.virtual_stages > 1)
+    exact = optimum([given])
+    if exact == math.inf:
+        with pytest.raises(InfeasiblePlanError, match=r"stages \d, \d"):
+            solve(candidates([given]))
+        return
+    solution = solve(candidates([given]), gap=1e-6)
+    assert solution.objective_seconds == pytest.approx(exact, rel=2 * TOLERANCE)
+    _check(solution, exact)
+
+
 @pytest.mark.parametrize("seed", range(0, 80, 5))
 def test_cbc_agrees(seed: int) -> None:
     problems = _instance(seed)
