@@ -18,10 +18,14 @@ from torch.export import Dim, ExportedProgram
 
 from autopar.errors import TraceError
 from autopar.graph import Op, Ref, Size, Value
+from autopar.trace.expand import expand
 from autopar.trace.model import Recorder, find_blocks, find_units, meta_copy
 from autopar.trace.private import tree_flatten_with_path, tree_map, tree_unflatten
+from autopar.trace.repeats import Repeat, find_repeats
+from autopar.trace.stand_in import attach_stand_ins
 
 TRACE_BATCH = 2
+_logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -68,25 +72,56 @@ def capture(
     loss_fn: Callable[..., Tensor] | None,
     dtype: torch.dtype,
 ) -> Raw:
-    """Exports one training step of ``model``; see ``autopar.trace.trace`` for the arguments."""
-    copy = meta_copy(model, dtype).train()
-    _disable_cache(copy)
-    blocks = find_blocks(copy)
-    recorder = Recorder()
-    recorder.attach(copy, find_units(copy, blocks))
+    """Exports one training step of ``model``; see ``autopar.trace.trace`` for the arguments.
+
+    Of blocks that are equal three are traced, and the others take over their operations. Where the
+    blocks turn out not to be used equally, or where anything else goes wrong, all are traced.
+    """
     example = tree_map(_to_meta, (args, kwargs, target))
+    repeats = find_repeats(model, find_blocks(model))
+    if repeats:
+        try:
+            return _capture(model, example, loss_fn, dtype, repeats)
+        except Exception as error:  # the same error comes up again if it is about the model
+            _logger.info(
+                "tracing every block, which takes longer: %s", str(error).partition("\n")[0]
+            )
+    return _capture(model, example, loss_fn, dtype, ())
+
+
+def _capture(
+    model: nn.Module,
+    example: tuple[Any, ...],
+    loss_fn: Callable[..., Tensor] | None,
+    dtype: torch.dtype,
+    repeats: tuple[Repeat, ...],
+) -> Raw:
+    omitted = tuple(path for repeat in repeats for path in repeat.omitted)
+    blocks = find_blocks(model)
+    copy = meta_copy(model, dtype, hollow=omitted).train()
+    _disable_cache(copy)
+    recorder = Recorder()
+    units = tuple(path for path in find_units(model, blocks) if path not in omitted)
+    recorder.attach(copy, units)
+    attach_stand_ins(copy, repeats, recorder)
     exported = _export(_Step(copy, loss_fn), example, recorder)
+    recorder.samples.clear()
     raw = Raw(blocks=blocks, recorder=recorder)
-    frozen = {name for name, p in copy.named_parameters() if not p.requires_grad}
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     _Reader(raw, exported, frozen).read()
+    raw.ops = expand(raw.ops, raw.values, repeats)
     return raw
 
 
 def _disable_cache(model: nn.Module) -> None:
-    """Hugging Face decoders keep a key/value cache by default, which training never reads."""
-    config = getattr(model, "config", None)
-    if getattr(config, "use_cache", False):
-        config.use_cache = False  # type: ignore[union-attr]
+    """Hugging Face decoders keep a key/value cache by default, which training never reads.
+
+    Encoder and decoder of one model have a configuration each.
+    """
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if getattr(config, "use_cache", False):
+            config.use_cache = False  # type: ignore[union-attr]
 
 
 def _to_meta(leaf: Any) -> Any:

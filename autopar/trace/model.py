@@ -26,21 +26,36 @@ def _(x: Tensor, tag: str) -> Tensor:
     return torch.empty_like(x)
 
 
-def meta_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+def meta_copy(model: nn.Module, dtype: torch.dtype, hollow: tuple[str, ...] = ()) -> nn.Module:
     """Copies ``model`` without its data: floating parameters become ``dtype`` tensors on ``meta``.
 
     ``deepcopy`` finds every tensor already in its memo, so no weight is ever allocated
-    and tied parameters stay tied.
+    and tied parameters stay tied. The modules whose paths are in ``hollow`` are copied without
+    what they hold: their own attributes are there, their parameters and submodules are not.
     """
     memo: dict[int, Any] = {}
+    shells = [model.get_submodule(path) for path in hollow]
+    inside = {id(module) for shell in shells for module in shell.modules()}
     for module in model.modules():
+        if id(module) in inside:
+            continue
         for parameter in module.parameters(recurse=False):
             kind = dtype if parameter.is_floating_point() else parameter.dtype
             like = torch.empty(parameter.shape, dtype=kind, device="meta")
             memo[id(parameter)] = nn.Parameter(like, requires_grad=parameter.requires_grad)
         for tensor in _plain_tensors(module):
             memo[id(tensor)] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    for shell in shells:
+        memo[id(shell)] = _empty_shell(shell, memo)
     return copy.deepcopy(model, memo)
+
+
+def _empty_shell(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    shell = type(module).__new__(type(module))
+    nn.Module.__init__(shell)
+    own = {name: value for name, value in vars(module).items() if name not in vars(shell)}
+    vars(shell).update(copy.deepcopy(own, memo))
+    return shell
 
 
 def _plain_tensors(module: nn.Module) -> Iterator[Tensor]:
@@ -93,13 +108,16 @@ class Recorder:
     """Notes how each unit was called; the graph later says which tensors these were.
 
     ``stack`` holds the paths of the modules that are running, so that an error can
-    name the module in which the trace stopped.
+    name the module in which the trace stopped. ``samples`` holds, for the units in ``watched``,
+    the arguments as they were passed and the output as it was handed on.
     """
 
     calls: dict[str, tuple[str, Any, Any]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     parameters: dict[str, tuple[str, ...]] = field(default_factory=dict)
     stack: list[str] = field(default_factory=list)
+    watched: frozenset[str] = frozenset()
+    samples: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
     def attach(self, model: nn.Module, units: tuple[str, ...]) -> None:
         """Registers the hooks on ``model``, which is a private copy and is thrown away later."""
@@ -117,6 +135,8 @@ class Recorder:
     def _enter_unit(self, path: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
             count = self.counts[path] = self.counts.get(path, 0) + 1
+            if path in self.watched:
+                self.samples[path] = (args, kwargs), None
             (args, kwargs), tree = _mark_tree((args, kwargs), f"{path}#{count}:in")
             self.calls[path] = (type(module).__name__, tree, None)
             self.parameters[path] = tuple(inspect.signature(module.forward).parameters)
@@ -129,6 +149,8 @@ class Recorder:
             output, tree = _mark_tree(output, f"{path}#{self.counts[path]}:out")
             name, inputs, _ = self.calls[path]
             self.calls[path] = (name, inputs, tree)
+            if path in self.watched:
+                self.samples[path] = self.samples[path][0], output
             return output
 
         return hook
@@ -137,12 +159,21 @@ class Recorder:
 def _mark_tree(tree: Any, tag: str) -> tuple[Any, Any]:
     """Marks each tensor of a nest; returns it so, and once more with ``Ref(tag)`` for tensors."""
     leaves, spec = tree_flatten(tree)
-    marked, refs = [], []
-    for index, leaf in enumerate(leaves):
-        is_tensor = isinstance(leaf, Tensor)
-        marked.append(mark(leaf, f"{tag}:{index}") if is_tensor else leaf)
-        refs.append(Ref(f"{tag}:{index}") if is_tensor else leaf)
-    return tree_unflatten(marked, spec), tree_unflatten(refs, spec)
+    marked = [
+        mark(leaf, f"{tag}:{index}") if isinstance(leaf, Tensor) else leaf
+        for index, leaf in enumerate(leaves)
+    ]
+    return tree_unflatten(marked, spec), refer(tree, tag)
+
+
+def refer(tree: Any, tag: str) -> Any:
+    """The nest with ``Ref("tag:3")`` for the tensor that is leaf 3."""
+    leaves, spec = tree_flatten(tree)
+    refs = [
+        Ref(f"{tag}:{index}") if isinstance(leaf, Tensor) else leaf
+        for index, leaf in enumerate(leaves)
+    ]
+    return tree_unflatten(refs, spec)
 
 
 def as_call(path: str, recorded: tuple[str, Any, Any], names: dict[str, str],
