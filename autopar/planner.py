@@ -20,10 +20,10 @@ from autopar.solve.menus import Pricer
 from autopar.solve.problem import Candidate, Configuration, Solution
 from autopar.solve.search import solve
 from autopar.solve.space import Task, check_pins, configurations, degrees
+from autopar.strategies.choices import is_covered
 from autopar.strategies.patterns import Classes, find_classes, reduce
 from autopar.strategies.sharding import Sharding
 from autopar.strategies.sharding_json import encode_pattern, encode_sharding
-from autopar.strategies.strategy import is_covered
 from autopar.trace import trace
 from autopar.workload import Workload, parameters_of
 

@@ -10,9 +10,9 @@ from autopar.cluster import Cluster
 from autopar.cost.moves import inner_seconds, move_seconds
 from autopar.cost.ops import OpCost, op_cost
 from autopar.graph import DTYPE_BYTES, Graph, Op
+from autopar.strategies.choices import uniform
 from autopar.strategies.sharding import Pattern, Sharding, local_elements, local_shape
 from autopar.strategies.states import R, State, V
-from autopar.strategies.strategy import uniform
 
 # Ops whose result shares the memory of their input.
 _ALIASES = frozenset({

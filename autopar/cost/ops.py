@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from autopar.cluster import Cluster
 from autopar.cost.compute import attention_seconds, elementwise_seconds, gemm_seconds
-from autopar.graph import DTYPE_BYTES, Op, Value
+from autopar.graph import DTYPE_BYTES, Op, Value, refs
 
 Values = dict[str, Value]
 Shapes = dict[str, tuple[int, ...]]
@@ -17,7 +17,9 @@ Shapes = dict[str, tuple[int, ...]]
 # Ops whose arithmetic shows beside their memory traffic.
 _KINDS = {
     **dict.fromkeys(("gelu", "silu", "tanh", "sigmoid", "exp", "pow", "softplus"), "activation"),
-    **dict.fromkeys(("layer_norm", "rms_norm"), "normalization"),
+    **dict.fromkeys(
+        ("layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm"), "normalization"
+    ),
     **dict.fromkeys(("softmax", "log_softmax"), "softmax"),
 }
 
@@ -48,7 +50,7 @@ FREE = OpCost(0.0)
 _VIEWS = frozenset({
     "view", "reshape", "_unsafe_view", "flatten", "unflatten", "transpose", "permute", "t",
     "unsqueeze", "squeeze", "expand", "slice", "select", "split", "chunk", "split_with_sizes",
-    "alias", "detach", "unbind",
+    "alias", "detach", "unbind", "movedim",
 })  # fmt: skip
 
 
@@ -78,6 +80,68 @@ def _gemm(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
         factor = values[argument.name]
         seconds[factor.kind == "parameter"] += factor.requires_grad * product
     return OpCost(forward, seconds[False], seconds[True], 2 * batch * m * n * k)
+
+
+def _convolution(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
+    """An implicit product (cuDNN's, Chetlur et al., 2014), one per group.
+
+    Rows are the pixels of the result of all samples, columns the output channels, and the
+    contracted dim is the kernel's window over the input channels. A transposed convolution
+    exchanges in- and output. Backward is one product per input with a gradient.
+    """
+    x, kernel, out = shapes[op.args[0].name], shapes[op.args[1].name], shapes[op.outputs[0]]
+    source, target = x, out
+    if op.target.split(".")[1].startswith("conv_transpose"):
+        source, target = out, x
+    groups = source[1] // kernel[1]
+    pixels, window = target[0] * math.prod(target[2:]), math.prod(kernel[1:])
+    return _product(cluster, op, values, (pixels, target[1] // groups, window), groups)
+
+
+def _product(
+    cluster: Cluster, op: Op, values: Values, sizes: tuple[int, int, int], batch: int
+) -> OpCost:
+    """Products of (m, k) and (k, n), and one of equal work per input that has a gradient."""
+    m, n, k = sizes
+    left, right = (values[name] for name in op.inputs()[:2])
+    seconds = gemm_seconds(cluster, m, n, k, left.dtype, batch)
+    backward = left.requires_grad * gemm_seconds(cluster, m, k, n, left.dtype, batch)
+    backward += right.requires_grad * gemm_seconds(cluster, k, n, m, left.dtype, batch)
+    return OpCost(seconds, backward, 2 * batch * m * n * k)
+
+
+def _einsum(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
+    """Of two tensors: a batched product; letters that only one of them has count as rows."""
+    if len(op.inputs()) != 2:
+        return _elementwise(cluster, op, values, shapes)
+    left, _, right = op.args[0].replace(" ", "").partition("->")
+    first, second = left.split(",")
+    sizes: dict[str, int] = {}
+    for term, name in zip((first, second), op.inputs(), strict=True):
+        sizes |= dict(zip(term, shapes[name], strict=True))
+
+    def size(letters: set[str]) -> int:
+        return math.prod(sizes[letter] for letter in letters)
+
+    both = set(first) & set(second)
+    m, n, k = size(set(first) - both), size(set(second) - both), size(both - set(right))
+    return _product(cluster, op, values, (m, n, k), size(both & set(right)))
+
+
+def _recurrent(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
+    """Input products of all steps at once, hidden products step by step (cuDNN's order)."""
+    x = shapes[op.args[0].name]
+    batch, steps = (x[0], x[1]) if op.args[-1] else (x[1], x[0])
+    hidden = shapes[op.outputs[0]][-1]
+    dtype, seconds, flops = values[op.args[0].name].dtype, 0.0, 0
+    for name in refs(op.args[2]):
+        if len(shapes[name]) == 2:
+            gates, width = shapes[name]
+            step = width == hidden and "hh" in values[name].source
+            rows, calls = (batch, steps) if step else (batch * steps, 1)
+            seconds += calls * gemm_seconds(cluster, rows, gates, width, dtype)
+            flops += 2 * batch * steps * gates * width
+    return OpCost(seconds, 2 * seconds, flops)
 
 
 def _attention(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
@@ -140,6 +204,11 @@ def _bytes(name: str, values: Values, shapes: Shapes) -> int:
 
 _PRICES: dict[str, Callable[[Cluster, Op, Values, Shapes], OpCost]] = {
     "linear": _gemm,
+    **{f"conv{n}d": _convolution for n in (1, 2, 3)},
+    **{f"conv_transpose{n}d": _convolution for n in (1, 2)},
+    "einsum": _einsum,
+    "lstm": _recurrent,
+    "gru": _recurrent,
     "matmul": _gemm,
     "mm": _gemm,
     "bmm": _gemm,

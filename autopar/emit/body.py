@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from autopar.emit.lines import comment, wrap
-from autopar.emit.source import Namer, Writer, literal, local_dimensions
-from autopar.graph import Call, Graph, Op, Ref, Value, refs
-from autopar.strategies.rules import POINTWISE, RANDOM, name_of
+from autopar.emit.source import Namer, Writer, dimension, group, literal, local_dimensions
+from autopar.graph import Call, Graph, Op, Ref, Size, Value, refs
+from autopar.strategies.rules import POINTWISE, RANDOM
 from autopar.strategies.sharding import Moved, Sharding
+from autopar.strategies.spec import argument, name_of
 from autopar.strategies.states import R, State, V
 
 # An expression longer than this gets a line and a name of its own.
@@ -121,7 +122,8 @@ class Body:
             lambda name: self.read(name, states.get(name, R)),
             lambda name: self._local(*shapes[name]),
         )
-        text = self._special(op, states) if strategy and strategy.special else writer.expression(op)
+        special = strategy.special if strategy else ""
+        text = _SPECIAL[special](self, op, states, writer) if special else writer.expression(op)
         self._assign(op, self._biased_linear(op, text), outputs)
 
     def _products_with_bias(self, order: list[int]) -> set[str]:
@@ -145,16 +147,46 @@ class Body:
         whole = joined and product.endswith(")") and op.args[0].name in self._biased
         return f"{product[:-1]}, {bias})" if whole else text
 
-    def _special(self, op: Op, states: dict[str, State]) -> str:
-        """The sharded form of a lookup or a loss."""
-        first, second = (self.read(a.name, states[a.name]) for a in op.args[:2])
-        if name_of(op) == "embedding":
-            self.used.add("sharded_embedding")
-            return f"sharded_embedding({second}, {first})"
-        self.used.add("sharded_cross_entropy")
-        ignore = op.args[4] if len(op.args) > 4 else op.kwargs.get("ignore_index", -100)
-        tail = "" if ignore == -100 else f", ignore_index={ignore}"
-        return f"sharded_cross_entropy({first}, {second}{tail})"
+    def average(self, op: Op, states: dict[str, State], writer: Writer) -> str:
+        """The mean of equal shards, of which the ranks' results add up to the mean of all."""
+        return f"{group(writer.expression(op))} / TP"
+
+    def sharded_embedding(self, op: Op, states: dict[str, State], writer: Writer) -> str:
+        """A lookup in the rows of a table that this rank holds."""
+        table, index = (self.read(a.name, states[a.name]) for a in op.args[:2])
+        return self._helper("sharded_embedding", index, table)
+
+    def sharded_cross_entropy(self, op: Op, states: dict[str, State], writer: Writer) -> str:
+        """The loss of logits sharded over their classes."""
+        logits, target = (self.read(a.name, states[a.name]) for a in op.args[:2])
+        return self._helper("sharded_cross_entropy", logits, target, ignore_index=_ignored(op))
+
+    def rows_cross_entropy(self, op: Op, states: dict[str, State], writer: Writer) -> str:
+        """The loss of the rows that this rank holds, as its part of the loss of all."""
+        logits, target = (self.read(a.name, states[a.name]) for a in op.args[:2])
+        outer = Size(*states[op.args[0].name].outer)
+        options = {
+            "blocks": None if outer == Size(1) else dimension(outer),
+            "ignore_index": _ignored(op),
+            "label_smoothing": argument(op, 5, "label_smoothing", 0.0) or None,
+            "mean": None if argument(op, 3, "reduction", 1) == 1 else False,
+        }
+        return self._helper("rows_cross_entropy", logits, target, **options)
+
+    def sharded_batch_norm(self, op: Op, states: dict[str, State], writer: Writer) -> str:
+        """The normalisation of a shard of the channels."""
+        read = [self.read(a.name, states[a.name]) if a else "None" for a in op.args[:5]]
+        x, weight, bias, mean, variance = read
+        return self._helper(
+            "sharded_batch_norm", x, mean, variance, weight, bias, "self.training",
+            str(op.args[6]), str(op.args[7]),
+        )  # fmt: skip
+
+    def _helper(self, function: str, *args: str, **options: Any) -> str:
+        """A call of one of the program's own functions; options that are None are left out."""
+        self.used.add(function)
+        given = [f"{key}={value}" for key, value in options.items() if value is not None]
+        return f"{function}({', '.join([*args, *given])})"
 
     def _assign(self, op: Op, text: str, outputs: tuple[State, ...]) -> None:
         key = (op.outputs[0], outputs[0])
@@ -292,6 +324,19 @@ def spelled(graph: Graph, source: str, unit: str) -> str:
     return next((name for name in names if unit and name.startswith(f"{unit}.")), names[0])
 
 
+def _ignored(op: Op) -> Any:
+    """The class that does not count, where it is not the usual one."""
+    ignored = argument(op, 4, "ignore_index", -100)
+    return None if ignored == -100 else ignored
+
+
+_SPECIAL: dict[str, Callable[[Body, Op, dict[str, State], Writer], str]] = {
+    "average": Body.average,
+    "sharded_embedding": Body.sharded_embedding,
+    "sharded_cross_entropy": Body.sharded_cross_entropy,
+    "rows_cross_entropy": Body.rows_cross_entropy,
+    "sharded_batch_norm": Body.sharded_batch_norm,
+}
 _SUFFIX = {"R": "full", "V": "full", "S": "shard"}
 
 

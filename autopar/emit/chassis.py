@@ -15,6 +15,7 @@ SCHEDULES = {"gpipe": "ScheduleGPipe", "1f1b": "Schedule1F1B"}
 NEEDS = {
     "all_reduce_enter": ("enter", "all_reduce"),
     "sharded_cross_entropy": ("all_reduce",),
+    "sharded_batch_norm": ("narrow",),
 }
 HELPERS = (
     "enter",
@@ -30,8 +31,12 @@ HELPERS = (
     "partial",
     "sharded_embedding",
     "sharded_cross_entropy",
+    "rows_cross_entropy",
+    "sharded_batch_norm",
     "shard_rng",
 )
+# Helpers that call torch.nn.functional.
+FUNCTIONAL_HELPERS = ("sharded_embedding", "rows_cross_entropy", "sharded_batch_norm")
 # Which names of torch.distributed.tensor a helper mentions.
 PLACEMENTS = {
     "Partial": ("enter", "all_gather", "all_reduce", "reduce_scatter"),
@@ -184,7 +189,7 @@ class Program:
     @property
     def functional(self) -> bool:
         """Whether ``torch.nn.functional`` is used."""
-        return "F." in self.code or "sharded_embedding" in self.code
+        return "F." in self.code or any(f"{name}(" in self.code for name in FUNCTIONAL_HELPERS)
 
     @property
     def code(self) -> str:

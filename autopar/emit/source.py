@@ -8,35 +8,19 @@ from typing import Any
 
 import torch
 
+from autopar.emit.functional import DEFAULTS, DROPOUTS, FACTORIES, FUNCTIONAL, REDUCTION
 from autopar.graph import Op, Ref, Size, Value
 from autopar.strategies.states import State
 
+# Arguments that functionals take as one number where it is the same for each dim.
+_PER_DIM = frozenset({
+    "kernel_size", "stride", "strides", "padding", "output_padding", "dilation", "output_size",
+    "scale_factor", "size",
+})  # fmt: skip
 INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "matmul": "@", "mm": "@", "bmm": "@",
          "__and__": "&", "__or__": "|", "bitwise_and": "&", "bitwise_or": "|",
+         "floor_divide": "//", "remainder": "%",
          "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}  # fmt: skip
-# Parameters of torch.nn.functional in the operator's order: "dtype=" is passed by name, None not
-# at all.
-FUNCTIONAL = {
-    "linear": ("linear", ("input", "weight", "bias")),
-    "layer_norm": ("layer_norm", ("input", "normalized_shape", "weight", "bias", "eps", None)),
-    "rms_norm": ("rms_norm", ("input", "normalized_shape", "weight", "eps")),
-    "dropout": ("dropout", ("input", "p", None)),
-    "gelu": ("gelu", ("input",)),
-    "silu": ("silu", ("input",)),
-    "relu": ("relu", ("input",)),
-    "elu": ("elu", ("input", "alpha")),
-    "softplus": ("softplus", ("input", "beta", "threshold")),
-    "hardswish": ("hardswish", ("input",)),
-    "hardtanh": ("hardtanh", ("input", "min_val", "max_val")),
-    "mish": ("mish", ("input",)),
-    "relu6": ("relu6", ("input",)),
-    "softmax": ("softmax", ("input", "dim", "dtype=")),
-    "log_softmax": ("log_softmax", ("input", "dim", "dtype=")),
-    "pad": ("pad", ("input", "pad", "mode", "value")),
-    "leaky_relu": ("leaky_relu", ("input", "negative_slope")),
-}
-FACTORIES = frozenset({"arange", "ones", "zeros", "full", "empty", "eye", "scalar_tensor"})
-_DEFAULTS = {"approximate": "none", "bias": None, "dtype": None, "mode": "constant"}
 
 
 class Namer:
@@ -84,8 +68,16 @@ def local_dimensions(value: Value, state: State) -> tuple[str, ...]:
     )
 
 
+class Text(str):
+    """Source that stands for an argument."""
+
+    __slots__ = ()
+
+
 def literal(argument: Any, name: Callable[[str], str]) -> str:
     """A constant or reference among an op's arguments as source."""
+    if isinstance(argument, Text):
+        return argument
     if isinstance(argument, Ref):
         return name(argument.name)
     if isinstance(argument, Size):
@@ -139,6 +131,8 @@ class Writer:
             return self._factory(base, op)
         if hasattr(torch.Tensor, base) and op.args and isinstance(op.args[0], Ref):
             return self._method(base, op.args, op.kwargs)
+        if hasattr(torch, base):
+            return f"torch.{base}({self._arguments(op.args, op.kwargs)})"
         return f"torch.ops.{op.target}({self._arguments(op.args, op.kwargs)})"
 
     def text(self, argument: Any) -> str:
@@ -156,13 +150,30 @@ class Writer:
     def _functional(self, base: str, op: Op) -> str:
         function, parameters = FUNCTIONAL[base]
         pairs = [(p, a) for p, a in zip(parameters, op.args, strict=False) if p]
-        while pairs and pairs[-1][1] == _DEFAULTS.get(pairs[-1][0].rstrip("="), pairs):
+        pairs = [(p, self._plain(p.rstrip("="), a, op)) for p, a in pairs]
+        while pairs and pairs[-1][1] == DEFAULTS.get(pairs[-1][0].rstrip("="), pairs):
             pairs.pop()
-        kwargs = {p[:-1]: a for p, a in pairs if p.endswith("=")}
-        pairs = [(p, a) for p, a in pairs if not p.endswith("=")]
-        kwargs |= {k: v for k, v in op.kwargs.items() if _DEFAULTS.get(k, v is None) != v}
-        suffix = ", training=self.training" if base == "dropout" else ""
-        return f"F.{function}({self._arguments([a for _, a in pairs], kwargs)}{suffix})"
+        kwargs = {p[:-1]: a for p, a in pairs if p.endswith("=")} | op.kwargs
+        kwargs = {k: self._plain(k, v, op) for k, v in kwargs.items()}
+        kwargs = {k: v for k, v in kwargs.items() if DEFAULTS.get(k, None) != v}
+        text = self._arguments([a for p, a in pairs if not p.endswith("=")], kwargs)
+        suffix = ", training=self.training" if base in DROPOUTS else ""
+        return f"F.{function}({text}{suffix})"
+
+    def _plain(self, parameter: str, argument: Any, op: Op) -> Any:
+        """An argument as the functional takes it: one number for equal ones, "sum" for 2."""
+        if parameter == "reduction" and isinstance(argument, int):
+            return REDUCTION[argument]
+        if parameter in ("groups", "num_groups") and argument != 1 and self._channels_split(op):
+            return Text(f"{argument} // TP")
+        if parameter == "training":
+            return Text("self.training")
+        alike = isinstance(argument, tuple) and len(argument) > 1 and len(set(argument)) == 1
+        return argument[0] if alike and parameter in _PER_DIM else argument
+
+    def _channels_split(self, op: Op) -> bool:
+        out = op.outputs[0]
+        return self.local(out)[1] != dimension(self.values[out].shape[1])
 
     def _factory(self, base: str, op: Op) -> str:
         return f"torch.{base}({self._arguments(op.args, {**op.kwargs})}, device=DEVICE)"
@@ -201,6 +212,23 @@ class Writer:
         if isinstance(op.args[1], tuple) and len(set(op.args[1])) > 1:
             size = self.text(op.args[1])
         return f"{group(self.text(op.args[0]))}.split({size}, dim={dim})"
+
+    def upsample(self, op: Op) -> str:
+        """``F.interpolate`` by its size or its factors."""
+        mode = op.target.split(".")[1].removeprefix("upsample_").removesuffix("2d")
+        size, factors = op.args[1], op.args[-1]
+        if size is None:
+            kwargs = {"scale_factor": self._plain("scale_factor", factors, op)}
+        else:
+            kwargs = {"size": self._plain("size", size, op)}
+        aligned = mode != "nearest" and op.args[2]
+        kwargs |= {"mode": mode, **({"align_corners": True} if aligned else {})}
+        return f"F.interpolate({self.text(op.args[0])}, {self._arguments((), kwargs)})"
+
+    def einsum(self, op: Op) -> str:
+        """``torch.einsum`` with its tensors one by one."""
+        tensors = ", ".join(self.text(t) for t in op.args[1])
+        return f'torch.einsum("{op.args[0]}", {tensors})'
 
     def joined(self, op: Op) -> str:
         """``torch.cat`` and ``torch.stack``."""
@@ -274,4 +302,8 @@ _SPECIAL: dict[str, Callable[[Writer, Op], str]] = {
     "embedding": Writer.embedding,
     "scaled_dot_product_attention": Writer.attention,
     "cross_entropy_loss": Writer.cross_entropy,
+    "einsum": Writer.einsum,
+    **dict.fromkeys(
+        (f"upsample_{mode}2d" for mode in ("nearest", "bilinear", "bicubic")), Writer.upsample
+    ),
 }

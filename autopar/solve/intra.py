@@ -23,10 +23,11 @@ from autopar.cost.moves import inner_seconds, move_seconds, tp_group
 from autopar.cost.ops import op_cost
 from autopar.graph import Graph
 from autopar.solve.engine import run_solver
+from autopar.strategies.choices import movable, outer_factors, strategies
 from autopar.strategies.patterns import ENDS
 from autopar.strategies.sharding import Moved, Pattern, Sharding, local_elements, local_shape
 from autopar.strategies.states import P, R, State, V, move, shard
-from autopar.strategies.strategy import Strategy, movable, outer_factors, strategies
+from autopar.strategies.strategy import Strategy
 
 LAYOUTS = {"replicate": R, "sequence": shard(1)}
 

@@ -17,8 +17,8 @@ from autopar.solve.intra import Weights, shard_for_each
 from autopar.solve.problem import Candidate, Configuration, Option, Problem
 from autopar.solve.space import RECOMPUTE, ZERO
 from autopar.strategies.patterns import ENDS, Classes, restrict
-from autopar.strategies.rules import name_of
 from autopar.strategies.sharding import Sharding, local_elements
+from autopar.strategies.spec import name_of
 
 # What the op-level optimisation is asked for: the fastest layer, and three that give up time to
 # hold less. The figures are shares of the unsplit layer's time that halving all of its

@@ -64,10 +64,18 @@ def parse_state(text: str) -> State:
 def divides(size: Size, outer: tuple[int, int], tp: int) -> bool:
     """Whether a dim of ``size`` has an even shard for each of ``tp`` ranks in every block.
 
-    The batch is never divided by tp: it belongs to the dp axis.
+    A dim that holds the batch behind its blocks has one for micro-batches that are multiples of
+    tp: see ``divides_batch``.
     """
     coefficient, power = outer
+    if size.power > power:
+        return size.coefficient % coefficient == 0
     return size.power == power and size.coefficient % (coefficient * tp) == 0
+
+
+def divides_batch(state: State, value: Value) -> bool:
+    """Whether ``value`` in ``state`` is divided along its samples: data parallel over tp."""
+    return state.kind == "S" and value.shape[state.dim].power > state.outer[1]
 
 
 @dataclass(frozen=True)

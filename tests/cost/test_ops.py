@@ -135,3 +135,54 @@ def test_a_lookup_has_a_gradient_of_parameters_alone():
     found = parts(op, {"x": (4, 8), "w": (100, 16), "y0": (4, 8, 16)}, ("w",))
     assert found.input_seconds == 0
     assert found.weight_seconds == found.backward_seconds > 0
+
+
+CONV = op_of("aten.conv2d.default", Ref("x"), Ref("w"))
+
+
+def test_convolution_is_a_product_over_its_windows():
+    shapes = {"x": (4, 16, 32, 32), "w": (64, 16, 3, 3), "y0": (4, 64, 30, 30)}
+    found = cost(CONV, shapes)
+    m, n, k = 4 * 30 * 30, 64, 16 * 9
+    assert found.flops == 2 * m * n * k
+    assert found.forward_seconds == gemm_seconds(CLUSTER, m, n, k, "bfloat16")
+    back = gemm_seconds(CLUSTER, m, k, n, "bfloat16") + gemm_seconds(CLUSTER, k, n, m, "bfloat16")
+    assert found.backward_seconds == pytest.approx(back)
+    assert cost(CONV, shapes, frozen=("x",)).backward_seconds < found.backward_seconds
+
+
+def test_grouped_convolution():
+    shapes = {"x": (4, 16, 32, 32), "w": (64, 4, 3, 3), "y0": (4, 64, 30, 30)}
+    found = cost(CONV, shapes)
+    assert found.forward_seconds == gemm_seconds(CLUSTER, 4 * 900, 16, 36, "bfloat16", 4)
+
+
+def test_transposed_convolution_does_the_work_of_the_one_that_it_reverses():
+    back = op_of("aten.conv_transpose2d.input", Ref("x"), Ref("w"))
+    shapes = {"x": (4, 64, 30, 30), "w": (64, 16, 3, 3), "y0": (4, 16, 32, 32)}
+    there = cost(CONV, {"x": (4, 16, 32, 32), "w": (64, 16, 3, 3), "y0": (4, 64, 30, 30)})
+    assert cost(back, shapes).flops == there.flops
+
+
+def test_einsum_is_a_batched_product():
+    op = op_of("aten.einsum.default", "bhtd,bhsd->bhts", (Ref("x"), Ref("w")))
+    shapes = {"x": (2, 4, 32, 16), "w": (2, 4, 64, 16), "y0": (2, 4, 32, 64)}
+    found = cost(op, shapes)
+    assert found.forward_seconds == gemm_seconds(CLUSTER, 32, 64, 16, "bfloat16", 8)
+
+
+def test_recurrent_steps_follow_each_other():
+    op = op_of("aten.lstm.input", Ref("x"), (Ref("h"), Ref("h")), (Ref("wi"), Ref("wh")), False,
+               1, 0.0, True, False, True, outputs=1)  # fmt: skip
+    shapes = {"x": (4, 32, 8), "h": (1, 4, 8), "wi": (32, 8), "wh": (32, 8), "y0": (4, 32, 8)}
+    values = {
+        n: Value(n, tuple(map(Size, s)), "bfloat16", "parameter", source, True)
+        for (n, s), source in zip(
+            shapes.items(), ("", "", "weight_ih_l0", "weight_hh_l0", ""), strict=True
+        )
+    }
+    found = op_cost(CLUSTER, op, values, shapes)
+    whole = gemm_seconds(CLUSTER, 4 * 32, 32, 8, "bfloat16")
+    step = gemm_seconds(CLUSTER, 4, 32, 8, "bfloat16")
+    assert found.forward_seconds == pytest.approx(whole + 32 * step)
+    assert found.flops == 4 * 4 * 32 * 32 * 8

@@ -12,10 +12,21 @@ from autopar.strategies.rules import POINTWISE
 from autopar.trace.interpret import run
 from tests.strategies.simulate import draw, made, op_of, value
 from tests.strategies.test_rules_by_discovery import EXAMPLES
+from tests.strategies.test_rules_by_discovery import values_for as table_values
 
 X, Y, W, C, N, Q = (Ref(name) for name in ("x", "y", "w", "c", "n", "q"))
-SHAPES = {"x": (2, 4, 8), "y": (2, 4, 8), "w": (6, 8), "v": (8,), "q": (2, 4, 6, 8), "m": (8, 6)}
-V, M = Ref("v"), Ref("m")
+SHAPES = {
+    "x": (2, 4, 8),
+    "y": (2, 4, 8),
+    "w": (6, 8),
+    "v": (8,),
+    "q": (2, 4, 6, 8),
+    "m": (8, 6),
+    "i": (2, 8, 7, 7),
+    "k": (8, 8, 3, 3),
+    "d": (8, 1, 3, 3),
+}
+V, M, IMAGE, K, D = (Ref(name) for name in ("v", "m", "i", "k", "d"))
 SDPA = "aten.scaled_dot_product_attention.default"
 LOSS = "aten.cross_entropy_loss.default"
 LOGITS, TARGET = Ref("w"), Ref("t")
@@ -75,6 +86,32 @@ CASES = [
     (op_of(LOSS, LOGITS, TARGET, None, 2, 3),
      'F.cross_entropy(w, t, reduction="sum", ignore_index=3)'),
     (op_of(LOSS, LOGITS, TARGET, None, 1, -100, 0.1), "F.cross_entropy(w, t, label_smoothing=0.1)"),
+    (op_of("aten.conv2d.default", IMAGE, K, V, (2, 2), (1, 1)),
+     "F.conv2d(i, k, v, stride=2, padding=1)"),
+    (op_of("aten.conv2d.default", IMAGE, K, None, (1, 2)), "F.conv2d(i, k, stride=(1, 2))"),
+    (op_of("aten.conv2d.padding", IMAGE, K, None, (1, 1), "same"), 'F.conv2d(i, k, padding="same")'),
+    (op_of("aten.conv2d.default", IMAGE, D, None, (1, 1), (0, 0), (1, 1), 8),
+     "F.conv2d(i, d, groups=8)"),
+    (op_of("aten.max_pool2d.default", IMAGE, (3, 3), (2, 2)), "F.max_pool2d(i, 3, 2)"),
+    (op_of("aten.max_pool2d.default", IMAGE, (2, 2)), "F.max_pool2d(i, 2)"),
+    (op_of("aten.avg_pool2d.default", IMAGE, (2, 2), (1, 1)), "F.avg_pool2d(i, 2, 1)"),
+    (op_of("aten.adaptive_avg_pool2d.default", IMAGE, (6, 6)), "F.adaptive_avg_pool2d(i, 6)"),
+    (op_of("aten.group_norm.default", IMAGE, 4, V, V, 1e-5, False), "F.group_norm(i, 4, v, v)"),
+    (op_of("aten.upsample_nearest2d.vec", IMAGE, None, (2.0, 2.0)),
+     'F.interpolate(i, scale_factor=2.0, mode="nearest")'),
+    (op_of("aten.upsample_bilinear2d.vec", IMAGE, (8, 9), True, None),
+     'F.interpolate(i, size=(8, 9), mode="bilinear", align_corners=True)'),
+    (op_of("aten.einsum.default", "bij,bkj->bik", (X, Y)),
+     'torch.einsum("bij,bkj->bik", x, y)'),
+    (op_of("aten.mse_loss.default", X, Y), "F.mse_loss(x, y)"),
+    (op_of("aten.mse_loss.default", X, Y, 2), 'F.mse_loss(x, y, reduction="sum")'),
+    (op_of("aten.huber_loss.default", X, Y, 1, 0.5), "F.huber_loss(x, y, delta=0.5)"),
+    (op_of("aten.log_sigmoid.default", X), "F.logsigmoid(x)"),
+    (op_of("aten.topk.default", X, 2, outputs=2), "x.topk(2)"),
+    (op_of("aten.roll.default", X, (1,), (1,)), "x.roll((1,), (1,))"),
+    (op_of("aten.unbind.int", X, 1, outputs=4), "x.unbind(1)"),
+    (op_of("aten.floor_divide.default", N, 2), "n // 2"),
+    (op_of("aten.one_hot.default", N, 6), "F.one_hot(n, 6)"),
     (op_of("aten.arange.default", 16), "torch.arange(16, device=DEVICE)"),
     (op_of("aten.ones.default", (3, 3), dtype="torch.bool"),
      "torch.ones((3, 3), dtype=torch.bool, device=DEVICE)"),
@@ -95,7 +132,22 @@ def test_pointwise_ops_are_never_written_as_operators_of_the_dispatcher():
         op = EXAMPLES[name]
         values = {n: value(n, (4, 6, 8)) for n in ("x", "y", "b", "cond", "scale")}
         values["y0"] = value("y0", (4, 6, 8))
+        values |= {n: value(n, (4, 6), "int64") for n in ("index",)}
         assert "torch.ops" not in writer(values).expression(op), name
+
+
+def test_every_entry_of_the_table_is_written_without_the_dispatcher():
+    for name, op in EXAMPLES.items():
+        text = writer(table_values(op)).expression(op)
+        assert "torch.ops" not in text, (name, text)
+
+
+def test_norms_with_running_statistics_follow_the_mode_of_the_module():
+    op = EXAMPLES["batch_norm"]
+    assert writer(table_values(op)).expression(op) == (
+        "F.batch_norm(image, weight=channels, bias=channels, running_mean=mean,"
+        " running_var=variance, training=self.training)"
+    )
 
 
 def writer(values: dict) -> Writer:

@@ -12,12 +12,11 @@ from autopar.trace.interpret import run
 from tests.strategies.collectives import Moving
 from tests.strategies.simulate import (
     BATCH,
-    SPECIAL,
     check_whole,
     cut,
     cut_gradient,
     draw,
-    localised,
+    run_ranks,
 )
 
 Parts = list[Tensor]
@@ -77,11 +76,7 @@ class Ranks:
             op, strategy = self.graph.ops[index], self.sharding.strategies[index]
             needs = {name: self.read(name, state) for name, state in strategy.inputs}
             tensors = [{n: parts[r] for n, parts in needs.items()} for r in range(self.sharding.tp)]
-            if strategy.special:
-                results = [(y,) for y in SPECIAL[strategy.special](op, tensors)]
-            else:
-                local = localised(op, strategy, self.graph.values, self.sharding.tp)
-                results = [run(local, env, BATCH, "cpu") for env in tensors]
+            results = run_ranks(op, strategy, self.graph.values, tensors)
             for k, (name, state) in enumerate(zip(op.outputs, strategy.outputs, strict=True)):
                 self.held[name, state] = [result[k] for result in results]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from autopar.graph import Ref
-from autopar.strategies.rules import Spec, name_of, spec
+from autopar.strategies.rules import spec
+from autopar.strategies.spec import Spec, name_of
 from tests.strategies.simulate import op_of, value
 
 X, W, B = Ref("x"), Ref("w"), Ref("b")
@@ -53,11 +54,14 @@ def test_reductions():
     assert total.whole == frozenset()
     kept = spec(op_of("aten.mean.dim", X, (-1,), True), {**values(), "y0": value("y0", (4, 6, 1))})
     assert kept.outputs == (("~3", "~2", ""),)
-    assert kept.whole == {"~1"}
+    assert kept.averaged == {"~1"}
+    assert kept.whole == frozenset()
+    largest = spec(op_of("aten.amax.default", X, (-1,)), {**values(), "y0": value("y0", (4, 6))})
+    assert largest.whole == {"~1"}
 
 
 def test_ops_without_a_rule():
-    assert spec(op_of("aten.cumprod.default", X, 0), values()) is None
+    assert spec(op_of("aten.renorm.default", X, 2, 0, 1.0), values()) is None
     assert spec(op_of("aten.matmul.default", X, B), {**values(), "y0": value("y0", (4, 6))}) is None
-    assert spec(op_of("aten.pad.default", X, (0, 1, 0, 1)), values()) is None
+    assert spec(op_of("aten.roll.default", X, (1,)), values()) is None
     assert name_of(op_of("aten.linear.default", X, W)) == "linear"

@@ -6,37 +6,73 @@ import pytest
 import torch
 
 from autopar.graph import Op, Ref, Size
-from autopar.strategies.rules import _BUILDERS, LINEAR, POINTWISE, REDUCTIONS, RULES, name_of
+from autopar.strategies.choices import outer_factors, strategies
+from autopar.strategies.rules import _BUILDERS, LINEAR, POINTWISE, REDUCTIONS, RULES
+from autopar.strategies.spec import name_of
+from autopar.strategies.special import SPECIAL
 from autopar.strategies.states import P, R, V, shard
-from autopar.strategies.strategy import CROSS_ENTROPY, EMBEDDING, outer_factors, strategies
 from autopar.strategies.views import RESHAPES, SPLITS
 from tests.strategies.simulate import check_strategy, made, op_of, value
 from tests.zoo import NAMES, traced
 
 TP = 2
+EMBEDDING = "aten.embedding.default"
+CROSS_ENTROPY = "aten.cross_entropy_loss.default"
 X, Y, W, B, COND, INDEX = (Ref(name) for name in ("x", "y", "w", "b", "cond", "index"))
 SHAPES = {
     "x": (4, 6, 8), "y": (4, 6, 8), "w": (12, 8), "b": (8,), "m": (8, 12), "left": (6, 8),
     "v": (4, 8, 10), "q": (2, 4, 6, 8), "k": (2, 4, 10, 8), "mask": (1, 1, 6, 10),
     "one": (4, 1, 8), "logits": (6, 8), "scale": (4, 6, 1),
+    "image": (4, 8, 6, 6), "signal": (4, 8, 6), "volume": (4, 4, 4, 6, 6), "channels": (8,),
+    "kernel": (12, 8, 3, 3), "kernel1": (12, 8, 3), "kernel3": (6, 4, 3, 3, 3), "bias12": (12,),
+    "depthwise": (8, 1, 3, 3), "grouped": (8, 2, 3, 3), "back": (8, 6, 2, 2), "back1": (8, 6, 2),
+    "vector": (8,), "bias": (4, 12), "added": (4, 6, 10), "side": (6,),
+    "hidden": (1, 4, 6), "wi": (24, 8), "wh": (24, 6), "wi3": (18, 8), "wh3": (18, 6),
 }  # fmt: skip
-INTEGERS = {"index": (4, 6), "target": (6,)}
+INTEGERS = {
+    "index": (4, 6),
+    "target": (6,),
+    "along": (4, 6, 8),
+    "rows": (10,),
+    "offsets": (4,),
+    "shorter": (2, 6, 8),
+    "square": (6, 6),
+}
 Q, K, MASK, LOGITS, TARGET = (Ref(n) for n in ("q", "k", "mask", "logits", "target"))
 
 UNARY = [
     "neg", "exp", "log", "log1p", "tanh", "sigmoid", "relu", "gelu", "silu", "rsqrt", "sqrt",
     "reciprocal", "sin", "cos", "erf", "abs", "sign", "square", "leaky_relu", "elu", "softplus",
-    "hardswish", "hardtanh", "mish", "relu6",
+    "hardswish", "hardtanh", "mish", "relu6", "exp2", "expm1", "log2", "log10", "sinh", "cosh",
+    "tan", "atan", "erfc", "sgn", "floor", "ceil", "round", "trunc", "frac", "isnan", "isinf",
+    "isfinite", "nan_to_num", "selu", "celu", "hardsigmoid", "log_sigmoid", "hardshrink",
+    "softshrink", "zeros_like", "ones_like", "detach",
 ]  # fmt: skip
 COMPARISONS = ["eq", "ne", "lt", "le", "gt", "ge"]
 LOGICAL = ["logical_and", "logical_or", "__and__", "__or__"]
+BITS = ["bitwise_and", "bitwise_or", "bitwise_xor"]
+IMAGE, SIGNAL, VOLUME, KERNEL = (Ref(n) for n in ("image", "signal", "volume", "kernel"))
+CHANNELS, ALONG, STATE, SQUARE = (Ref(n) for n in ("channels", "along", "hidden", "square"))
+LSTM = tuple(Ref(n) for n in ("wi", "wh"))
+NONE = (None, None)
 EXAMPLES = {
     **{n: op_of(f"aten.{n}.default", X) for n in UNARY},
     **{n: op_of(f"aten.{n}.Tensor", X, Y) for n in COMPARISONS},
     **{n: op_of(f"aten.{n}.default", COND, COND) for n in LOGICAL[:2]},
     **{n: op_of(f"aten.{n}.Tensor", COND, COND) for n in LOGICAL[2:]},
+    **{n: op_of(f"aten.{n}.Tensor", COND, COND) for n in BITS},
+    "logical_xor": op_of("aten.logical_xor.default", COND, COND),
     **{n: op_of(f"aten.{n}.Tensor", X, Ref("scale")) for n in ("add", "sub", "mul", "div")},
-    **{n: op_of(f"aten.{n}.default", X, Y) for n in ("maximum", "minimum")},
+    **{n: op_of(f"aten.{n}.default", X, Y) for n in ("maximum", "minimum", "atan2", "logaddexp")},
+    **{n: op_of(f"aten.{n}.Tensor", X, Y) for n in ("remainder", "fmod", "rsub", "xlogy")},
+    "addcmul": op_of("aten.addcmul.default", X, Y, Ref("scale")),
+    "addcdiv": op_of("aten.addcdiv.default", X, Y, Ref("scale")),
+    "lerp": op_of("aten.lerp.Tensor", X, Y, Ref("scale")),
+    "full_like": op_of("aten.full_like.default", X, 2.0),
+    "floor_divide": op_of("aten.floor_divide.default", Ref("index"), 2),
+    "threshold": op_of("aten.threshold.default", X, 1.0, 0.5),
+    "clamp_max": op_of("aten.clamp_max.default", X, 1.0),
+    "alpha_dropout": op_of("aten.alpha_dropout.default", X, 0.0, True),
     **{n: op_of(f"aten.{n}.default", COND) for n in ("logical_not", "bitwise_not")},
     "pow": op_of("aten.pow.Tensor_Scalar", X, 2),
     "to": op_of("aten.to.dtype", X, "torch.float64"),
@@ -83,7 +119,120 @@ EXAMPLES = {
     ),
     "embedding": op_of(EMBEDDING, W, INDEX),
     "cross_entropy_loss": op_of(CROSS_ENTROPY, LOGITS, TARGET),
+    "mv": op_of("aten.mv.default", Ref("left"), Ref("vector")),
+    "dot": op_of("aten.dot.default", Ref("vector"), Ref("channels")),
+    "outer": op_of("aten.outer.default", Ref("vector"), Ref("side")),
+    "addmm": op_of("aten.addmm.default", Ref("bias12"), Ref("left"), Ref("m"), beta=2),
+    "baddbmm": op_of("aten.baddbmm.default", Ref("added"), X, Ref("v")),
+    "conv1d": op_of("aten.conv1d.default", SIGNAL, Ref("kernel1"), Ref("bias12"), (1,), (1,)),
+    "conv2d": op_of("aten.conv2d.default", IMAGE, KERNEL, None, (2, 2), (1, 1)),
+    "conv3d": op_of("aten.conv3d.default", VOLUME, Ref("kernel3")),
+    "conv_transpose1d": op_of("aten.conv_transpose1d.default", SIGNAL, Ref("back1")),
+    "conv_transpose2d": op_of("aten.conv_transpose2d.input", IMAGE, Ref("back"), None, (2, 2)),
+    "max_pool1d": op_of("aten.max_pool1d.default", SIGNAL, (2,)),
+    "max_pool2d": op_of("aten.max_pool2d.default", IMAGE, (3, 3), (2, 2)),
+    "max_pool2d_with_indices": op_of(
+        "aten.max_pool2d_with_indices.default", IMAGE, (2, 2), outputs=2
+    ),
+    "max_pool3d": op_of("aten.max_pool3d.default", VOLUME, (2, 2, 2)),
+    "avg_pool1d": op_of("aten.avg_pool1d.default", SIGNAL, (2,)),
+    "avg_pool2d": op_of("aten.avg_pool2d.default", IMAGE, (2, 2)),
+    "avg_pool3d": op_of("aten.avg_pool3d.default", VOLUME, (2, 2, 2)),
+    "adaptive_avg_pool1d": op_of("aten.adaptive_avg_pool1d.default", SIGNAL, (2,)),
+    "adaptive_avg_pool2d": op_of("aten.adaptive_avg_pool2d.default", IMAGE, (2, 3)),
+    "adaptive_avg_pool3d": op_of("aten.adaptive_avg_pool3d.default", VOLUME, (2, 3, 3)),
+    "adaptive_max_pool2d": op_of("aten.adaptive_max_pool2d.default", IMAGE, (2, 3), outputs=2),
+    "upsample_nearest2d": op_of("aten.upsample_nearest2d.vec", IMAGE, None, (2.0, 2.0)),
+    "upsample_bilinear2d": op_of("aten.upsample_bilinear2d.vec", IMAGE, (8, 8), False, None),
+    "upsample_bicubic2d": op_of("aten.upsample_bicubic2d.vec", IMAGE, (8, 8), False, None),
+    "pixel_shuffle": op_of("aten.pixel_shuffle.default", IMAGE, 2),
+    "feature_dropout": op_of("aten.feature_dropout.default", IMAGE, 0.0, True),
+    "tril": op_of("aten.tril.default", X),
+    "triu": op_of("aten.triu.default", X, 1),
+    "bucketize": op_of("aten.bucketize.Tensor", X, Ref("vector")),
+    "batch_norm": op_of(
+        "aten.batch_norm.default",
+        IMAGE,
+        CHANNELS,
+        CHANNELS,
+        Ref("mean"),
+        Ref("variance"),
+        True,
+        0.1,
+        1e-5,
+        False,
+    ),
+    "group_norm": op_of("aten.group_norm.default", IMAGE, 4, CHANNELS, CHANNELS),
+    "instance_norm": op_of(
+        "aten.instance_norm.default", IMAGE, CHANNELS, CHANNELS, *NONE, True, 0.1, 1e-5, False
+    ),
+    "prelu": op_of("aten.prelu.default", IMAGE, CHANNELS),
+    "movedim": op_of("aten.movedim.int", X, 0, 2),
+    "stack": op_of("aten.stack.default", (X, Y), 1),
+    "one_hot": op_of("aten.one_hot.default", Ref("index"), 3),
+    "unbind": op_of("aten.unbind.int", X, 1, outputs=6),
+    "repeat": op_of("aten.repeat.default", X, (2, 1, 3, 1)),
+    "repeat_interleave": op_of("aten.repeat_interleave.self_int", X, 3, 1),
+    "cumprod": op_of("aten.cumprod.default", X, 0),
+    "logcumsumexp": op_of("aten.logcumsumexp.default", X, 2),
+    "flip": op_of("aten.flip.default", X, (0, 2)),
+    "sort": op_of("aten.sort.default", X, outputs=2),
+    "argsort": op_of("aten.argsort.default", X, 1),
+    "glu": op_of("aten.glu.default", X, 1),
+    "topk": op_of("aten.topk.default", X, 3, outputs=2),
+    "diff": op_of("aten.diff.default", X),
+    "roll": op_of("aten.roll.default", X, (1,), (1,)),
+    "constant_pad_nd": op_of("aten.constant_pad_nd.default", X, (0, 0, 1, 0)),
+    "gather": op_of("aten.gather.default", X, 1, ALONG),
+    "scatter": op_of("aten.scatter.value", X, 1, ALONG, 2.0),
+    "scatter_add": op_of("aten.scatter_add.default", X, 2, ALONG, Y),
+    "index_select": op_of("aten.index_select.default", X, 2, Ref("rows")),
+    "index": op_of("aten.index.Tensor", X, (None, Ref("index"))),
+    "embedding_bag": op_of(
+        "aten.embedding_bag.default", W, Ref("rows"), Ref("offsets"), False, 1, outputs=4
+    ),
+    **{
+        n: op_of(f"aten.{n}.default", X, Y)
+        for n in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "kl_div")
+    },
+    "binary_cross_entropy": op_of(
+        "aten.binary_cross_entropy.default", Ref("small"), Ref("small_too")
+    ),
+    "binary_cross_entropy_with_logits": op_of(
+        "aten.binary_cross_entropy_with_logits.default", X, Ref("fixed")
+    ),
+    "einsum": op_of("aten.einsum.default", "bij,bjk->ki", (X, Ref("v"))),
+    "lstm": op_of(
+        "aten.lstm.input", X, (STATE, STATE), LSTM, False, 1, 0.0, True, False, True, outputs=3
+    ),
+    "gru": op_of(
+        "aten.gru.input",
+        X,
+        STATE,
+        (Ref("wi3"), Ref("wh3")),
+        False,
+        1,
+        0.0,
+        True,
+        False,
+        True,
+        outputs=2,
+    ),
+    "amin": op_of("aten.amin.default", X, (0,), True),
+    "std": op_of("aten.std.correction", X, (1,)),
+    "prod": op_of("aten.prod.dim_int", X, 1),
+    "any": op_of("aten.any.dim", COND, 1),
+    "all": op_of("aten.all.dim", COND, -1, True),
+    "logsumexp": op_of("aten.logsumexp.default", X, (1, 2)),
+    "argmax": op_of("aten.argmax.default", X, 1),
+    "argmin": op_of("aten.argmin.default", X, 1, True),
+    "var_mean": op_of("aten.var_mean.correction", X, (2,), correction=1, outputs=2),
+    "std_mean": op_of("aten.std_mean.correction", X, (0, 1), correction=1, outputs=2),
+    "max": op_of("aten.max.dim", X, 1, outputs=2),
+    "min": op_of("aten.min.other", X, Y),
+    "linalg_vector_norm": op_of("aten.linalg_vector_norm.default", X, 2, (1,)),
 }
+SQUARED = Ref("squared")
 # Further calls of the same operations, where the arguments change what may be split.
 VARIANTS = {
     "add of a constant": op_of("aten.add.Tensor", X, Ref("fixed")),
@@ -109,14 +258,67 @@ VARIANTS = {
     "smoothed loss": op_of(CROSS_ENTROPY, LOGITS, TARGET, None, 1, -100, 0.1),
     "ignored target": op_of(CROSS_ENTROPY, LOGITS, TARGET, None, 1, 3),
     "loss of probabilities": op_of(CROSS_ENTROPY, LOGITS, Ref("probabilities")),
+    "loss of pixels": op_of(CROSS_ENTROPY, IMAGE, Ref("pixels"), None, 1, 1),
+    "summed elementwise loss": op_of("aten.mse_loss.default", X, Ref("scale"), 2),
+    "elementwise loss": op_of("aten.l1_loss.default", X, Y, 0),
+    "linear with a bias": op_of("aten.linear.default", X, W, Ref("bias12")),
+    "depthwise": op_of(
+        "aten.conv2d.default", IMAGE, Ref("depthwise"), CHANNELS, (1, 1), (1, 1), (1, 1), 8
+    ),
+    "grouped": op_of("aten.conv2d.default", IMAGE, Ref("grouped"), None, (1, 1), (0, 0), (1, 1), 4),
+    "same padding": op_of("aten.conv2d.padding", IMAGE, KERNEL, Ref("bias12"), (1, 1), "same"),
+    "batch_norm of channels alone": op_of(
+        "aten.batch_norm.default", IMAGE, *NONE, *NONE, True, 0.1, 1e-5, False
+    ),
+    "instance_norm with statistics": op_of(
+        "aten.instance_norm.default",
+        IMAGE,
+        *NONE,
+        Ref("mean"),
+        Ref("variance"),
+        True,
+        0.1,
+        1e-5,
+        False,
+    ),
+    "one slope": op_of("aten.prelu.default", X, Ref("slope")),
+    "uneven gather": op_of("aten.gather.default", X, 2, Ref("shorter")),
+    "scatter of itself": op_of("aten.scatter_add.default", X, 2, ALONG, X),
+    "index of two dims": op_of("aten.index.Tensor", X, (SQUARE, None, SQUARE)),
+    "index of neighbours": op_of("aten.index.Tensor", X, (SQUARE, Ref("target"))),
+    "product with itself": op_of("aten.matmul.default", SQUARED, SQUARED),
+    "einsum with itself": op_of("aten.einsum.default", "bij,bkj->bik", (X, X)),
+    "einsum without an arrow": op_of("aten.einsum.default", "ij,jk", (Ref("left"), Ref("m"))),
+    "lookup of largest": op_of(
+        "aten.embedding_bag.default", W, Ref("rows"), Ref("offsets"), False, 2, outputs=4
+    ),
+    "rolled flat": op_of("aten.roll.default", X, (1,)),
+    "padding of nothing": op_of("aten.pad.default", X, (0, 0, 1, 1)),
+    "mean of everything": op_of("aten.mean.default", X),
+    "largest of everything": op_of("aten.max.default", X),
+    "standard deviation of everything": op_of("aten.std.default", X, True),
+    "norm of everything": op_of("aten.linalg_vector_norm.default", X),
+    "movedim of two": op_of("aten.movedim.intlist", X, (0, 1), (1, 2)),
+    "repeat of everything": op_of("aten.repeat.default", X, (2, 1, 1)),
 }
-MORE = {"wide": (6, 8), "v8": (4, 8, 6), "kv": (2, 2, 6, 8), "probabilities": (6, 8)}
+MORE = {
+    "wide": (6, 8),
+    "v8": (4, 8, 6),
+    "kv": (2, 2, 6, 8),
+    "probabilities": (6, 8),
+    "slope": (1,),
+    "squared": (4, 6, 6),
+    "small": (4, 6),
+    "small_too": (4, 6),
+}
 
 
 def values_for(op: Op) -> dict:
     """The inputs of an example, and what it makes of them."""
     values = {name: value(name, shape) for name, shape in {**SHAPES, **MORE}.items()}
     values |= {name: value(name, shape, "int64") for name, shape in INTEGERS.items()}
+    values["pixels"] = value("pixels", (4, 6, 6), "int64")
+    values |= {n: value(n, (8,), learned=False) for n in ("mean", "variance")}
     values["cond"] = value("cond", (4, 6, 8), "bool")
     values["fixed"] = value("fixed", (4, 6, 8), "float32", learned=False)
     made(op, values)
@@ -136,8 +338,8 @@ def _seed() -> None:
 
 
 def test_every_entry_has_an_example():
-    table = {target.split(".")[1] for target in RULES} | POINTWISE | LINEAR | REDUCTIONS.keys()
-    table |= _BUILDERS.keys() | RESHAPES | SPLITS | {"embedding", "cross_entropy_loss"}
+    table = RULES.keys() | POINTWISE | LINEAR | REDUCTIONS.keys() | _BUILDERS.keys()
+    table |= RESHAPES | SPLITS | SPECIAL.keys()
     assert table == EXAMPLES.keys()
 
 
@@ -188,7 +390,7 @@ def test_the_classic_strategies_are_there():
 
 def test_a_wrong_rule_is_noticed(monkeypatch):
     """The check is not vacuous: a softmax along a divided dim, or a bias in partial sums, fails."""
-    wrong = {"aten.softmax.int": "... k -> ... k", "aten.exp.default": "m n k -> m n k"}
+    wrong = {"softmax": "... k -> ... k", "exp": "m n k -> m n k"}
     for target, rule in wrong.items():
         monkeypatch.setitem(RULES, target, rule)
     softmax = EXAMPLES["softmax"]
@@ -198,11 +400,11 @@ def test_a_wrong_rule_is_noticed(monkeypatch):
     assert check(exp, values_for(exp)) == 4
 
 
-def test_the_batch_is_never_divided():
+def test_the_batch_is_divided_too():
     op = op_of("aten.exp.default", X)
     values = values_for(op)
     for name in ("x", "y0"):
         shape = (Size(2, 1), *values[name].shape[1:])
         values[name] = value(name, (2, 6, 8)).__class__(name, shape, "float32", requires_grad=True)
     states = {s.outputs[0] for s in strategies(op, values, TP, {})}
-    assert states == {R, shard(1), shard(2)}
+    assert states == {R, shard(0), shard(1), shard(2)}

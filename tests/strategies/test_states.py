@@ -17,6 +17,7 @@ from autopar.strategies.states import (
     R,
     V,
     divides,
+    divides_batch,
     move,
     parse_state,
     shard,
@@ -75,5 +76,13 @@ def test_text_form(state):
 def test_divides():
     assert divides(Size(12), (3, 0), 2)
     assert not divides(Size(12), (3, 0), 8)
-    assert not divides(Size(12, 1), (1, 0), 2), "the batch is left to dp"
     assert divides(Size(12, 1), (1, 1), 2)
+    assert divides(Size(3, 1), (1, 0), 2), "for micro-batches of a multiple of two"
+
+
+def test_shards_of_the_batch():
+    rows = Value("x", (Size(12, 1), Size(6)), "float32")
+    assert divides_batch(shard(0), rows)
+    assert not divides_batch(shard(0, Size(1, 1)), rows), "twelve rows of each sample are divided"
+    assert not divides_batch(shard(1), rows)
+    assert not divides_batch(R, rows)
