@@ -69,15 +69,23 @@ def _gemm(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
     k, n = left[-1], out[-1]
     batch = math.prod(right[:-2]) if len(right) > 2 else 1
     m = math.prod(out[:-1]) // batch
-    dtype = values[op.args[0].name].dtype
+    factors = tuple(values[a.name] for a in op.args[:2])
+    return _product(cluster, factors, (m, n, k), batch)
+
+
+def _product(
+    cluster: Cluster, factors: tuple[Value, ...], sizes: tuple[int, int, int], batch: int
+) -> OpCost:
+    """Products of (m, k) and (k, n), and one of equal work per factor that has a gradient."""
+    m, n, k = sizes
+    dtype = factors[0].dtype
     forward = gemm_seconds(cluster, m, n, k, dtype, batch)
     products = (
         gemm_seconds(cluster, m, k, n, dtype, batch),
         gemm_seconds(cluster, k, n, m, dtype, batch),
     )
     seconds = {False: 0.0, True: 0.0}  # by whether the factor is a parameter
-    for argument, product in zip(op.args[:2], products, strict=True):
-        factor = values[argument.name]
+    for factor, product in zip(factors, products, strict=True):
         seconds[factor.kind == "parameter"] += factor.requires_grad * product
     return OpCost(forward, seconds[False], seconds[True], 2 * batch * m * n * k)
 
@@ -95,19 +103,8 @@ def _convolution(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> Op
         source, target = out, x
     groups = source[1] // kernel[1]
     pixels, window = target[0] * math.prod(target[2:]), math.prod(kernel[1:])
-    return _product(cluster, op, values, (pixels, target[1] // groups, window), groups)
-
-
-def _product(
-    cluster: Cluster, op: Op, values: Values, sizes: tuple[int, int, int], batch: int
-) -> OpCost:
-    """Products of (m, k) and (k, n), and one of equal work per input that has a gradient."""
-    m, n, k = sizes
-    left, right = (values[name] for name in op.inputs()[:2])
-    seconds = gemm_seconds(cluster, m, n, k, left.dtype, batch)
-    backward = left.requires_grad * gemm_seconds(cluster, m, k, n, left.dtype, batch)
-    backward += right.requires_grad * gemm_seconds(cluster, k, n, m, left.dtype, batch)
-    return OpCost(seconds, backward, 2 * batch * m * n * k)
+    factors = tuple(values[a.name] for a in op.args[:2])
+    return _product(cluster, factors, (pixels, target[1] // groups, window), groups)
 
 
 def _einsum(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
@@ -125,7 +122,8 @@ def _einsum(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
 
     both = set(first) & set(second)
     m, n, k = size(set(first) - both), size(set(second) - both), size(both - set(right))
-    return _product(cluster, op, values, (m, n, k), size(both & set(right)))
+    factors = tuple(values[name] for name in op.inputs())
+    return _product(cluster, factors, (m, n, k), size(both & set(right)))
 
 
 def _recurrent(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
@@ -141,7 +139,7 @@ def _recurrent(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCo
             rows, calls = (batch, steps) if step else (batch * steps, 1)
             seconds += calls * gemm_seconds(cluster, rows, gates, width, dtype)
             flops += 2 * batch * steps * gates * width
-    return OpCost(seconds, 2 * seconds, flops)
+    return OpCost(seconds, seconds, seconds, flops)
 
 
 def _attention(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:

@@ -41,6 +41,8 @@ FUNCTIONAL: dict[str, tuple[str, tuple[str | None, ...]]] = {
     "prelu": ("prelu", ("input", "weight")),
     "softplus": ("softplus", ("input", "beta", "threshold")),
     "hardswish": ("hardswish", ("input",)),
+    "hardshrink": ("hardshrink", ("input", "lambd")),
+    "softshrink": ("softshrink", ("input", "lambd")),
     "hardsigmoid": ("hardsigmoid", ("input",)),
     "hardtanh": ("hardtanh", ("input", "min_val", "max_val")),
     "threshold": ("threshold", ("input", "threshold", "value")),

@@ -151,12 +151,13 @@ class Writer:
         function, parameters = FUNCTIONAL[base]
         pairs = [(p, a) for p, a in zip(parameters, op.args, strict=False) if p]
         pairs = [(p, self._plain(p.rstrip("="), a, op)) for p, a in pairs]
-        while pairs and pairs[-1][1] == DEFAULTS.get(pairs[-1][0].rstrip("="), pairs):
-            pairs.pop()
-        kwargs = {p[:-1]: a for p, a in pairs if p.endswith("=")} | op.kwargs
-        kwargs = {k: self._plain(k, v, op) for k, v in kwargs.items()}
+        kwargs = {p[:-1]: a for p, a in pairs if p.endswith("=")}
+        kwargs |= {k: self._plain(k, v, op) for k, v in op.kwargs.items()}
         kwargs = {k: v for k, v in kwargs.items() if DEFAULTS.get(k, None) != v}
-        text = self._arguments([a for p, a in pairs if not p.endswith("=")], kwargs)
+        pairs = [(p, a) for p, a in pairs if not p.endswith("=")]
+        while pairs and pairs[-1][1] == DEFAULTS.get(pairs[-1][0], pairs):
+            pairs.pop()
+        text = self._arguments([a for _, a in pairs], kwargs)
         suffix = ", training=self.training" if base in DROPOUTS else ""
         return f"F.{function}({text}{suffix})"
 

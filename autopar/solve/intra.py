@@ -23,7 +23,7 @@ from autopar.cost.moves import inner_seconds, move_seconds, tp_group
 from autopar.cost.ops import op_cost
 from autopar.graph import Graph
 from autopar.solve.engine import run_solver
-from autopar.strategies.choices import movable, outer_factors, strategies
+from autopar.strategies.choices import divides_samples, movable, outer_factors, strategies
 from autopar.strategies.patterns import ENDS
 from autopar.strategies.sharding import Moved, Pattern, Sharding, local_elements, local_shape
 from autopar.strategies.states import P, R, State, V, move, shard
@@ -100,8 +100,14 @@ def shard_for_each(
     ops = [graph.ops[i] for i in pattern.ops]
     outers = outer_factors(ops, graph.values, tp)
     menu = {i: strategies(graph.ops[i], graph.values, tp, outers) for i in pattern.ops}
+<<<<<<< HEAD
     boundary = pattern.boundary(LAYOUTS[layout])
     model = _Model(graph, pattern, cluster, tp, boundary, batch, menu, aims[0].steps)
+=======
+    if batch % tp:
+        menu = {i: _of_whole_batches(graph, i, choices) for i, choices in menu.items()}
+    model = _Model(graph, pattern, cluster, tp, LAYOUTS[layout], batch, menu, aims[0].steps)
+>>>>>>> 523cd82 (Convolutions and other functionals as a person would write them)
     model.movable = movable(graph, pattern.ops)
     model.movable |= {*pattern.received, *pattern.sent}
     model.problem = pulp.LpProblem(f"shard_{tp}", pulp.LpMinimize)
@@ -111,6 +117,12 @@ def shard_for_each(
         return [None] * len(aims)
     _keep_for_backward(model)
     return [_solve_for(model, weights, layout, solver) for weights in aims]
+
+
+def _of_whole_batches(graph: Graph, index: int, menu: tuple[Strategy, ...]) -> tuple[Strategy, ...]:
+    """The strategies that do not divide the samples among the tp ranks."""
+    op, values = graph.ops[index], graph.values
+    return tuple(s for s in menu if not divides_samples(s, op, values))
 
 
 def _solve_for(model: _Model, weights: Weights, layout: str, solver: str) -> Sharding | None:

@@ -9,7 +9,7 @@ from autopar.strategies.discovery import discovered
 from autopar.strategies.rules import LINEAR, POINTWISE, REDUCTIONS, spec
 from autopar.strategies.spec import Spec, Values, name_of
 from autopar.strategies.special import SPECIAL
-from autopar.strategies.states import P, R, State, V, divides, shard
+from autopar.strategies.states import P, R, State, V, divides, divides_batch, shard
 from autopar.strategies.strategy import Outers, Strategy
 from autopar.strategies.views import (
     RESHAPES,
@@ -56,6 +56,12 @@ def is_covered(op: Op, values: Values) -> bool:
     """Whether the op has an entry in the sharding table."""
     name = name_of(op)
     return name in RESHAPES | SPLITS | SPECIAL.keys() or spec(op, values) is not None
+
+
+def divides_samples(strategy: Strategy, op: Op, values: Values) -> bool:
+    """Whether the strategy needs micro-batches that are multiples of tp."""
+    states = [*strategy.inputs, *zip(op.outputs, strategy.outputs, strict=True)]
+    return any(divides_batch(state, values[name]) for name, state in states)
 
 
 def uniform(op: Op, values: Values, state: State) -> Strategy:
