@@ -226,6 +226,10 @@ class Writer:
         kwargs |= {"mode": mode, **({"align_corners": True} if aligned else {})}
         return f"F.interpolate({self.text(op.args[0])}, {self._arguments((), kwargs)})"
 
+    def vector_norm(self, op: Op) -> str:
+        """``torch.linalg.vector_norm``."""
+        return f"torch.linalg.vector_norm({self._arguments(op.args, op.kwargs)})"
+
     def einsum(self, op: Op) -> str:
         """``torch.einsum`` with its tensors one by one."""
         tensors = ", ".join(self.text(t) for t in op.args[1])
@@ -304,6 +308,7 @@ _SPECIAL: dict[str, Callable[[Writer, Op], str]] = {
     "scaled_dot_product_attention": Writer.attention,
     "cross_entropy_loss": Writer.cross_entropy,
     "einsum": Writer.einsum,
+    "linalg_vector_norm": Writer.vector_norm,
     **dict.fromkeys(
         (f"upsample_{mode}2d" for mode in ("nearest", "bilinear", "bicubic")), Writer.upsample
     ),
