@@ -100,14 +100,10 @@ def shard_for_each(
     ops = [graph.ops[i] for i in pattern.ops]
     outers = outer_factors(ops, graph.values, tp)
     menu = {i: strategies(graph.ops[i], graph.values, tp, outers) for i in pattern.ops}
-<<<<<<< HEAD
-    boundary = pattern.boundary(LAYOUTS[layout])
-    model = _Model(graph, pattern, cluster, tp, boundary, batch, menu, aims[0].steps)
-=======
     if batch % tp:
         menu = {i: _of_whole_batches(graph, i, choices) for i, choices in menu.items()}
-    model = _Model(graph, pattern, cluster, tp, LAYOUTS[layout], batch, menu, aims[0].steps)
->>>>>>> 523cd82 (Convolutions and other functionals as a person would write them)
+    boundary = pattern.boundary(LAYOUTS[layout])
+    model = _Model(graph, pattern, cluster, tp, boundary, batch, menu, aims[0].steps)
     model.movable = movable(graph, pattern.ops)
     model.movable |= {*pattern.received, *pattern.sent}
     model.problem = pulp.LpProblem(f"shard_{tp}", pulp.LpMinimize)
