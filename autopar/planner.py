@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from autopar import graph_json
@@ -16,12 +17,14 @@ from autopar.graph import Graph
 from autopar.plan import Baseline, Mesh, Plan, Provenance, SolverReport
 from autopar.solve.assemble import assemble
 from autopar.solve.baselines import run_baselines
+from autopar.solve.intra import LAYOUTS
 from autopar.solve.menus import Pricer
-from autopar.solve.problem import Candidate, Configuration, Solution
+from autopar.solve.problem import Candidate, Configuration, Group, Solution
 from autopar.solve.search import solve
+from autopar.solve.shardings import Shardings
 from autopar.solve.space import Task, check_pins, configurations, degrees
 from autopar.strategies.choices import is_covered
-from autopar.strategies.patterns import Classes, find_classes, reduce
+from autopar.strategies.patterns import ENDS, Classes, find_classes, reduce
 from autopar.strategies.sharding import Sharding
 from autopar.strategies.sharding_json import encode_pattern, encode_sharding
 from autopar.trace import trace
@@ -75,10 +78,10 @@ class _Traced:
     def pricer(self, pins: dict[str, Any]) -> Pricer:
         """Prices under ``pins``."""
         request = self.request
+        shardings = Shardings(self.graph, self.classes, request.cluster, request.solver)
         return Pricer(
-            self.graph, self.classes, request.cluster, request.precision, request.optimizer,
-            pins, request.memory_limit_bytes, request.solver,
-        )  # fmt: skip
+            shardings, request.precision, request.optimizer, pins, request.memory_limit_bytes
+        )
 
 
 def make_plan(request: Request) -> Plan:
@@ -140,28 +143,42 @@ def _heads(graph: Graph) -> tuple[int, ...]:
     return tuple(sorted(counts))
 
 
-def _candidates(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> list[Candidate]:
-    """Every configuration that the pins allow, with its bound.
+def _candidates(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> list[Group]:
+    """Every configuration that the pins allow, as one group for each tp degree.
 
     Raises:
         UsageError: there is none.
     """
     task = replace(traced.task, pins=pins)
-    found = [
-        pricer.candidate(config)
-        for tp in sorted({tp for _, _, tp in degrees(task)})
-        for config in configurations(replace(task, pins={**pins, "tp": tp}), pricer.layouts(tp))
-    ]
+    bound = _peak_seconds(traced, pricer, task)
+    found = []
+    for tp in sorted({tp for _, _, tp in degrees(task)}):
+        own = replace(task, pins={**pins, "tp": tp})
+        size = len(list(configurations(own, list(LAYOUTS))))
+        found += [Group(bound, size, partial(_expand, pricer, own))] if size else []
     if not found:
         raise UsageError(
             f"no legal factorisation of {task.world_size} devices",
             expected=f"pp * dp * tp = {task.world_size}, pp <= {task.blocks} blocks, dp dividing"
-            f" the batch of {task.global_batch_size}, tp dividing the heads {list(task.heads)}"
-            " and some work of every block",
+            f" the batch of {task.global_batch_size}, tp dividing the heads {list(task.heads)}",
             where=f"pins {pins}" if pins else "world_size, global_batch_size",
             hint="change the global batch, the number of devices or the pins",
         )
     return found
+
+
+def _expand(pricer: Pricer, task: Task) -> list[Candidate]:
+    """The configurations of one tp degree in the layouts that its layers can have."""
+    found = configurations(task, pricer.shardings.layouts(task.pins["tp"]))
+    return [pricer.candidate(config) for config in found]
+
+
+def _peak_seconds(traced: _Traced, pricer: Pricer, task: Task) -> float:
+    """A step at the peak of all devices: a bound on configurations that nobody has priced."""
+    one = Configuration(1, 1, 1, 1, task.global_batch_size, "1f1b")
+    flops = 3 * sum(pricer.cost(m, one).flops for m in traced.classes.members)
+    peak = pricer.cluster.peak_flops(pricer.precision)
+    return flops * task.global_batch_size / (task.world_size * peak)
 
 
 def _solve(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> Solution:
@@ -182,16 +199,14 @@ def _with_pins(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> Pricer:
     return replace(pricer, pins=pins)
 
 
-def _relaxations(
-    traced: _Traced, pricer: Pricer
-) -> list[tuple[str, Callable[[], list[Candidate]]]]:
+def _relaxations(traced: _Traced, pricer: Pricer) -> list[tuple[str, Callable[[], list[Group]]]]:
     """What a user could give up if nothing fits: each pin, or the number of devices."""
 
-    def without(name: str) -> Callable[[], list[Candidate]]:
+    def without(name: str) -> Callable[[], list[Group]]:
         pins = {key: value for key, value in traced.request.pins.items() if key != name}
         return lambda: _candidates(traced, _with_pins(traced, pricer, pins), pins)
 
-    def on(world_size: int) -> Callable[[], list[Candidate]]:
+    def on(world_size: int) -> Callable[[], list[Group]]:
         larger = replace(traced, task=replace(traced.task, world_size=world_size))
         return lambda: _candidates(larger, pricer, traced.request.pins)
 
@@ -268,24 +283,32 @@ def _plan(traced: _Traced, pricer: Pricer, solution: Solution, baselines: tuple[
 
 
 def _program(traced: _Traced, pricer: Pricer, solution: Solution) -> dict[str, Any]:
-    """The graph of one layer of each class and its sharding: what the program is written from."""
-    config = solution.problem.configuration
-    shardings, notes = {}, []
-    for name in traced.classes.patterns:
-        sharding = pricer.sharding(name, config.tp, config.layout)
-        assert sharding is not None
-        shardings[name] = encode_sharding(sharding)
-        notes += _move_notes(pricer, sharding, config)
-    classes = traced.classes
+    """The graph of one layer of each class and its sharding: what the program is written from.
+
+    A class that is sharded in several ways stands there as one pattern for each of them.
+    """
+    config, classes = solution.problem.configuration, traced.classes
+    patterns, shardings, members, notes = {}, {}, [], []
+    named: dict[str, str] = {}
+    for member, option in zip(classes.members, solution.options, strict=True):
+        home, k = classes.home(member), option.tp_option
+        name = home if home == ENDS or not k else f"{home}#{k}"
+        members.append(member if home == ENDS else name)
+        named.setdefault(member, members[-1])
+        if name not in patterns:
+            sharding = pricer.offered(member, config)[k].sharding
+            patterns[name] = encode_pattern(classes.patterns[home])
+            shardings[name] = encode_sharding(sharding)
+            notes += _move_notes(pricer, sharding, config)
     return {
         "graph": graph_json.encode(traced.graph),
-        "patterns": {name: encode_pattern(p) for name, p in classes.patterns.items()},
+        "patterns": patterns,
         "parts": {name: encode_pattern(p) for name, p in classes.parts.items()},
-        "members": list(classes.members),
+        "members": members,
         "reads": [list(slots) for slots in classes.reads],
         "writes": [list(slots) for slots in classes.writes],
         "cuts": [
-            [[c.slot, c.member, c.value] for c in classes.cuts[start - 1]]
+            [[c.slot, named[c.member], c.value] for c in classes.cuts[start - 1]]
             for start in solution.boundaries[1:]
         ],
         "shardings": shardings,

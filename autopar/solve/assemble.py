@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from autopar.cost.data_parallel import dp_cost, gathers, reductions, state_bytes
+from autopar.cost.layer import LayerCost
 from autopar.cost.simulator import simulate
 from autopar.plan import LayerPlan, Memory, Prediction, StagePlan, StagePrediction
 from autopar.solve.menus import Pricer
@@ -39,7 +40,8 @@ def assemble(
         for name, member, option in zip(stage.names, stage.members, stage.options, strict=True)
     )
     cuts = {cut for stage in stages for cut in stage.cuts}
-    return plans, layers, _predict(pricer, config, plans, cuts)
+    each = [plan.prediction for plan in plans]
+    return plans, layers, _predict(pricer, config, stages, each, cuts)
 
 
 def _stages(pricer: Pricer, names: tuple[str, ...], solution: Solution) -> list[_Stage]:
@@ -71,7 +73,7 @@ def _predict_stage(pricer: Pricer, config: Configuration, stage: _Stage) -> Stag
     forward = backward = tp = sync = optimizer = 0.0
     parameters = gradients = state = activations = transient = 0
     for member, option in zip(stage.members, stage.options, strict=True):
-        cost = pricer.layer(member, config)
+        cost = pricer.layer(member, config, option.tp_option)
         again = option.recompute == "full"
         parallel = dp_cost(
             pricer.cluster, cost, setting, option.zero, stage.index, again * cost.forward_seconds
@@ -81,7 +83,7 @@ def _predict_stage(pricer: Pricer, config: Configuration, stage: _Stage) -> Stag
         forward += compute + parallel.forward_seconds
         backward += compute * again + cost.backward_seconds * slow + parallel.backward_seconds
         tp += cost.tp_forward_seconds + cost.tp_backward_seconds + again * cost.tp_again_seconds
-        sync += parallel.sync_seconds + pricer.shared_seconds(member, config)
+        sync += parallel.sync_seconds + pricer.shared_seconds(member, config, option.tp_option)
         optimizer += parallel.optimizer_seconds * slow
         parameters, gradients = parameters + held.parameters, gradients + held.gradients
         state += held.optimizer
@@ -100,34 +102,34 @@ def _layer_plan(
     pricer: Pricer, config: Configuration, name: str, member: str, option: Option, stage: int
 ) -> LayerPlan:
     classes = pricer.classes
-    sharding = pricer.sharding(classes.home(member), config.tp, config.layout)
-    assert sharding is not None
+    offered = pricer.offered(member, config)[option.tp_option]
     pattern = classes.priced(member)
-    own = restrict(sharding, pattern, pricer.graph)
+    own = restrict(offered.sharding, pattern, pricer.graph)
     placements = {}
     for value, state in own.parameters.items():
         source = pricer.graph.values[value].source.replace(f"{pattern.name}.", f"{name}.", 1)
         split = state.kind == "S"
         placements[source] = (f"Shard({state.dim})" if split else "Replicate()",)
-    return LayerPlan(name, stage, placements, option.zero, option.recompute, config.layout)  # type: ignore[arg-type]
+    taken = f"{config.layout}:{offered.aim}" if offered.aim else config.layout
+    return LayerPlan(name, stage, placements, option.zero, option.recompute, taken)  # type: ignore[arg-type]
 
 
 def _predict(
-    pricer: Pricer, config: Configuration, stages: tuple[StagePlan, ...], cuts: set[int]
-) -> Prediction:
+    pricer: Pricer, config: Configuration, stages: list[_Stage], each: list[StagePrediction],
+    cuts: set[int],
+) -> Prediction:  # fmt: skip
     """Simulates the schedule with each stage's own times; synchronisation and optimizer follow.
 
     Every transfer takes as long as that over the widest of the boundaries.
     """
-    each = [stage.prediction for stage in stages]
-    forward, backward = _passes(pricer, config, stages)
+    forward, backward = _passes(pricer, config, stages, each)
     half = max((pricer.p2p_seconds(config, cut) for cut in cuts), default=0.0) / 2
     timeline = simulate(config.schedule, forward, backward, half, half, config.num_microbatches)
     tail = max(p.sync_seconds + p.optimizer_seconds for p in each)
     step = timeline.makespan + tail
     world = config.pp * config.dp * config.tp
     samples = config.dp * config.microbatch_size * config.num_microbatches
-    flops = 3 * sum(pricer.cost(m, config).flops for m in pricer.classes.members)
+    flops = 3 * sum(cost.flops for stage in stages for cost in _costs(pricer, config, stage))
     peak = pricer.cluster.peak_flops(pricer.precision)
     total = flops * config.tp * config.dp * config.num_microbatches
     return Prediction(
@@ -140,19 +142,22 @@ def _predict(
     )
 
 
+def _costs(pricer: Pricer, config: Configuration, stage: _Stage) -> list[LayerCost]:
+    """The price of each layer of a stage under its sharding."""
+    pairs = zip(stage.members, stage.options, strict=True)
+    return [pricer.cost(member, config, option.tp_option) for member, option in pairs]
+
+
 def _passes(
-    pricer: Pricer, config: Configuration, stages: tuple[StagePlan, ...]
+    pricer: Pricer, config: Configuration, stages: list[_Stage], each: list[StagePrediction]
 ) -> tuple[list[float], list[float]]:
     """Forward and backward seconds of each stage with its tp communication."""
     forward, backward = [], []
-    starts = 0
-    for stage in stages:
-        members = pricer.classes.members[starts : starts + len(stage.layers)]
-        starts += len(stage.layers)
-        tp_forward = sum(pricer.cost(m, config).tp_forward_seconds for m in members)
-        forward.append(stage.prediction.forward_seconds + tp_forward)
-        rest = stage.prediction.tp_comm_seconds - tp_forward
-        backward.append(stage.prediction.backward_seconds + rest)
+    for stage, prediction in zip(stages, each, strict=True):
+        tp_forward = sum(cost.tp_forward_seconds for cost in _costs(pricer, config, stage))
+        forward.append(prediction.forward_seconds + tp_forward)
+        rest = prediction.tp_comm_seconds - tp_forward
+        backward.append(prediction.backward_seconds + rest)
     return forward, backward
 
 
@@ -186,12 +191,12 @@ def _collectives(pricer: Pricer, config: Configuration, stage: _Stage) -> Counte
     groups: dict[str, int] = {}
     partial = False
     for name, member, option in zip(stage.names, stage.members, stage.options, strict=True):
-        cost = pricer.layer(member, config)
+        cost = pricer.layer(member, config, option.tp_option)
         again = cost.tp_again if option.recompute == "full" else Counter()
         for passed in (cost.tp_forward, cost.tp_backward, again):
             counts.update({kind: number * m for kind, number in passed.items()})
         partial |= cost.partial_elements > 0
-        if pricer.cost(member, config).parameter_elements:
+        if pricer.cost(member, config, option.tp_option).parameter_elements:
             groups["ends" if member in pricer.classes.parts else name] = option.zero
     for zero in groups.values() if config.dp > 1 else ():
         counts["all_gather"] += gathers(setting, zero, stage.index)

@@ -11,10 +11,10 @@ from autopar.cost.schedule import Depth
 from autopar.errors import InfeasiblePlanError
 from autopar.solve.bounds import bottleneck_path, dense
 from autopar.solve.chain import Chain, Floats, Ints, chains
-from autopar.solve.problem import Candidate, Configuration, Problem, Solution
+from autopar.solve.problem import Candidate, Configuration, Group, Problem, Solution
 
-Relaxation = tuple[str, Callable[[], Sequence[Candidate]]]
-Verify = Callable[[Sequence[Candidate]], Solution]
+Relaxation = tuple[str, Callable[[], Sequence[Candidate | Group]]]
+Verify = Callable[[Sequence[Candidate | Group]], Solution]
 
 GIB = 1024**3
 

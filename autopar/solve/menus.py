@@ -3,123 +3,100 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from autopar.cluster import Cluster
 from autopar.cost.collectives import Group, collective_seconds
 from autopar.cost.data_parallel import MASTER_BYTES, Setting, dp_cost, state_bytes
-from autopar.cost.layer import LayerCost, boundary_bytes, layer_cost, replicated
+from autopar.cost.layer import LayerCost, boundary_bytes, layer_cost
 from autopar.graph import Graph
-from autopar.solve.intra import Weights, shard_for_each
+from autopar.solve.chain import undominated
+from autopar.solve.price import time_bound
 from autopar.solve.problem import Candidate, Configuration, Option, Problem
+from autopar.solve.shardings import Offered, Shardings
 from autopar.solve.space import RECOMPUTE, ZERO
 from autopar.strategies.patterns import ENDS, Classes, restrict
-from autopar.strategies.sharding import Sharding, local_elements
-from autopar.strategies.spec import name_of
+from autopar.strategies.sharding import local_elements
 
-# What the op-level optimisation is asked for: the fastest layer, and three that give up time to
-# hold less. The figures are shares of the unsplit layer's time that halving all of its
-# parameters, or all that it keeps for backward, may cost at most, times two.
-AIMS = {
-    "fast": Weights(),
-    "lean": Weights(parameter=0.5, activation=0.05),
-    "leanest": Weights(parameter=10.0, activation=1.0),
-    "smallest": Weights(parameter=100.0),
-}
-LAYOUTS = tuple(f"{kind}:{aim}" for kind in ("replicate", "sequence") for aim in AIMS)
-# The micro-batch size at which op-level time is traded against memory.
-REFERENCE_BATCH = 1
-PRODUCTS = frozenset({"linear", "matmul", "mm", "bmm", "scaled_dot_product_attention"})
+FIGURES = (
+    "forward_seconds", "backward_seconds", "tp_forward_seconds", "tp_backward_seconds",
+    "tp_again_seconds", "parameter_elements", "parameter_tensors", "partial_elements",
+    "saved_bytes", "transient_bytes",
+)  # fmt: skip
 
 
 @dataclass
 class Pricer:
-    """Shardings and prices of one traced model on one cluster, each worked out once."""
+    """Prices of one traced model on one cluster, each worked out once."""
 
-    graph: Graph
-    classes: Classes
-    cluster: Cluster
+    shardings: Shardings
     precision: str
     optimizer: str | int
     pins: dict[str, Any]
     memory_limit_bytes: int
-    solver: str = "highs"
-    _shardings: dict[tuple[str, int, str], Sharding | None] = field(default_factory=dict)
-    _costs: dict[tuple[str, int, str, int], LayerCost] = field(default_factory=dict)
+    _costs: dict[tuple[str, int, str, int, int], LayerCost] = field(default_factory=dict)
+    _useful: dict[tuple[str, int, str, int], tuple[int, ...]] = field(default_factory=dict)
 
-    def sharding(self, pattern: str, tp: int, layout: str) -> Sharding | None:
-        """The sharding of a pattern; ``layout`` is "kind:aim", e.g. "sequence:fast"."""
-        key = (pattern, tp, layout)
-        if key not in self._shardings:
-            self._shard(pattern, tp, layout.partition(":")[0])
-        return self._shardings[key]
+    @property
+    def graph(self) -> Graph:
+        """The traced model."""
+        return self.shardings.graph
 
-    def _shard(self, pattern: str, tp: int, kind: str) -> None:
-        """Finds the shardings for every aim at once."""
-        whole = self.classes.patterns[pattern]
-        if tp == 1:
-            self._shardings[pattern, tp, kind] = replicated(self.graph, whole)
-            return
-        aims = [self._weights(pattern, shares) for shares in AIMS.values()]
-        found = shard_for_each(
-            self.graph, whole, self.cluster, tp, kind, REFERENCE_BATCH, aims, solver=self.solver
-        )
-        for aim, sharding in zip(AIMS, found, strict=True):
-            self._shardings[pattern, tp, f"{kind}:{aim}"] = sharding
+    @property
+    def classes(self) -> Classes:
+        """Its layer classes."""
+        return self.shardings.classes
 
-    def _weights(self, pattern: str, shares: Weights) -> Weights:
-        """Prices per byte from shares of the unsplit layer's time, so that no size is special."""
-        whole = self.classes.patterns[pattern]
-        cost = layer_cost(
-            self.graph, whole, replicated(self.graph, whole), self.cluster, REFERENCE_BATCH
-        )
-        seconds = cost.forward_seconds + cost.backward_seconds
-        return Weights(
-            parameter=shares.parameter * seconds / max(1, 4 * cost.parameter_elements),
-            activation=shares.activation * seconds / max(1, cost.saved_bytes),
-        )
+    @property
+    def cluster(self) -> Cluster:
+        """The cost model."""
+        return self.shardings.cluster
 
-    def layouts(self, tp: int) -> list[str]:
-        """Layouts in which every block divides some of its work; equal ones are kept once.
+    def offered(self, member: str, config: Configuration) -> tuple[Offered, ...]:
+        """The shardings that a class has under a configuration."""
+        return self.shardings.of(self.classes.home(member), config.tp, config.layout)
 
-        A tp degree that divides nothing would only repeat the work of a smaller one.
-        """
-        if tp == 1:
-            return ["replicate"]
-        seen: dict[Any, str] = {}
-        for layout in LAYOUTS:
-            shardings = {p: self.sharding(p, tp, layout) for p in self.classes.patterns}
-            blocks = [s for p, s in shardings.items() if p != ENDS]
-            if all(shardings.values()) and all(s and self._divides(s) for s in blocks):
-                kind = layout.partition(":")[0]
-                key = (kind, *(tuple(s.strategies.items()) for s in shardings.values() if s))
-                seen.setdefault(key, layout)
-        return list(seen.values())
-
-    def _divides(self, sharding: Sharding) -> bool:
-        """Whether any product or attention runs on shards."""
-        return any(
-            state.kind == "S"
-            for index, strategy in sharding.strategies.items()
-            if name_of(self.graph.ops[index]) in PRODUCTS
-            for _, state in strategy.inputs
-        )
-
-    def cost(self, member: str, config: Configuration) -> LayerCost:
+    def cost(self, member: str, config: Configuration, tp_option: int = 0) -> LayerCost:
         """The price of one layer of class ``member`` without data parallelism."""
-        key = (member, config.tp, config.layout, config.microbatch_size)
+        key = (member, config.tp, config.layout, tp_option, config.microbatch_size)
         if key not in self._costs:
             pattern = self.classes.priced(member)
-            whole = self.sharding(self.classes.home(member), config.tp, config.layout)
-            assert whole is not None, "configurations are made from feasible layouts only"
+            whole = self.offered(member, config)[tp_option].sharding
             own = restrict(whole, pattern, self.graph)
             self._costs[key] = layer_cost(
                 self.graph, pattern, own, self.cluster, config.microbatch_size
             )
         return _contended(self._costs[key], self.cluster, config)
+
+    def useful(self, member: str, config: Configuration) -> tuple[int, ...]:
+        """The shardings of a class that no other one beats in every figure.
+
+        All parts take the same one, so theirs are compared as a pair.
+        """
+        home = self.classes.home(member)
+        key = (home, config.tp, config.layout, config.microbatch_size)
+        if key not in self._useful:
+            members = [home] if home == member else list(self.classes.parts)
+            number = range(len(self.offered(member, config)))
+            rows = [self._figures(members, config, k) for k in number]
+            kept = undominated(np.array(rows, dtype=np.float64))
+            self._useful[key] = tuple(k for k in number if kept[k])
+        return self._useful[key]
+
+    def _figures(
+        self, members: Sequence[str], config: Configuration, tp_option: int
+    ) -> list[float]:
+        """All that makes a sharding dearer, whatever zero mode and recomputation come on top."""
+        costs = [self.cost(member, config, tp_option) for member in members]
+        own = [getattr(cost, name) for cost in costs for name in FIGURES]
+        names = list(self.shared()) if len(members) > 1 else []
+        shared = self.shared_elements(names, config, tp_option)
+        return [*own, shared, sum(c.parameter_elements for c in costs) - shared]
 
     def setting(self, config: Configuration) -> Setting:
         """The part of a configuration that data parallelism sees."""
@@ -135,44 +112,51 @@ class Pricer:
         recomputes: Sequence[str] = RECOMPUTE if member not in self.classes.parts else ("none",)
         if "recompute" in self.pins and member not in self.classes.parts:
             recomputes = [self.pins["recompute"]]
-        return tuple(self.option(member, config, z, r) for z in zeros for r in recomputes)
-
-    def option(self, member: str, config: Configuration, zero: int, recompute: str) -> Option:
-        """One option of a class, with its data-parallel cost."""
-        cost, setting = self.layer(member, config), self.setting(config)
-        again = recompute == "full"
-        parallel = dp_cost(
-            self.cluster, cost, setting, zero, stage=0, again_seconds=again * cost.forward_seconds
+        return tuple(
+            option
+            for k in self.useful(member, config)
+            for zero in zeros
+            for option in self.options(member, config, k, zero, recomputes)
         )
+
+    def options(
+        self, member: str, config: Configuration, tp_option: int, zero: int,
+        recomputes: Sequence[str],
+    ) -> Iterator[Option]:  # fmt: skip
+        """The options of a class with one sharding and zero mode, by recomputation."""
+        cost, setting = self.layer(member, config, tp_option), self.setting(config)
+        parallel = dp_cost(self.cluster, cost, setting, zero, stage=0)
         state = state_bytes(cost, setting, zero)
+        aim = self.offered(member, config)[tp_option].aim
         slow = self.cluster.oversubscription(world_size(config))
         forward = cost.forward_seconds * slow + cost.tp_forward_seconds
         repeated = cost.forward_seconds * slow + cost.tp_again_seconds
         backward = cost.backward_seconds * slow + cost.tp_backward_seconds
-        return Option(
-            key=f"{zero}/{recompute}",
-            tp_option=0,
-            zero=zero,
-            recompute=recompute,
-            forward_seconds=forward + parallel.forward_seconds,
-            backward_seconds=backward + again * repeated + parallel.backward_seconds,
-            step_seconds=parallel.sync_seconds
-            + slow * parallel.optimizer_seconds
-            + self.shared_seconds(member, config),
-            state_bytes=state.total,
-            activation_bytes=cost.input_bytes if again else cost.saved_bytes,
-            transient_bytes=state.transient
-            + cost.transient_bytes
-            + (cost.saved_bytes if again else 0),
-        )
+        step_seconds = parallel.sync_seconds + slow * parallel.optimizer_seconds
+        for recompute in recomputes:
+            again = recompute == "full"
+            yield Option(
+                key=f"{zero}/{recompute}" + (f"/{aim}" if aim else ""),
+                tp_option=tp_option,
+                zero=zero,
+                recompute=recompute,
+                forward_seconds=forward + parallel.forward_seconds,
+                backward_seconds=backward + again * repeated + parallel.backward_seconds,
+                step_seconds=step_seconds + self.shared_seconds(member, config, tp_option),
+                state_bytes=state.total,
+                activation_bytes=cost.input_bytes if again else cost.saved_bytes,
+                transient_bytes=state.transient
+                + cost.transient_bytes
+                + (cost.saved_bytes if again else 0),
+            )
 
-    def layer(self, member: str, config: Configuration) -> LayerCost:
+    def layer(self, member: str, config: Configuration, tp_option: int) -> LayerCost:
         """The cost without the parameters that an earlier part on the same rank holds too."""
-        cost = self.cost(member, config)
+        cost = self.cost(member, config, tp_option)
         if config.pp > 1:
             return cost
         again = [n for n, parts in self.shared().items() if member in parts[1:]]
-        held = cost.parameter_elements - self.shared_elements(again, config)
+        held = cost.parameter_elements - self.shared_elements(again, config, tp_option)
         return dataclasses.replace(cost, parameter_elements=held)
 
     def shared(self) -> dict[str, tuple[str, ...]]:
@@ -184,13 +168,13 @@ class Pricer:
                 readers.setdefault(name, []).append(member)
         return {name: tuple(parts) for name, parts in readers.items() if len(parts) > 1}
 
-    def shared_elements(self, names: Sequence[str], config: Configuration) -> int:
+    def shared_elements(self, names: Sequence[str], config: Configuration, tp_option: int) -> int:
         """Elements on one rank of parameters outside the blocks."""
-        sharding = self.sharding(ENDS, config.tp, config.layout) if names else None
-        states = sharding.parameters if sharding else {}
+        offered = self.shardings.of(ENDS, config.tp, config.layout) if names else ()
+        states = offered[tp_option].sharding.parameters if names else {}
         return sum(local_elements(self.graph.values[n], states[n], config.tp, 1) for n in names)
 
-    def shared_seconds(self, member: str, config: Configuration) -> float:
+    def shared_seconds(self, member: str, config: Configuration, tp_option: int) -> float:
         """Sum of shared parameters' gradients over the stages that hold them, once per step.
 
         Each part counts as if it were on a stage of its own.
@@ -201,7 +185,7 @@ class Pricer:
         total = 0.0
         for name, parts in self.shared().items():
             if member in parts:
-                payload = self.shared_elements([name], config) * MASTER_BYTES
+                payload = self.shared_elements([name], config, tp_option) * MASTER_BYTES
                 group = Group(min(len(parts), config.pp), 1)
                 total += collective_seconds(self.cluster, "all_reduce", payload, group)
         return slow * total
@@ -211,8 +195,7 @@ class Pricer:
         total = 0
         for crossing in self.classes.cuts[cut]:
             home = self.classes.home(crossing.member)
-            sharding = self.sharding(home, config.tp, config.layout)
-            assert sharding is not None, "configurations are made from feasible layouts only"
+            sharding = self.shardings.of(home, config.tp, config.layout)[0].sharding
             total += boundary_bytes(self.graph, sharding, crossing.value, config.microbatch_size)
         return total
 
@@ -256,15 +239,22 @@ class Pricer:
         )
 
     def candidate(self, config: Configuration) -> Candidate:
-        """A configuration with a bound that ignores memory and rounding."""
-        problem = self.problem(config)
-        fastest = [min(o.microbatch_seconds for o in menu) for menu in problem.menus]
-        cheapest = [min(o.step_seconds for o in menu) for menu in problem.menus]
-        work = sum(fastest[c] for c in problem.layers) + 2 * (config.pp - 1) * problem.p2p_seconds
-        slowest = max(work / config.pp, max(fastest))
-        sync = max(sum(cheapest[c] for c in problem.layers) / config.pp, max(cheapest))
-        bound = work + (config.num_microbatches - 1) * slowest + sync
-        return Candidate(config, bound, lambda: problem)
+        """A configuration with a bound that ignores memory, rounding and data parallelism."""
+        fastest = {m: self._fastest_seconds(m, config) for m in dict.fromkeys(self.classes.members)}
+        bound = time_bound(
+            config, [fastest[m] for m in self.classes.members], [0.0], self.p2p_seconds(config)
+        )
+        return Candidate(config, bound, lambda: self.problem(config))
+
+    def _fastest_seconds(self, member: str, config: Configuration) -> float:
+        """One micro-batch of a class at least, whatever is chosen for it."""
+        slow = self.cluster.oversubscription(world_size(config))
+        costs = [self.cost(member, config, k) for k in self.useful(member, config)]
+        return min(
+            slow * (c.forward_seconds + c.backward_seconds)
+            + c.tp_forward_seconds + c.tp_backward_seconds
+            for c in costs
+        )  # fmt: skip
 
 
 def world_size(config: Configuration) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from autopar.solve.problem import Option, Problem
+from autopar.solve.problem import Configuration, Option, Problem
 
 
 def stages(problem: Problem, boundaries: Sequence[int]) -> Iterator[range]:
@@ -88,6 +88,32 @@ def objective_seconds(
     lead = [c / v for c in by_rank(problem, crossing_seconds(problem, boundaries, options))]
     last = max(by_rank(problem, stage_step_seconds(problem, boundaries, options)))
     return sum(lead) + max(m * t - c for t, c in zip(work, lead, strict=True)) + last
+
+
+def time_bound(
+    config: Configuration, seconds: Sequence[float], step_seconds: Sequence[float], p2p: float
+) -> float:
+    """No plan is faster whose layers take at least these seconds per micro-batch and per step.
+
+    Lead and pace of all ranks add up to m times the work; no rank's pace is below their mean.
+    How much of the work a zero bubble schedule leaves to the lead is not known here.
+    """
+    m, work = config.num_microbatches, sum(seconds) + 2 * (config.pp - 1) * p2p
+    apart = config.schedule == "zero_bubble" and config.pp > 1
+    share = 0.0 if apart else 1 / config.virtual_stages
+    slowest = max((m - share) * work / config.pp, (m - share) * max(seconds))
+    sync = max(sum(step_seconds) / config.pp, *step_seconds)
+    return share * work + slowest + sync
+
+
+def problem_bound(problem: Problem) -> float:
+    """A bound on every plan of a problem that ignores memory and stage boundaries."""
+    fastest = [min((o.microbatch_seconds for o in menu), default=0.0) for menu in problem.menus]
+    cheapest = [min((o.step_seconds for o in menu), default=0.0) for menu in problem.menus]
+    return time_bound(
+        problem.configuration, [fastest[c] for c in problem.layers],
+        [cheapest[c] for c in problem.layers], problem.p2p_seconds,
+    )  # fmt: skip
 
 
 def violations(problem: Problem, boundaries: Sequence[int], options: Sequence[Option]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from autopar.cost.schedule import Depth, schedule_depths
@@ -124,6 +124,18 @@ class Candidate:
     configuration: Configuration
     lower_bound: float
     build: Callable[[], Problem]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Configurations that are not even listed while something else may be faster.
+
+    ``size`` is their number, ``expand`` lists them; none takes less than ``lower_bound`` seconds.
+    """
+
+    lower_bound: float
+    size: int
+    expand: Callable[[], Sequence[Candidate]]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from autopar.solve.infeasible import Relaxation, diagnose
 from autopar.solve.milp import solve_milp
 from autopar.solve.patterns import OutOfTimeError
 from autopar.solve.price import objective_seconds, violations
-from autopar.solve.problem import Candidate, Option, Problem, Solution
+from autopar.solve.problem import Candidate, Group, Option, Problem, Solution
+from autopar.solve.queue import Queue
 from autopar.solve.windows import Offer, Open, offer_columns
 
 Progress = Callable[[int, int, float | None, float], None]
@@ -51,7 +52,7 @@ class _Search:
     ``problems`` are those built while there was no plan, to explain why there is none.
     """
 
-    order: Sequence[Candidate]
+    queue: Queue
     gap: float
     deadline: float
     progress: Progress | None
@@ -79,18 +80,18 @@ class _Search:
         """Tells the caller how far the search is."""
         if self.progress:
             seconds = self.best.seconds if self.best else None
-            self.progress(len(self.fate), len(self.order), seconds, float(self.bound))
+            self.progress(len(self.fate), self.queue.considered, seconds, float(self.bound))
 
 
 def solve(
-    candidates: Sequence[Candidate], *, gap: float = 0.01, time_limit: float = 60.0,
+    candidates: Sequence[Candidate | Group], *, gap: float = 0.01, time_limit: float = 60.0,
     progress: Progress | None = None, solver: str = "highs",
     relaxations: Sequence[Relaxation] = (),
 ) -> Solution:  # fmt: skip
     """The plan with the fewest seconds per step, to a relative ``gap`` if time allows.
 
     Args:
-        candidates: configurations with lower bounds; few of them are built.
+        candidates: configurations with lower bounds, or groups of them; few are built.
         gap: the search ends when no plan can be faster by more than this share.
         time_limit: seconds after which the best plan so far is returned, as on Ctrl-C.
         progress: called with configurations done, their number, the best plan's seconds, the bound.
@@ -101,8 +102,7 @@ def solve(
         InfeasiblePlanError: nothing fits, or nothing was found in time.
     """
     begun = time.monotonic()
-    order = sorted(candidates, key=lambda c: c.lower_bound)
-    search = _Search(order, gap, begun + time_limit, progress, solver)
+    search = _Search(Queue(candidates), gap, begun + time_limit, progress, solver)
     try:
         _explore(search)
         _close(search)
@@ -119,24 +119,32 @@ def solve(
 
 def _explore(search: _Search) -> None:
     """Builds candidates in order of their bounds until no other can win."""
-    for number, candidate in enumerate(search.order):
-        search.unexplored = candidate.lower_bound
-        if candidate.lower_bound >= search.target:
-            search.dropped = min(search.dropped, candidate.lower_bound)
+    queue = search.queue
+    while queue:
+        search.unexplored = queue.bound
+        if queue.bound >= search.target:
+            search.dropped = min(search.dropped, queue.bound)
             break
         if time.monotonic() > search.deadline:
+            _try_what_is_built(search)
             raise OutOfTimeError
-        search.fate[number] = _try(search, number, candidate)
-        search.report()
+        entry = queue.pop(hurry=search.best is None)
+        if entry is not None:
+            search.fate[entry.number] = _try(search, entry.number, entry.problem)
+            search.report()
     search.unexplored = np.inf
 
 
-def _try(search: _Search, number: int, candidate: Candidate) -> str:
-    """Opens the chains of a candidate; returns what became of it so far."""
-    try:
-        problem = candidate.build()
-    except InfeasiblePlanError:
-        return "infeasible"
+def _try_what_is_built(search: _Search) -> None:
+    """Out of time without a plan: one that is a moment away is still worth that moment."""
+    for entry in search.queue.built():
+        if search.best is not None:
+            break
+        search.fate[entry.number] = _try(search, entry.number, entry.problem)
+
+
+def _try(search: _Search, number: int, problem: Problem) -> str:
+    """Opens the chains of a problem; returns what became of it so far."""
     if search.best is None:
         search.problems.append(problem)
     fate = "infeasible"
@@ -279,7 +287,7 @@ def _failure(
         return InfeasiblePlanError(
             f"no plan found in {time_limit:g} s, and none excluded",
             expected="a plan that fits into the memory of each device",
-            where=f"search over {len(search.order)} configurations",
+            where=f"search over {search.queue.considered} configurations",
             hint="a larger time_limit, or pins that narrow the search",
         )
     return diagnose(search.problems, relaxations=relaxations, verify=solve)
@@ -303,6 +311,7 @@ def _counts(search: _Search) -> dict[str, int]:
     """How many configurations were considered, and what became of them."""
     fates = Counter(search.fate.values())
     untried = "not reached" if search.stopped else "bounded out"
-    fates[untried] += len(search.order) - len(search.fate)
-    counts = {"considered": len(search.order), "bounded out": 0, "infeasible": 0, "solved": 0}
+    considered = search.queue.considered
+    fates[untried] += considered - len(search.fate)
+    counts = {"considered": considered, "bounded out": 0, "infeasible": 0, "solved": 0}
     return counts | {name: number for name, number in fates.items() if number}

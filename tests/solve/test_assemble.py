@@ -11,6 +11,7 @@ from autopar.cluster import Cluster
 from autopar.solve.assemble import assemble
 from autopar.solve.menus import Pricer
 from autopar.solve.problem import Configuration, Solution
+from autopar.solve.shardings import Shardings
 from tests.zoo import reduced, traced
 
 CLUSTER = Cluster.load("h100-80g")
@@ -19,13 +20,13 @@ M = 4
 
 
 def assembled(config, key="0/none", ends="0/none"):
-    """The plan in which all blocks take the option ``key``."""
+    """The plan in which all blocks take the first option whose key begins with ``key``."""
     graph, classes = reduced("gpt")
-    pricer = Pricer(graph, classes, CLUSTER, "fp32", "adamw", {}, CLUSTER.memory_bytes)
+    pricer = Pricer(Shardings(graph, classes, CLUSTER), "fp32", "adamw", {}, CLUSTER.memory_bytes)
     problem = pricer.problem(config)
     keys = [ends if m in classes.parts else key for m in classes.members]
     options = tuple(
-        next(o for o in problem.menus[c] if o.key == wanted)
+        next(o for o in problem.menus[c] if f"{o.key}/".startswith(f"{wanted}/"))
         for c, wanted in zip(problem.layers, keys, strict=True)
     )
     boundaries = (0,) if config.pp == 1 else (0, 2)
@@ -41,8 +42,8 @@ CASES = {
     "alone": (config(), "0/none", "0/none"),
     "recomputed": (config(), "0/full", "0/none"),
     "data": (config(dp=2), "3/none", "2/none"),
-    "tensor": (config(tp=2, layout="sequence:leanest"), "0/full", "0/none"),
-    "all": (config(2, 2, 2, "replicate:leanest"), "2/full", "2/none"),
+    "tensor": (config(tp=2, layout="sequence"), "0/full", "0/none"),
+    "all": (config(2, 2, 2, "replicate"), "2/full", "2/none"),
 }
 
 
@@ -85,7 +86,7 @@ def test_collectives_of_one_rank():
     stages, _, _, _ = assembled(chosen, key, ends)
     expected: Counter[str] = Counter()
     graph, classes = reduced("gpt")
-    pricer = Pricer(graph, classes, CLUSTER, "fp32", "adamw", {}, CLUSTER.memory_bytes)
+    pricer = Pricer(Shardings(graph, classes, CLUSTER), "fp32", "adamw", {}, CLUSTER.memory_bytes)
     partial = False
     for member in classes.members:
         cost = pricer.cost(member, chosen)
@@ -109,7 +110,7 @@ def test_transfers_and_gradient_reductions():
 
 
 def test_placements_are_named_as_the_layer():
-    _, layers, _, _ = assembled(config(tp=2, layout="replicate:leanest"))
+    _, layers, _, _ = assembled(config(tp=2))
     assert [layer.name for layer in layers] == list(NAMES)
     for layer in layers[1:3]:
         assert all(name.startswith(f"{layer.name}.") for name in layer.placements)

@@ -8,21 +8,24 @@ from functools import cache
 import pytest
 
 from autopar.cluster import Cluster
-from autopar.solve.menus import AIMS, LAYOUTS, Pricer, world_size
+from autopar.solve.menus import Pricer, world_size
+from autopar.solve.price import problem_bound
 from autopar.solve.problem import Configuration
+from autopar.solve.shardings import Shardings
 from tests.zoo import block_of, reduced
 
 CLUSTER = Cluster.load("h100-80g")
 BLOCK = block_of("gpt")
 ALONE = Configuration(1, 1, 1, 2, 4, "1f1b")
 DATA = Configuration(1, 4, 1, 2, 4, "1f1b")
-TENSOR = Configuration(1, 1, 2, 2, 4, "1f1b", "sequence:leanest")
+TENSOR = Configuration(1, 1, 2, 2, 4, "1f1b", "sequence")
 STAGES = Configuration(2, 2, 1, 2, 4, "1f1b")
 
 
 def pricer(name="gpt", **pins):
     graph, classes = reduced(name)
-    return Pricer(graph, classes, CLUSTER, "fp32", "adamw", pins, CLUSTER.memory_bytes)
+    shardings = Shardings(graph, classes, CLUSTER)
+    return Pricer(shardings, "fp32", "adamw", pins, CLUSTER.memory_bytes)
 
 
 @cache
@@ -64,19 +67,18 @@ def test_zero_trades_state_for_time(mode):
 
 def test_shared_embedding_is_held_once_on_one_rank():
     held = shared().cost("head", ALONE).parameter_elements
-    table = shared().shared_elements(list(shared().shared()), ALONE)
-    assert shared().layer("head", ALONE).parameter_elements == held - table
-    assert shared().layer("head", STAGES).parameter_elements == held
-    assert shared().layer("embedding", ALONE) == shared().cost("embedding", ALONE)
+    table = shared().shared_elements(list(shared().shared()), ALONE, 0)
+    assert shared().layer("head", ALONE, 0).parameter_elements == held - table
+    assert shared().layer("head", STAGES, 0).parameter_elements == held
+    assert shared().layer("embedding", ALONE, 0) == shared().cost("embedding", ALONE)
     assert pricer("llama").shared() == {}
 
 
 def test_shared_embedding_is_summed_over_stages():
-    assert shared().shared_seconds("head", ALONE) == 0
-    assert shared().shared_seconds(BLOCK, STAGES) == 0
-    assert (
-        shared().shared_seconds("head", STAGES) == shared().shared_seconds("embedding", STAGES) > 0
-    )
+    assert shared().shared_seconds("head", ALONE, 0) == 0
+    assert shared().shared_seconds(BLOCK, STAGES, 0) == 0
+    seconds = [shared().shared_seconds(part, STAGES, 0) for part in ("embedding", "head")]
+    assert seconds[0] == seconds[1] > 0
 
 
 def test_transfers_between_stages():
@@ -109,16 +111,28 @@ def test_bound_is_no_more_than_any_assignment(config):
         ]
         sync = max(sum(o.step_seconds for o in stage) for stage in cuts)
         total = sum(times) + (config.num_microbatches - 1) * max(times) + sync
-        assert candidate.lower_bound <= total * (1 + 1e-9)
+        assert candidate.lower_bound <= problem_bound(problem) <= total * (1 + 1e-9)
 
 
-def test_layouts_are_kept_once():
-    found = shared().layouts(2)
-    assert set(found) <= set(LAYOUTS)
-    kinds = {layout.partition(":")[0] for layout in found}
-    assert kinds == {"replicate", "sequence"}
-    assert shared().layouts(1) == ["replicate"]
-    assert {layout.partition(":")[2] for layout in LAYOUTS} == AIMS.keys()
+def test_no_useful_sharding_is_beaten_by_another():
+    """The useful ones are those from which a menu is made, and all others are dearer."""
+    for member in ("embedding", BLOCK):
+        offered = range(len(shared().offered(member, TENSOR)))
+        useful = shared().useful(member, TENSOR)
+        assert useful
+        assert {o.tp_option for o in shared().menu(member, TENSOR)} == set(useful)
+        together = [BLOCK] if member == BLOCK else ["embedding", "head"]
+        figures = [shared()._figures(together, TENSOR, k) for k in offered]
+        for k in offered:
+            rivals = [figures[r] for r in useful if r != k]
+            beaten = any(all(x <= y for x, y in zip(f, figures[k], strict=True)) for f in rivals)
+            assert beaten == (k not in useful)
+
+
+def test_embedding_and_head_have_the_same_keys():
+    keys = [[o.key for o in shared().menu(m, TENSOR)] for m in ("embedding", "head")]
+    assert keys[0] == keys[1]
+    assert all(key.count("/") == 2 for key in keys[0])
 
 
 def test_tensor_parallel_halves_what_is_divided():
