@@ -56,6 +56,7 @@ def _forward(path: str, class_name: str, repeat: Repeat, recorder: Recorder) -> 
         if _describe(leaves, spec) != _describe(*tree_flatten(expected)):
             raise NotRepeatedError(f"{path} is not called as {repeat.template} is")
         recorder.counts[path] = 1
+        recorder.parameters[path] = recorder.parameters[repeat.template]
         result = _stand_in_output(leaves, output, path)
         recorder.calls[path] = (
             class_name, refer((args, kwargs), f"{path}#1:in"), refer(output, f"{path}#1:out")

@@ -98,6 +98,7 @@ def check_raw(full, short):
     assert found == expected
     assert names[full.loss] == other[short.loss]
     assert full.recorder.counts == short.recorder.counts
+    assert full.recorder.parameters == short.recorder.parameters
     assert list(full.recorder.calls) == list(short.recorder.calls)
     for path, recorded in full.recorder.calls.items():
         assert repr(short.recorder.calls[path]) == repr(recorded)
@@ -202,7 +203,7 @@ def test_calls_and_saved_tensors_are_equal(name):
     assert list(short.calls) == list(full.calls)
     for path, ours in short.calls.items():
         theirs = full.calls[path]
-        assert ours.class_name == theirs.class_name
+        assert (ours.class_name, ours.parameters) == (theirs.class_name, theirs.parameters)
         assert rename((ours.args, ours.kwargs, ours.outputs), other) == rename(
             (theirs.args, theirs.kwargs, theirs.outputs), names
         )
