@@ -1,0 +1,146 @@
+"""Two further ways to the optimum, neither of which shares anything with the search.
+
+``tried`` evaluates every assignment of a small problem with numpy. ``counted`` is an integer
+program for larger ones: which interval a stage takes, and how many layers of each class use each
+option there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pulp
+
+from autopar.solve.price import neighbours
+from autopar.solve.problem import Problem
+
+
+def tried(problem: Problem) -> float:
+    """The least objective over all boundaries and options; infinite if no plan is legal."""
+    menus = [problem.menus[c] for c in problem.layers]
+    choices = np.array(list(itertools.product(*(range(len(menu)) for menu in menus))))
+    for i, j in problem.linked:
+        keys = np.array([[a.key == b.key for b in menus[j]] for a in menus[i]])
+        choices = choices[keys[choices[:, i], choices[:, j]]]
+    if not len(choices):
+        return float("inf")
+    bounds = _all_boundaries(problem)
+    return min((_least(problem, menus, choices, b) for b in bounds), default=float("inf"))
+
+
+def _all_boundaries(problem: Problem) -> Iterator[tuple[int, ...]]:
+    stages, layers = problem.configuration.stages, len(problem.layers)
+    for rest in itertools.combinations(range(1, layers), stages - 1):
+        starts = (0, *rest)
+        if not problem.cuts or all(b in c for b, c in zip(starts, problem.cuts, strict=True)):
+            yield starts
+
+
+def _least(problem: Problem, menus: Any, choices: Any, starts: tuple[int, ...]) -> float:
+    """The best of all ``choices`` (plans, layers) for stages that begin at ``starts``."""
+    c, plans = problem.configuration, len(choices)
+    work, lead, last = (np.zeros((c.pp, plans)) for _ in range(3))
+    held, transient = np.full((c.pp, plans), float(problem.baseline_bytes)), np.zeros((c.pp, plans))
+    for s, (begin, end) in enumerate(itertools.pairwise((*starts, len(menus)))):
+        rank, depth = s % c.pp, c.depth(s)
+        transfer = problem.p2p_seconds * neighbours(c.stages, s)
+        work[rank] += transfer
+        lead[rank] += transfer / c.virtual_stages
+        for i in range(begin, end):
+            table = np.array([
+                (o.microbatch_seconds, c.crossing_seconds(o) / c.virtual_stages, o.step_seconds,
+                 o.held_bytes(depth), o.transient_bytes) for o in menus[i]
+            ])[choices[:, i]].T  # fmt: skip
+            work[rank] += table[0]
+            lead[rank] += table[1]
+            last[rank] += table[2]
+            held[rank] += table[3]
+            transient[rank] = np.maximum(transient[rank], table[4])
+    total = lead.sum(0) + (c.num_microbatches * work - lead).max(0) + last.max(0)
+    fits = ((held + transient) <= problem.memory_limit_bytes).all(0)
+    return float(total[fits].min(initial=np.inf))
+
+
+def counted(problem: Problem) -> float:
+    """As ``tried``. Linked layers must be the only ones of their classes."""
+    if not problem.linked:
+        return _count(problem)
+    ((i, j),) = problem.linked
+    ends = problem.layers[i], problem.layers[j]
+    assert all(problem.layers.count(c) == 1 for c in ends)
+    keys = {o.key for o in problem.menus[ends[0]]} & {o.key for o in problem.menus[ends[1]]}
+    return min((_count(_only(problem, ends, key)) for key in keys), default=float("inf"))
+
+
+def _only(problem: Problem, classes: tuple[int, ...], key: str) -> Problem:
+    menus = [
+        tuple(o for o in menu if c not in classes or o.key == key)
+        for c, menu in enumerate(problem.menus)
+    ]
+    return replace(problem, menus=tuple(menus), linked=())
+
+
+def _count(problem: Problem) -> float:
+    model = pulp.LpProblem("counting", pulp.LpMinimize)
+    c, classes = problem.configuration, range(len(problem.menus))
+    lead: list[Any] = []
+    work, last = [[] for _ in range(c.pp)], [[] for _ in range(c.pp)]
+    held: list[list[Any]] = [[] for _ in range(c.pp)]
+    most = [pulp.LpVariable(f"most_{p}", lowBound=0) for p in range(c.pp)]
+    takes = [_intervals(problem, s) for s in range(c.stages)]
+    _join(model, problem, takes)
+    for s, take in enumerate(takes):
+        rank, transfer = s % c.pp, problem.p2p_seconds * neighbours(c.stages, s)
+        work[rank].append(c.num_microbatches * transfer - transfer / c.virtual_stages)
+        lead.append(transfer / c.virtual_stages)
+        for k in classes:
+            uses = []
+            for number, option in enumerate(problem.menus[k]):
+                n = pulp.LpVariable(f"n_{s}_{k}_{number}", 0, len(problem.layers), "Integer")
+                used = pulp.LpVariable(f"u_{s}_{k}_{number}", cat="Binary")
+                model += n <= len(problem.layers) * used
+                model += most[rank] >= option.transient_bytes * used
+                crossing = c.crossing_seconds(option) / c.virtual_stages
+                lead.append(crossing * n)
+                work[rank].append((c.num_microbatches * option.microbatch_seconds - crossing) * n)
+                last[rank].append(option.step_seconds * n)
+                held[rank].append(option.held_bytes(c.depth(s)) * n)
+                uses.append(n)
+            counts = [(x, problem.layers[i:j].count(k)) for (i, j), x in take.items()]
+            model += pulp.lpSum(uses) == pulp.LpAffineExpression(counts)
+    slowest, finish = (pulp.LpVariable(name, lowBound=0) for name in ("slowest", "finish"))
+    for rank in range(c.pp):
+        model += slowest >= pulp.lpSum(work[rank])
+        model += finish >= pulp.lpSum(last[rank])
+        room = problem.memory_limit_bytes - problem.baseline_bytes
+        model += pulp.lpSum(held[rank]) + most[rank] <= room
+    model.setObjective(pulp.lpSum(lead) + slowest + finish)
+    model.solve(pulp.HiGHS(msg=False, gapRel=1e-7, mip_feasibility_tolerance=1e-9))
+    solved = pulp.LpStatus[model.status] == "Optimal"
+    return float(pulp.value(model.objective)) if solved else float("inf")
+
+
+def _intervals(problem: Problem, stage: int) -> dict[tuple[int, int], Any]:
+    layers, stages = len(problem.layers), problem.configuration.stages
+    starts = problem.cuts[stage] if problem.cuts else range(stage, layers)
+    return {
+        (i, j): pulp.LpVariable(f"x_{stage}_{i}_{j}", cat="Binary")
+        for i in starts
+        for j in range(i + 1, layers - (stages - stage - 1) + 1)
+        if (stage > 0 or i == 0) and (stage < stages - 1 or j == layers)
+    }
+
+
+def _join(model: Any, problem: Problem, takes: list[dict[tuple[int, int], Any]]) -> None:
+    """Each stage takes one interval, which begins where the one before it ends."""
+    for take in takes:
+        model += pulp.lpSum(take.values()) == 1
+    for before, after in itertools.pairwise(takes):
+        for cut in range(1, len(problem.layers)):
+            model += pulp.lpSum(x for (_, j), x in before.items() if j == cut) == pulp.lpSum(
+                x for (i, _), x in after.items() if i == cut
+            )

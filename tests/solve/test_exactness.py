@@ -1,0 +1,96 @@
+"""The search finds the optimum: against every assignment, and against another formulation."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from autopar.errors import InfeasiblePlanError
+from autopar.solve.price import violations
+from autopar.solve.problem import Configuration, Problem
+from autopar.solve.search import TOLERANCE, solve
+from tests.solve.instances import candidates, optimum, option, problem
+from tests.solve.oracles import counted, tried
+
+SMALL = settings(
+    max_examples=320, deadline=None, derandomize=True, database=None,
+    suppress_health_check=list(HealthCheck),
+)  # fmt: skip
+
+
+def _small(seed: int) -> list[Problem]:
+    """One to three configurations of up to seven layers in up to four classes."""
+    rng = random.Random(seed)
+    layers, classes = rng.randint(1, 7), rng.randint(1, 4)
+    return [problem(rng, layers, classes, rng.randint(2, 4)) for _ in range(rng.randint(1, 3))]
+
+
+def check(problems: list[Problem], exact: float) -> None:
+    """The search proves ``exact`` to be the optimum, or that there is none."""
+    if exact == math.inf:
+        with pytest.raises(InfeasiblePlanError):
+            solve(candidates(problems), gap=1e-6)
+        return
+    solution = solve(candidates(problems), gap=1e-6)
+    assert solution.status == "optimal"
+    assert solution.gap <= 1e-6 + TOLERANCE
+    assert solution.objective_seconds == pytest.approx(exact, rel=1e-6 + 2 * TOLERANCE)
+    assert solution.bound_seconds <= exact * (1 + TOLERANCE)
+    assert violations(solution.problem, solution.boundaries, solution.options) == []
+
+
+@SMALL
+@given(seed=st.integers(0, 2**32))
+def test_small_problems_equal_trying_everything(seed: int) -> None:
+    problems = _small(seed)
+    check(problems, min(tried(p) for p in problems))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_fast_enumeration_equals_the_definitions(seed: int) -> None:
+    rng = random.Random(seed)
+    given = problem(rng, rng.randint(1, 5), 2, 3)
+    assert tried(given) == pytest.approx(optimum([given]))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_counting_equals_trying_everything(seed: int) -> None:
+    rng = random.Random(seed)
+    given = replace(problem(rng, rng.randint(2, 6), 3, 3), linked=())
+    assert counted(given) == pytest.approx(tried(given), rel=1e-5)
+
+
+def _large(seed: int) -> Problem:
+    """Embedding, head and two kinds of blocks, in turn or one behind the other."""
+    rng = random.Random(seed)
+    blocks = rng.choice([24, 30, 36, 48])
+    inner = [1 + (i % 2) for i in range(blocks)]
+    layers = (0, *(inner if seed % 2 else sorted(inner)), 3)
+    pp, m = rng.choice([2, 2, 3]), rng.choice([4, 8, 16])
+    schedule = rng.choice(["1f1b", "1f1b", "gpipe", "zero_bubble"])
+    count = m * pp if schedule == "zero_bubble" else m
+    configuration = Configuration(pp, 1, 1, 1, count, schedule)
+    menus = tuple(tuple(option(rng, f"k{k}") for k in range(3)) for _ in range(4))
+    lightest = [min(o.state_bytes + o.activation_bytes * pp for o in menu) for menu in menus]
+    room = sum(lightest[c] for c in layers) // pp
+    return Problem(configuration, layers, menus, int(room * rng.uniform(1.2, 2.5)) + 60, 0.1,
+                   linked=((0, len(layers) - 1),) if rng.random() < 0.5 else ())  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3, 4, 6, 7, 8, 9, 10])
+def test_large_problems_equal_counting_of_classes(seed: int) -> None:
+    given = _large(seed)
+    exact = counted(given)
+    if exact < math.inf:
+        solution = solve(candidates([given]), gap=1e-4, time_limit=30)
+        assert solution.status == "optimal"
+        assert exact * (1 - 1e-5) <= solution.objective_seconds <= exact * (1 + 1.1e-4)
+        assert solution.bound_seconds <= exact * (1 + 1e-5)
+    else:
+        with pytest.raises(InfeasiblePlanError):
+            solve(candidates([given]), time_limit=30)
