@@ -12,6 +12,8 @@ from autopar.solve.columns import Relaxed
 
 Combine = Callable[[Floats, Floats], Floats]
 CAPS = 12
+# Caps on the slowest stage's step seconds, as multiples of the least possible.
+QUIET = (1 + 1e-9, 1.05, 1.1, 1.2, 1.35, 1.6, 2.0, 3.0)
 
 
 @dataclass(frozen=True)
@@ -131,17 +133,17 @@ def good_paths(
 ) -> Iterator[tuple[float, tuple[int, ...], tuple[int, ...]]]:
     """Plans from patterns with these seconds [patterns, stages, ends, ends] on ``ranks`` ranks.
 
-    For a rising cap on the slowest stage, and with and without the least possible cap on the
-    step seconds, the path of least total lead. Yields (objective, boundaries, pattern of
-    each stage) whenever it improves.
+    Under a cap on the pace and one on the step seconds of the slowest stage, the path of least
+    total lead; first for a rising cap on step seconds, then, under the best of these, for a rising
+    cap on the pace. Yields (objective, boundaries, pattern of each stage) whenever it improves.
     """
-    best = np.inf
+    best, best_quiet = np.inf, np.inf
     slowest = _prefix(pace.min(axis=0), np.maximum, 0.0)[-1, -1]
     quiet = _prefix(step.min(axis=0), np.maximum, 0.0)[-1, -1]
-    for cap in _caps(pace, slowest):
-        for quiet_cap in (np.inf, quiet * (1 + 1e-9)):
-            open_ = (pace <= cap) & (step <= quiet_cap)
-            cost = np.where(open_, lead, np.inf)
+    caps = _caps(pace, slowest)
+    for k, cap in enumerate([*caps[:1], *caps]):
+        for quiet_cap in [*(quiet * x for x in QUIET), np.inf] if k == 0 else [best_quiet]:
+            cost = np.where((pace <= cap) & (step <= quiet_cap), lead, np.inf)
             path = cheapest_path(cost.min(axis=0))
             if path is None:
                 continue
@@ -151,7 +153,7 @@ def good_paths(
             sums = [x.reshape(-1, ranks).sum(axis=0).max() for x in (b, g)]
             value = float(a.sum() + sums[0] + sums[1])
             if value < best:
-                best = value
+                best, best_quiet = value, quiet_cap
                 yield value, path, tuple(int(k) for k in chosen)
 
 
@@ -162,5 +164,5 @@ def _caps(seconds: Floats, slowest: float) -> Floats:
     values = np.unique(seconds[(seconds >= slowest) & (seconds <= 1.5 * slowest)])
     if len(values) <= CAPS:
         return np.append(values, np.inf)
-    near, far = values[: CAPS // 2], values[np.linspace(0, len(values) - 1, CAPS // 2).astype(int)]
-    return np.append(np.unique(np.concatenate([near, far])), np.inf)
+    above = np.geomspace(1e-3, 0.5, CAPS - 1)
+    return np.concatenate([[values[0]], slowest * (1 + above), [np.inf]])

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from autopar.errors import InfeasiblePlanError
 from autopar.solve.bounds import dense, good_paths, windows
-from autopar.solve.chain import Chain, chains, relaxed_chain
+from autopar.solve.chain import Chain, Ints, chains, relaxed_chain
 from autopar.solve.columns import relax, rounded_pattern
 from autopar.solve.engine import solver_name
+from autopar.solve.grid import Key, sharpen
 from autopar.solve.infeasible import Relaxation, diagnose
 from autopar.solve.milp import solve_milp
 from autopar.solve.patterns import OutOfTimeError
@@ -181,8 +182,10 @@ def _opened(chain: Chain, number: int) -> Open:
     return Open(chain, relaxed, windows(chain, relaxed).bound, number)
 
 
-def _improve_by_rounding(search: _Search, opened: Open) -> None:
-    """Looks for a better plan among the rounded patterns."""
+def _improve_by_rounding(
+    search: _Search, opened: Open, known: Mapping[Key, Ints] | None = None
+) -> None:
+    """Looks for a better plan among the rounded patterns, or those that are ``known`` instead."""
     chain, patterns = opened.chain, opened.relaxed.patterns
     lead = np.stack([dense(chain, a, chain.lead_transfers) for a, _, _ in patterns])
     pace = np.stack([dense(chain, b, chain.pace_transfers) for _, b, _ in patterns])
@@ -191,11 +194,14 @@ def _improve_by_rounding(search: _Search, opened: Open) -> None:
         if search.best and value >= search.best.seconds:
             continue
         ends = [*path[1:], len(chain.layers)]
-        taken = [
-            rounded_pattern(chain, chain.places[p], int(chain.content[i, j]), k).tolist()
+        keys = [
+            (chain.places[p], int(chain.content[i, j]), k)
             for p, (i, j, k) in enumerate(zip(path, ends, weighting, strict=True))
         ]
-        _accept(search, opened, path, taken)
+        taken = [(known or {}).get(key, None) for key in keys]
+        filled = [rounded_pattern(chain, *key) if t is None else t
+                  for key, t in zip(keys, taken, strict=True)]  # fmt: skip
+        _accept(search, opened, path, [row.tolist() for row in filled])
 
 
 def _accept(
@@ -222,12 +228,26 @@ def _accept(
 
 def _close(search: _Search) -> None:
     """Solves the MILP over the open chains, with more patterns each time, until the gap is met."""
+    _drop_beaten(search)
+    if search.open and not _closed(search):
+        _sharpen(search)
     for budget in BUDGETS:
         _drop_beaten(search)
         if not search.open or _closed(search):
             return
         _solve_open(search, budget)
         search.report()
+
+
+def _sharpen(search: _Search) -> None:
+    """Sharper bounds and better plans for the open chains, which are far fewer than all."""
+    search.open.sort(key=lambda o: o.bound)
+    for k, opened in enumerate(search.open):
+        if opened.bound < search.target and time.monotonic() < search.deadline:
+            sharp = sharpen(opened.chain, opened.relaxed, search.target)
+            bound = min(search.target, windows(opened.chain, sharp.relaxed).bound)
+            search.open[k] = replace(opened, relaxed=sharp.relaxed, bound=max(opened.bound, bound))
+            _improve_by_rounding(search, search.open[k], sharp.taken)
 
 
 def _drop_beaten(search: _Search) -> None:
