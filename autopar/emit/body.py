@@ -77,7 +77,7 @@ class Body:
         if item.kind == "parameter":
             return self._parameter(item, state)
         if item.kind == "buffer":
-            return self._path(item.source)
+            return self.namer.names.get(value) or self._path(item.source)
         made = self._made().get(value, R)
         move = None if made == state else self._move(value, state)
         if move is None:

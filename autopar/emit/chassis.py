@@ -286,7 +286,8 @@ def _loop(program: Program, loop: Loop) -> list[str]:
         head = f"for index in {within}({span}):"
     else:
         head = f"if {loop.start} in STAGES[self.index]:" if program.pp > 1 else ""
-        loop = replace(loop, call=loop.call.replace("self.run(index", f"self.run({loop.start}"))
+        call = re.sub(r"(self\.run\(\s*)index\b", rf"\g<1>{loop.start}", loop.call)
+        loop = replace(loop, call=call)
     body = loop.call.splitlines()
     return [head, *(f"    {line}" for line in body)] if head else body
 
@@ -365,7 +366,15 @@ def words(values: Iterable[str]) -> Items:
 
 def groups(values: Iterable[Sequence[str]]) -> Items:
     """A tuple of tuples of strings."""
-    return "(", [_inline_tuple([f'"{n}"' for n in group]) for group in values], ")"
+    return "(", [_inner_tuple([f'"{n}"' for n in group]) for group in values], ")"
+
+
+def _inner_tuple(items: Sequence[str]) -> str:
+    """A tuple among the items of a constant, over several lines where it is long."""
+    inline = _inline_tuple(items)
+    if len(inline) <= LINE - 5:
+        return inline
+    return "(\n" + "".join(f"        {item},\n" for item in items) + "    )"
 
 
 def mapping(values: dict[str, str]) -> Items:
@@ -389,13 +398,26 @@ def _atom(value: int | str | None) -> str:
     return f'"{value}"' if quoted else str(value)
 
 
-def names(values: Sequence[str]) -> str:
-    """Module paths: a comprehension where they are one numbered list."""
-    heads = {value.rpartition(".")[0] for value in values}
-    counted = [f"{next(iter(heads), '')}.{i}" for i in range(len(values))]
-    if len(heads) == 1 and len(values) > 2 and list(values) == counted:
-        return f'tuple(f"{next(iter(heads))}.{{i}}" for i in range({len(values)}))'
-    return _inline_tuple([f'"{value}"' for value in values])
+def names(values: Sequence[str]) -> str | Items:
+    """Module paths: a comprehension for each numbered list of them."""
+    runs: list[tuple[str, int, int]] = []
+    for value in values:
+        head, _, tail = value.rpartition(".")
+        number = int(tail) if head and tail.isdigit() else -1
+        if runs and runs[-1][0] == head and runs[-1][2] == number > 0:
+            runs[-1] = (head, runs[-1][1], number + 1)
+        else:
+            runs.append((head, number, number + 1) if number >= 0 else (value, 0, 0))
+    if len(runs) == 1 and runs[0][1] == 0 and runs[0][2] > 2:
+        return f'tuple(f"{runs[0][0]}.{{i}}" for i in range({runs[0][2]}))'
+    items = []
+    for head, start, stop in runs:
+        if stop - start > 2:
+            span = f"{start}, {stop}" if start else f"{stop}"
+            items.append(f'*(f"{head}.{{i}}" for i in range({span}))')
+        else:
+            items += [f'"{head}.{i}"' for i in range(start, stop)] or [f'"{head}"']
+    return "(", items, ")"
 
 
 def hidden(cuts: Sequence[Sequence[Tensor]]) -> str:

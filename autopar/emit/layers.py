@@ -96,12 +96,17 @@ def layer_classes(
     return result, session.used
 
 
-def context_inputs(graph: Graph, pattern: Pattern) -> list[str]:
-    """Values that the ops of a pattern read besides parameters, buffers and what it receives."""
+def context_inputs(graph: Graph, pattern: Pattern, root: str = "") -> list[str]:
+    """Values that the ops of a pattern read besides what it holds and what it receives.
+
+    It holds the buffers of the module at ``root``.
+    """
     made = {out for i in pattern.ops for out in graph.ops[i].outputs} | set(pattern.received)
     used = dict.fromkeys(n for i in pattern.ops for n in graph.ops[i].inputs())
-    held = {"parameter", "buffer"}
-    return [n for n in used if n not in made and graph.values[n].kind not in held]
+    values = (graph.values[n] for n in used if n not in made)
+    inside = root and f"{root}."
+    foreign = {"input": True, "activation": True, "parameter": False}
+    return [v.name for v in values if foreign.get(v.kind, not v.source.startswith(inside))]
 
 
 def _layer_class(session: _Session, pattern: Pattern, sharding: Sharding, name: str) -> LayerClass:
@@ -109,7 +114,7 @@ def _layer_class(session: _Session, pattern: Pattern, sharding: Sharding, name: 
     first = session.classes.members.index(session.key_of(pattern))
     slots = session.classes.reads[first]
     namer = Namer((*RESERVED, *slots))
-    extra = context_inputs(graph, pattern)
+    extra = context_inputs(graph, pattern, pattern.name)
     arguments = [*slots, *(namer.bind(n, readable(n)) for n in extra)]
     namer.names |= dict(zip(pattern.received, slots, strict=True))
     body = Body(graph, sharding, "self", pattern.name, namer, notes=session.notes)
@@ -211,14 +216,16 @@ def _block(session: _Session, number: int, namer: Namer) -> list[str]:
     key, reads, writes = classes.members[number], classes.reads[number], classes.writes[number]
     pattern = classes.patterns[key]
     names = namer.names | dict(zip(pattern.received, reads, strict=True))
+    own = Namer()
+    own.names, own.taken = names, namer.taken
+    body = Body(graph, None, "model", "", own)
     if not session.shardings[key].unsplit:
-        arguments = ", ".join([*reads, *(names[n] for n in context_inputs(graph, pattern))])
+        extra = context_inputs(graph, pattern, pattern.name)
+        arguments = ", ".join([*reads, *(body.read(n, R) for n in extra)])
         targets = f"{', '.join(writes)} = " if writes else ""
         return wrap(f"{targets}self.run(index, {arguments})", CALL_WIDTH)
     call = graph.calls[pattern.name]
-    own = Namer()
-    own.names, own.taken = names, namer.taken
-    arguments = Body(graph, None, "model", "", own).arguments(call)
+    arguments = body.arguments(call)
     wanted = dict(zip(pattern.sent, writes, strict=True))
     return assigned(f"self.run(index, {arguments})", call.outputs, wanted)
 
@@ -309,7 +316,7 @@ def _blocks_context(session: _Session, namer: Namer) -> list[str]:
     for key, pattern in session.classes.patterns.items():
         if key == ENDS:
             continue
-        wanted = context_inputs(graph, pattern)
+        wanted = context_inputs(graph, pattern, pattern.name)
         if session.shardings[key].unsplit:
             received = set(pattern.received)
             wanted = [n for n in _call_values(graph.calls[pattern.name]) if n not in received]

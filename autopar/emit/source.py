@@ -200,6 +200,15 @@ class Writer:
             before = ["..."]
         return f"{group(self.text(op.args[0]))}[{', '.join([*before, span])}]"
 
+    def slice_scatter(self, op: Op) -> str:
+        """Puts a range along one dim back; an open end is left out."""
+        given, defaults = tuple(op.args[2:]), (0, None, None, 1)
+        arguments = list(given + defaults[len(given) :])
+        arguments[2] = None if (arguments[2] or 0) >= 2**62 else arguments[2]
+        while arguments and arguments[-1] == defaults[len(arguments) - 1]:
+            arguments.pop()
+        return self._method("slice_scatter", (*op.args[:2], *arguments), {})
+
     def index(self, op: Op) -> str:
         """Indexing with tensors."""
         indices = ", ".join(":" if i is None else self.text(i) for i in op.args[1])
@@ -293,6 +302,7 @@ _SPECIAL: dict[str, Callable[[Writer, Op], str]] = {
     "unflatten": Writer.reshape,
     "expand": Writer.expand,
     "slice": Writer.slice,
+    "slice_scatter": Writer.slice_scatter,
     "index": Writer.index,
     "split": Writer.split,
     "chunk": Writer.split,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass, field
 
 from autopar.errors import TraceError
 from autopar.graph import Op, Ref, Value
@@ -17,6 +18,8 @@ _SHARING = frozenset({
     "squeeze", "expand", "slice", "select", "split", "chunk", "split_with_sizes", "unbind",
     "alias", "detach", "contiguous", "to", "view_as", "expand_as",
 })  # fmt: skip
+# Views of which a changed one can be put back into the tensor that it is a part of.
+_SCATTERS = {"slice": "aten.slice_scatter.default", "select": "aten.select_scatter.default"}
 
 
 def is_inplace(op: Op) -> bool:
@@ -25,9 +28,32 @@ def is_inplace(op: Op) -> bool:
     return name.endswith("_") and not name.endswith("__")
 
 
+@dataclass
+class _Memory:
+    """Which values share memory while the ops are read in order.
+
+    ``names`` says by which value each changed one is known now, ``views`` by which op each part
+    of a tensor was made, ``shared`` what shares memory with a tensor other than as its part, and
+    ``stale`` what would have to show a change and does not.
+    """
+
+    values: Values
+    names: dict[str, str] = field(default_factory=dict)
+    views: dict[str, Op] = field(default_factory=dict)
+    shared: set[str] = field(default_factory=set)
+    stale: set[str] = field(default_factory=set)
+
+    def replace(self, old: str, new: str) -> None:
+        """From now on ``new`` is read where ``old`` was."""
+        for name in [name for name, now in self.names.items() if now == old]:
+            self.names[name] = new
+        self.names[old] = new
+
+
 def make_functional(ops: list[Op], values: Values) -> tuple[list[Op], dict[str, str]]:
     """``y = relu_(x)`` becomes ``y = relu(x)``, and ops behind it read y where they read x.
 
+    A change of a part, ``x[:, 1:] = y``, becomes ``slice_scatter`` into a new x.
     Returns the ops, and by which value each changed one is known at the end.
 
     Buffers may change: a module's own bookkeeping, such as counting batches, is left as it is.
@@ -35,34 +61,84 @@ def make_functional(ops: list[Op], values: Values) -> tuple[list[Op], dict[str, 
     Raises:
         TraceError: x shares its memory with another tensor, which would have to change too.
     """
-    names: dict[str, str] = {}
-    shared: set[str] = set()
+    memory = _Memory(values)
     result = []
     for op in ops:
-        args, kwargs = substitute(op.args, names), substitute(op.kwargs, names)
+        args, kwargs = substitute(op.args, memory.names), substitute(op.kwargs, memory.names)
         op = dataclasses.replace(op, args=args, kwargs=kwargs)
         first = op.args[0].name if op.args and isinstance(op.args[0], Ref) else ""
+        if memory.stale.intersection(op.inputs()):
+            raise _refusal(op)
         if is_inplace(op) and values[first].kind != "buffer":
-            op = _functional(op, shared, values)
-            for old in [name for name, now in names.items() if now == first]:
-                names[old] = op.outputs[0]
-            names[first] = op.outputs[0]
-        elif op.target.split(".")[1] in _SHARING:
-            shared |= {first, *op.outputs}
+            result += _changed(op, memory)
+            continue
+        name = op.target.split(".")[1]
+        if name in _SCATTERS:
+            memory.views[op.outputs[0]] = op
+        elif name in _SHARING:
+            memory.shared |= {first, *op.outputs}
         result.append(op)
-    return result, names
+    return result, memory.names
 
 
-def _functional(op: Op, shared: set[str], values: Values) -> Op:
+def _changed(op: Op, memory: _Memory) -> list[Op]:
+    """The op in its functional form, and the tensors that the changed one is a part of anew."""
+    changed = op.args[0].name
+    found = _functional(op, memory)
+    new = op.outputs[0]
+    memory.replace(changed, new)
+    while changed in memory.views:
+        view = memory.views[changed]
+        base = view.args[0].name
+        if base in memory.shared or memory.values[base].kind != "activation":
+            raise _refusal(op)
+        whole = f"{base}_changed"
+        while whole in memory.values:
+            whole += "_"
+        memory.values[whole] = dataclasses.replace(memory.values[base], name=whole)
+        target = _SCATTERS[view.target.split(".")[1]]
+        arguments = (Ref(base), Ref(new), *view.args[1:])
+        found.append(Op(target, arguments, view.kwargs, (whole,), op.unit, op.where, op.no_grad))
+        others = {n for n, v in memory.views.items() if v.args[0].name == base and n != changed}
+        memory.stale |= others
+        memory.views[new] = dataclasses.replace(view, args=(Ref(whole), *view.args[1:]))
+        memory.replace(base, whole)
+        changed, new = base, whole
+    memory.stale |= {n for n, v in memory.views.items() if v.args[0].name == op.args[0].name}
+    return found
+
+
+def _functional(op: Op, memory: _Memory) -> list[Op]:
+    changed = memory.values[op.args[0].name]
     namespace, name, overload = op.target.split(".")
     target = f"{namespace}.{name[:-1]}.{overload}"
-    changed = op.args[0].name
-    if changed in shared or values[changed].kind != "activation" or not exists(target):
-        raise TraceError(
-            f"the model changes a tensor in place that others share ({op.target})",
-            expected="operations that make a new tensor",
-            where=op.where,
-            hint="write x = x + y for x += y, torch.where for x[mask] = y, and torch.cat or"
-            " torch.stack for x[:, i] = y",
-        )
-    return dataclasses.replace(op, target=target)
+    if changed.name in memory.shared or changed.kind != "activation" or not exists(target):
+        raise _refusal(op)
+    if name in ("copy_", "fill_"):
+        return _assignment(op, changed, memory.values)
+    return [dataclasses.replace(op, target=target)]
+
+
+def _assignment(op: Op, changed: Value, values: Values) -> list[Op]:
+    """``x[:] = y``: y in the shape and the dtype of x."""
+    if not isinstance(op.args[1], Ref):
+        arguments = (Ref(changed.name), changed.shape, op.args[1])
+        return [dataclasses.replace(op, target="aten.new_full.default", args=arguments)]
+    source = values[op.args[1].name]
+    cast = f"{op.outputs[0]}_cast"
+    values[cast] = dataclasses.replace(source, name=cast, dtype=changed.dtype)
+    return [
+        dataclasses.replace(op, target="aten.to.dtype", outputs=(cast,),
+                            args=(Ref(source.name), f"torch.{changed.dtype}")),
+        dataclasses.replace(op, target="aten.expand.default", args=(Ref(cast), changed.shape)),
+    ]  # fmt: skip
+
+
+def _refusal(op: Op) -> TraceError:
+    return TraceError(
+        f"the model changes a tensor in place that others share ({op.target})",
+        expected="operations that make a new tensor",
+        where=op.where,
+        hint="write x = x + y for x += y, torch.where for x[mask] = y, and torch.cat or"
+        " torch.stack for x[:, i] = y",
+    )

@@ -60,12 +60,13 @@ def build_layers(ops: list[Op], values: Values, blocks: tuple[str, ...], calls: 
     learned = _depends_on_parameters(ops, values)
     chosen = _callable_blocks(ops, values, blocks, calls, learned, tied)
     groups = _groups(ops, chosen, learned)
-    flow = _flow(groups, ops, values, {path: calls[path] for path in chosen}, learned)
+    own = {path: calls[path] for path in chosen}
+    flow = _flow(groups, ops, values, own, learned)
     layers = tuple(
-        _layer(name, tuple(group), ops, values, calls[name] if name in chosen else None, flow)
+        _layer(name, tuple(group), ops, values, own.get(name), flow)
         for name, group in groups.items()
     )
-    return layers, _context(ops, chosen, learned)
+    return layers, _context(ops, own, learned)
 
 
 def _depends_on_parameters(ops: list[Op], values: Values) -> set[int]:
@@ -83,7 +84,7 @@ def _callable_blocks(ops: list[Op], values: Values, blocks: tuple[str, ...],
                      tied: tuple[tuple[str, ...], ...]) -> set[str]:  # fmt: skip
     """Blocks that exchange learned values with the rest through their call alone.
 
-    They read parameters of their own only, and the loss is made outside of them.
+    They read parameters of their own alone, and the loss is made outside of them.
     """
     names = {name: group for group in tied for name in group}
     maker = {out: ops[i].unit for i in learned for out in ops[i].outputs}
@@ -95,7 +96,7 @@ def _callable_blocks(ops: list[Op], values: Values, blocks: tuple[str, ...],
             value, source = values[name], maker.get(name, op.unit)
             if value.kind == "parameter":
                 spelled = names.get(value.source, (value.source,))
-                if not any(n.startswith(f"{op.unit}.") for n in spelled):
+                if not all(n.startswith(f"{op.unit}.") for n in spelled):
                     broken.add(op.unit)
             elif source != op.unit:
                 broken |= {source} if name not in returned.get(source, ()) else set()
@@ -119,13 +120,13 @@ def _groups(ops: list[Op], blocks: set[str], learned: set[int]) -> dict[str, lis
     return groups
 
 
-def _context(ops: list[Op], blocks: set[str], learned: set[int]) -> tuple[int, ...]:
+def _context(ops: list[Op], blocks: dict[str, Call], learned: set[int]) -> tuple[int, ...]:
     """Ops that depend on no parameter and are read outside of the block that they stand in."""
     maker = {out: i for i, op in enumerate(ops) if i not in learned for out in op.outputs}
     found = {i for i, op in enumerate(ops) if i not in learned and op.unit not in blocks}
-    for op in ops:
-        read = (maker[n] for n in op.inputs() if n in maker)
-        found.update(i for i in read if ops[i].unit != op.unit)
+    reads = [(op.unit, n) for op in ops for n in op.inputs()]
+    reads += [(path, n) for path, c in blocks.items() for n in refs((c.args, c.kwargs))]
+    found.update(maker[n] for unit, n in reads if n in maker and ops[maker[n]].unit != unit)
     for index in reversed(range(len(ops))):
         if index in found:
             found.update(maker[n] for n in ops[index].inputs() if n in maker)
@@ -150,11 +151,13 @@ def _flow(groups: dict[str, list[int]], ops: list[Op], values: Values, calls: di
     }  # fmt: skip
     received: dict[str, tuple[str, ...]] = {}
     readers: dict[str, list[int]] = defaultdict(list)
+    main: set[str] = set()
     for name, group in groups.items():
         call = calls.get(name)
         passed = refs((call.args, call.kwargs)) if call else ()
         read = dict.fromkeys([*passed, *(n for i in group for n in ops[i].inputs())])
         received[name] = tuple(n for n in read if maker.get(n, name) != name)
+        main.update(_main(received[name], call))
         for value in received[name]:
             readers[value].append(order[name])
     sent: dict[str, tuple[str, ...]] = {
@@ -163,10 +166,16 @@ def _flow(groups: dict[str, list[int]], ops: list[Op], values: Values, calls: di
     }
     chained = frozenset(
         value for value, by in readers.items()
-        if by == [order[maker[value]] + 1]
+        if by == [order[maker[value]] + 1] and value in main
         and values[value].requires_grad and len(values[value].shape) > 1
     )  # fmt: skip
     return _Flow(received, sent, chained)
+
+
+def _main(received: tuple[str, ...], call: Call | None) -> tuple[str, ...]:
+    """What a layer may receive as its hidden state: of a block its first argument."""
+    passed = list(refs((call.args, call.kwargs))) if call else []
+    return tuple(n for n in received if call is None or n == passed[0])
 
 
 def _layer(name: str, group: tuple[int, ...], ops: list[Op], values: Values, call: Call | None,
@@ -175,7 +184,7 @@ def _layer(name: str, group: tuple[int, ...], ops: list[Op], values: Values, cal
     received, sent = flow.received[name], flow.sent[name]
     used = dict.fromkeys([*(n for i in group for n in ops[i].inputs()), *received])
     parameters = tuple(values[n].source for n in used if values[n].kind == "parameter")
-    inputs = tuple(n for n in used if n not in inside and values[n].kind != "parameter")
+    inputs = tuple(n for n in used if n not in inside and not _is_own(values[n], name))
     outputs = (*sent, *sorted(n for n in inside if values[n].shape == () and n not in sent))
     kind: Any = {"embedding": "embedding", "head": "head"}.get(name, "block" if call else "glue")
     chained = flow.chained.intersection((*received, *sent))
@@ -184,6 +193,12 @@ def _layer(name: str, group: tuple[int, ...], ops: list[Op], values: Values, cal
         name, kind, group, _signature(name, group, ops, values, local, call, sent, chained),
         parameters, inputs, outputs, received, sent, chained,
     )  # fmt: skip
+
+
+def _is_own(value: Value, path: str) -> bool:
+    """Whether a layer holds the value: all parameters that it reads, buffers of its module."""
+    own = value.kind == "buffer" and value.source.startswith(f"{path}.")
+    return own or value.kind == "parameter"
 
 
 def _signature(path: str, group: tuple[int, ...], ops: list[Op], values: Values,

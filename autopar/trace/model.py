@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -63,29 +64,46 @@ def _plain_tensors(module: nn.Module) -> Iterator[Tensor]:
     yield from (value for value in vars(module).values() if isinstance(value, Tensor))
 
 
+# The share of a model's parameters from which on a plain sequence of modules is worth cutting.
+SUBSTANTIAL = 0.1
+
+
 def find_blocks(model: nn.Module) -> tuple[str, ...]:
-    """Paths of the repeated layers: the children of the outermost lists of modules."""
-    found: list[str] = []
+    """Paths of the modules that layers are made of.
 
-    def visit(path: str, module: nn.Module) -> None:
-        if _is_block_list(module):
-            found.extend(f"{path}.{name}" if path else name for name, _ in module.named_children())
-            return
-        for name, child in module.named_children():
-            visit(f"{path}.{name}" if path else name, child)
-
-    visit("", model)
-    return tuple(found)
+    These are the children of the outermost lists of modules (``ModuleList``, ``Sequential``) in
+    which some children are alike. Where none are, as in a list of stages of different widths, the
+    lists inside of the children count; children without such are blocks themselves, unless
+    the list holds next to nothing of the model. What has no parameters is never a block.
+    """
+    return tuple(_blocks("", model, SUBSTANTIAL * _size(model)))
 
 
-def _is_block_list(module: nn.Module) -> bool:
-    children = list(module.children())
-    if isinstance(module, nn.ModuleList):
-        return len(children) > 0
-    if not isinstance(module, nn.Sequential) or len(children) < 2:
-        return False
-    shapes = [[(n, p.shape) for n, p in c.named_parameters()] for c in children]
-    return bool(shapes[0]) and all(s == shapes[0] for s in shapes)
+def _blocks(path: str, module: nn.Module, least: float) -> list[str]:
+    named = ((f"{path}.{n}" if path else n, child) for n, child in module.named_children())
+    children = {name: child for name, child in named if _size(child)}
+    is_list = isinstance(module, nn.ModuleList)
+    is_sequence = isinstance(module, nn.Sequential)
+    whole = is_list or (is_sequence and _size(module) >= least)
+    repeats = (is_list or is_sequence) and _alike(list(children.values()))
+    if repeats or (whole and len(children) == 1):
+        return list(children)
+    inner = {name: _blocks(name, child, least) for name, child in children.items()}
+    return [block for name in inner for block in inner[name] or ([name] if whole else [])]
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _alike(modules: list[nn.Module]) -> bool:
+    """Whether two of the modules have at least half of their parameters in common.
+
+    A block with a mixture of experts and one without have, and so have the first block of T5
+    and the others; stages of different widths have not.
+    """
+    shapes = [{(n, p.shape) for n, p in m.named_parameters()} for m in modules]
+    return any(2 * len(a & b) >= min(len(a), len(b)) for a, b in combinations(shapes, 2))
 
 
 def find_units(model: nn.Module, blocks: tuple[str, ...]) -> tuple[str, ...]:

@@ -107,6 +107,10 @@ def test_constants():
     assert chassis.runs(("full", "none")) == '("full",) * 1 + ("none",) * 1'
     assert chassis.runs((None, "Block")) == "(None,) * 1 + (Block,) * 1"
     assert chassis.names(("h.0", "h.1", "h.2")) == 'tuple(f"h.{i}" for i in range(3))'
-    assert chassis.names(("a.0", "b.0")) == '("a.0", "b.0")'
+    assert chassis.names(("a.0", "b.0")) == ("(", ['"a.0"', '"b.0"'], ")")
+    two = chassis.names(("e.0", "e.1", "e.2", "d.1", "d.2", "d.3", "top"))
+    assert two[1] == [
+        '*(f"e.{i}" for i in range(3))', '*(f"d.{i}" for i in range(1, 4))', '"top"',
+    ]  # fmt: skip
     long = chassis.constant("NAMES", chassis.words(["x" * 60, "y" * 60]), "two")
     assert long == f'# two\nNAMES = (\n    "{"x" * 60}",\n    "{"y" * 60}",\n)'

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-VOCABULARY, TOKENS, LAYERS, SAMPLES = 128, 16, 3, 8
+VOCABULARY, TOKENS, LAYERS, SAMPLES, CLASSES = 128, 16, 3, 8, 10
 
 
 def make_gpt() -> nn.Module:
@@ -37,13 +40,179 @@ def make_llama() -> nn.Module:
     return LlamaForCausalLM(config)
 
 
-MAKERS = {"gpt": make_gpt, "gpt2": make_gpt2, "llama": make_llama}
+def make_t5() -> nn.Module:
+    """Two trunks, a bias that the first block of each makes for all, one embedding thrice."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(
+        vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=64, num_layers=LAYERS,
+        num_decoder_layers=LAYERS, num_heads=4, dropout_rate=0.0, decoder_start_token_id=0,
+    )  # fmt: skip
+    return T5ForConditionalGeneration(config)
+
+
+def make_whisper() -> nn.Module:
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    config = WhisperConfig(
+        vocab_size=VOCABULARY, num_mel_bins=8, d_model=32, encoder_layers=2, decoder_layers=2,
+        encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=64,
+        decoder_ffn_dim=64, max_source_positions=TOKENS, max_target_positions=TOKENS, dropout=0.0,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+    )  # fmt: skip
+    return WhisperForConditionalGeneration(config)
+
+
+def make_bert() -> nn.Module:
+    from transformers import BertConfig, BertForMaskedLM
+
+    config = BertConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=LAYERS, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=TOKENS, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    return BertForMaskedLM(config)
+
+
+def make_vit() -> nn.Module:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=LAYERS, num_attention_heads=4, intermediate_size=64,
+        image_size=32, patch_size=8, num_labels=CLASSES,
+    )  # fmt: skip
+    return ViTForImageClassification(config)
+
+
+class Wide(nn.Module):
+    """A residual MLP that also counts how often it ran, by an argument that is no tensor."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
+
+    def forward(self, x: Tensor, depth: int, *, first: Tensor) -> dict[str, Any]:
+        y = self.down(F.gelu(self.up(self.norm(x + first))))
+        return {"hidden": x + y, "depth": depth + 1}
+
+
+class Alternating(nn.Module):
+    """Blocks of two widths in turn, all of which read the embedding; the head shares it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCABULARY, 32)
+        self.blocks = nn.ModuleList([Wide(32, 96 if i % 2 else 64) for i in range(4)])
+        self.head = nn.Linear(32, VOCABULARY, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = first = self.embed(tokens)
+        depth = 0
+        for block in self.blocks:
+            result = block(x, depth, first=first)
+            x, depth = result["hidden"], result["depth"]
+        return self.head(x)
+
+
+def make_mlp() -> nn.Module:
+    """Layers of different widths in a plain Sequential."""
+    return nn.Sequential(
+        nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, CLASSES)
+    )
+
+
+class Convolutions(nn.Module):
+    """Shaped like AlexNet: features, pooling, classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+            nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+            nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(inplace=True),
+        )  # fmt: skip
+        self.avgpool = nn.AdaptiveAvgPool2d(4)
+        self.classifier = nn.Sequential(
+            nn.Dropout(0.0), nn.Linear(256, 64), nn.ReLU(inplace=True), nn.Linear(64, CLASSES)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(torch.flatten(self.avgpool(self.features(images)), 1))
+
+
+def batch_tokens(generator: torch.Generator, samples: int) -> Tensor:
+    return torch.randint(VOCABULARY, (samples, TOKENS + 1), generator=generator)
+
+
+def next_tokens(generator: torch.Generator, samples: int) -> tuple[Any, Tensor | None]:
+    tokens = batch_tokens(generator, samples)
+    return (tokens[:, :-1],), tokens[:, 1:]
+
+
+def labelled_tokens(generator: torch.Generator, samples: int) -> tuple[Any, Tensor | None]:
+    tokens = batch_tokens(generator, samples)
+    return {"input_ids": tokens[:, :-1], "labels": tokens[:, :-1]}, None
+
+
+def labelled_sound(generator: torch.Generator, samples: int) -> tuple[Any, Tensor | None]:
+    sound = torch.randn(samples, 8, 2 * TOKENS, generator=generator)
+    tokens = batch_tokens(generator, samples)
+    return {"input_features": sound, "labels": tokens[:, :-1]}, None
+
+
+def images(generator: torch.Generator, samples: int) -> tuple[Tensor, Tensor]:
+    labels = torch.randint(CLASSES, (samples,), generator=generator)
+    return torch.randn(samples, 3, 32, 32, generator=generator), labels
+
+
+def labelled_images(generator: torch.Generator, samples: int) -> tuple[Any, Tensor | None]:
+    pixels, labels = images(generator, samples)
+    return {"pixel_values": pixels, "labels": labels}, None
+
+
+def classified_images(generator: torch.Generator, samples: int) -> tuple[Any, Tensor | None]:
+    pixels, labels = images(generator, samples)
+    return (pixels,), labels
+
+
+def classified_vectors(generator: torch.Generator, samples: int) -> tuple[Any, Tensor | None]:
+    labels = torch.randint(CLASSES, (samples,), generator=generator)
+    return (torch.randn(samples, 16, generator=generator),), labels
+
+
+@dataclass(frozen=True)
+class Case:
+    """How a model is made, what it is fed, and its loss function, None if it returns its loss."""
+
+    make: Callable[[], nn.Module]
+    batch: Callable[[torch.Generator, int], tuple[Any, Tensor | None]]
+    loss_fn: Callable[[Any, Any], Tensor] | None = None
+
+
+def token_loss(logits: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, 1), target.flatten())
+
+
+CASES = {
+    "gpt": Case(make_gpt, next_tokens, token_loss),
+    "gpt2": Case(make_gpt2, labelled_tokens),
+    "llama": Case(make_llama, labelled_tokens),
+    "t5": Case(make_t5, labelled_tokens),
+    "whisper": Case(make_whisper, labelled_sound),
+    "bert": Case(make_bert, labelled_tokens),
+    "vit": Case(make_vit, labelled_images),
+    "alternating": Case(Alternating, next_tokens, token_loss),
+    "mlp": Case(make_mlp, classified_vectors, F.cross_entropy),
+    "convolutions": Case(Convolutions, classified_images, F.cross_entropy),
+}
 
 
 def build(name: str) -> nn.Module:
     """The same model on every rank. Norms and biases are off their start, so that they count."""
     torch.manual_seed(7)
-    model = MAKERS[name]()
+    model = CASES[name].make()
     for parameter in model.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
     return model
@@ -51,20 +220,12 @@ def build(name: str) -> nn.Module:
 
 def batch(name: str, step: int, samples: int = SAMPLES) -> tuple[Any, Tensor | None]:
     """(inputs, target) of the global batch of a step."""
-    generator = torch.Generator().manual_seed(step)
-    tokens = torch.randint(VOCABULARY, (samples, TOKENS + 1), generator=generator)
-    if name == "gpt":
-        return (tokens[:, :-1],), tokens[:, 1:]
-    return {"input_ids": tokens[:, :-1], "labels": tokens[:, :-1]}, None
+    return CASES[name].batch(torch.Generator().manual_seed(step), samples)
 
 
 def loss_fn(name: str) -> Any:
     """The user's loss function, None where the model returns its loss."""
-    if name != "gpt":
-        return None
-    from examples.gpt import loss_fn as function
-
-    return function
+    return CASES[name].loss_fn
 
 
 def loss_of(name: str, model: nn.Module, inputs: Any, target: Tensor | None) -> Tensor:

@@ -68,7 +68,7 @@ class Inplace(Block):
 class InplaceView(Block):
     def forward(self, x: Tensor) -> Tensor:
         y = self.linear(x)
-        y[:, 0] = 0
+        y.t().mul_(2)
         return y
 
 

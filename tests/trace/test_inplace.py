@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from autopar.errors import TraceError
 from autopar.graph import Op, Ref, Size, Value
 from autopar.trace.inplace import is_inplace, make_functional
+from autopar.trace.interpret import run
 
 X, Y = Ref("x"), Ref("y")
 
@@ -54,3 +56,39 @@ def test_parameters_are_refused_and_buffers_left_alone():
     assert make_functional([count], values()) == ([count], {})
     with pytest.raises(TraceError):
         make_functional([Op("aten.mul_.Tensor", (Ref("p"), 2), {}, ("y",))], values())
+
+
+def test_a_change_of_a_part_makes_a_new_whole():
+    """``x[1:] = y`` and ``x[0] = 3``, as models shift their labels."""
+    known = values()
+    known["z"] = Value("z", (Size(3),), "float32")
+    known["y"] = Value("y", (Size(1),), "int64")
+    known["u"] = Value("u", (Size(3),), "float32")
+    known["w"] = Value("w", (), "float32")
+    known["w2"] = Value("w2", (), "float32")
+    ops = [
+        Op("aten.exp.default", (Ref("p"),), {}, ("x",)),
+        Op("aten.slice.Tensor", (X, 0, 1, 4), {}, ("z",)),
+        Op("aten.copy_.default", (Ref("z"), Y), {}, ("u",)),
+        Op("aten.select.int", (X, 0, 0), {}, ("w",)),
+        Op("aten.fill_.Scalar", (Ref("w"), 3.0), {}, ("w2",)),
+        Op("aten.exp.default", (X,), {}, ("v",)),
+    ]
+    found, names = make_functional(ops, known)
+    env = {"p": torch.arange(4.0), "y": torch.tensor([7])}
+    for op in found:
+        env.update(zip(op.outputs, run(op, env, 1, "cpu"), strict=True))
+    assert env["v"].log().tolist() == [3, 7, 7, 7]
+    assert env[names["z"]].tolist() == [7, 7, 7]
+
+
+def test_a_part_that_was_taken_before_the_change_is_refused():
+    ops = [
+        Op("aten.exp.default", (Ref("p"),), {}, ("x",)),
+        Op("aten.slice.Tensor", (X, 0, 1, 4), {}, ("z",)),
+        Op("aten.slice.Tensor", (X, 0, 0, 2), {}, ("u",)),
+        Op("aten.mul_.Tensor", (Ref("z"), 2), {}, ("y",)),
+        Op("aten.exp.default", (Ref("u"),), {}, ("v",)),
+    ]
+    with pytest.raises(TraceError, match="in place"):
+        make_functional(ops, values())

@@ -65,12 +65,43 @@ def test_blocks_and_units():
         assert "lm_head" in units
 
 
-def test_a_sequential_of_equal_children_is_a_list_of_blocks():
-    equal = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+def test_children_of_a_sequential_are_blocks_if_they_have_parameters():
+    equal = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     unequal = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4))
-    assert find_blocks(equal) == ("0", "1")
-    assert find_blocks(unequal) == ()
+    assert find_blocks(equal) == ("0", "2")
+    assert find_blocks(unequal) == ("0", "1")
     assert find_blocks(nn.Linear(4, 4)) == ()
+
+
+def test_a_small_sequence_of_different_modules_is_not_worth_cutting():
+    tail = nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 2))
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), tail)
+    assert find_blocks(nn.ModuleDict({"trunk": model[:2], "tail": tail})) == ("trunk.0", "trunk.1")
+    assert find_blocks(nn.ModuleDict({"tail": tail})) == ("tail.0", "tail.1")
+
+
+BLOCKS = ((0, 0), (0, 1), (1, 0), (2, 0), (2, 1))
+
+
+def stage(width: int, depth: int) -> nn.Module:
+    blocks = nn.Sequential(*[nn.Conv2d(width, width, 3) for _ in range(depth)])
+    return nn.ModuleDict({"down": nn.Conv2d(width // 2, width, 1), "blocks": blocks})
+
+
+def test_in_stages_of_different_widths_their_blocks_count():
+    stages = nn.ModuleList([stage(4, 2), stage(8, 1), stage(16, 2)])
+    assert find_blocks(stages) == tuple(f"{s}.blocks.{i}" for s, i in BLOCKS)
+
+
+def test_in_blocks_that_are_alike_lists_do_not_count():
+    """Some hold a list of experts, the first one something more: they are blocks all the same."""
+
+    def block(experts: int) -> nn.Module:
+        inner = nn.ModuleList([nn.Linear(4, 4) for _ in range(experts)])
+        return nn.ModuleDict({"mix": nn.Linear(4, 4), "norm": nn.LayerNorm(4), "experts": inner})
+
+    blocks = nn.ModuleList([block(1), block(3)])
+    assert find_blocks(blocks) == ("0", "1")
 
 
 def test_recorder_counts_calls_and_knows_where_it_is():
