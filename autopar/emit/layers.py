@@ -83,15 +83,14 @@ def layer_classes(
 ) -> tuple[dict[str, LayerClass], set[str]]:  # fmt: skip
     """One class per pattern of blocks that is split; ``class_names`` are the user's own."""
     session = _Session(graph, classes, shardings, notes)
-    taken: set[str] = set()
+    count: Counter[str] = Counter()
     result = {}
     for key, pattern in classes.patterns.items():
         if key == ENDS or shardings[key].unsplit:
             continue
-        name = f"Parallel{class_names[key]}"
-        while name in taken:
-            name += "2"
-        taken.add(name)
+        base = f"Parallel{class_names[key]}"
+        count[base] += 1
+        name = f"{base}{count[base] if count[base] > 1 else ''}"
         result[key] = _layer_class(session, pattern, shardings[key], name)
     return result, session.used
 

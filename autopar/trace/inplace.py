@@ -92,6 +92,10 @@ def _changed(op: Op, memory: _Memory) -> list[Op]:
         base = view.args[0].name
         if base in memory.shared or memory.values[base].kind != "activation":
             raise _refusal(op)
+        if memory.values[base].shape == memory.values[new].shape:
+            memory.replace(base, new)
+            changed = base
+            continue
         whole = f"{base}_changed"
         while whole in memory.values:
             whole += "_"

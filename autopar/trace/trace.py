@@ -124,12 +124,12 @@ def _name_tied(values: dict[str, Value], tied: tuple[tuple[str, ...], ...]) -> N
 
 
 def _saved(layers: Any, ops: list[Op], values: dict[str, Value]) -> dict[int, Any]:
-    """Observed once per class of layers and copied to its other members."""
+    """Observed once per class of blocks, and for all that is no block."""
     saved: dict[int, Any] = {}
-    patterns: dict[str, Any] = {}
+    seen: set[str] = set()
     for layer in layers:
-        if layer.signature not in patterns:
-            patterns[layer.signature] = layer
+        if layer.kind != "block" or layer.signature not in seen:
+            seen.add(layer.signature)
             saved.update({i: observe_saved(ops[i], values) for i in layer.ops})
     return saved
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,13 +41,13 @@ def make_llama() -> nn.Module:
     return LlamaForCausalLM(config)
 
 
-def make_t5() -> nn.Module:
+def make_t5(encoder: int = LAYERS, decoder: int = LAYERS) -> nn.Module:
     """Two trunks, a bias that the first block of each makes for all, one embedding thrice."""
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = T5Config(
-        vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=64, num_layers=LAYERS,
-        num_decoder_layers=LAYERS, num_heads=4, dropout_rate=0.0, decoder_start_token_id=0,
+        vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=64, num_layers=encoder,
+        num_decoder_layers=decoder, num_heads=4, dropout_rate=0.0, decoder_start_token_id=0,
     )  # fmt: skip
     return T5ForConditionalGeneration(config)
 
@@ -153,13 +154,13 @@ def next_tokens(generator: torch.Generator, samples: int) -> tuple[Any, Tensor |
 
 def labelled_tokens(generator: torch.Generator, samples: int) -> tuple[Any, Tensor | None]:
     tokens = batch_tokens(generator, samples)
-    return {"input_ids": tokens[:, :-1], "labels": tokens[:, :-1]}, None
+    return {"input_ids": tokens[:, :-1], "labels": tokens[:, :-1].contiguous()}, None
 
 
 def labelled_sound(generator: torch.Generator, samples: int) -> tuple[Any, Tensor | None]:
     sound = torch.randn(samples, 8, 2 * TOKENS, generator=generator)
     tokens = batch_tokens(generator, samples)
-    return {"input_features": sound, "labels": tokens[:, :-1]}, None
+    return {"input_features": sound, "labels": tokens[:, :-1].contiguous()}, None
 
 
 def images(generator: torch.Generator, samples: int) -> tuple[Tensor, Tensor]:
@@ -200,6 +201,8 @@ CASES = {
     "gpt2": Case(make_gpt2, labelled_tokens),
     "llama": Case(make_llama, labelled_tokens),
     "t5": Case(make_t5, labelled_tokens),
+    "t5-long-encoder": Case(partial(make_t5, 5, 1), labelled_tokens),
+    "t5-long-decoder": Case(partial(make_t5, 1, 5), labelled_tokens),
     "whisper": Case(make_whisper, labelled_sound),
     "bert": Case(make_bert, labelled_tokens),
     "vit": Case(make_vit, labelled_images),

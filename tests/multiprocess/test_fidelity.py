@@ -4,6 +4,7 @@ with the collectives that the plan foretells."""
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,8 +103,14 @@ def make_plan(
 @pytest.mark.parametrize("name", ["gpt", "gpt2", "llama"])
 @pytest.mark.parametrize(("pp", "dp", "tp", "pins"), PLANS)
 def test_equals_single_device_and_plan(ranks, tmp_path, references, name, pp, dp, tp, pins):
-    plan = make_plan(name, pp, dp, tp, pins)
-    assert (plan.mesh.pp, plan.mesh.dp, plan.mesh.tp) == (pp, dp, tp)
+    check(ranks, tmp_path, references, name, make_plan(name, pp, dp, tp, pins))
+
+
+def check(
+    ranks: Any, tmp_path: Path, references: dict[str, Any], name: str, plan: autopar.Plan
+) -> None:
+    """Runs a plan; loss, gradients, parameters, collectives and memory are as they should be."""
+    pp, dp, tp = plan.mesh.pp, plan.mesh.dp, plan.mesh.tp
     path = str(tmp_path / "program.py")
     plan.emit(path, model="tests:none")
     results = ranks(pp * dp * tp).run(train, path, name, timeout=120.0)

@@ -1,0 +1,70 @@
+"""The stages of emitted programs, run one after the other in this process.
+
+What a stage returns is what the next one takes, gradients go back the same way, and the sum over
+the stages is the gradient of the whole model. Real ranks: tests/multiprocess/test_structures.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.multiprocess.models import SAMPLES, batch, build, loss_of
+from tests.multiprocess.programs import load_program
+from tests.multiprocess.test_fidelity import make_plan
+
+RUNS = [
+    ("gpt2", 2), ("t5", 2), ("t5-long-encoder", 2), ("t5-long-decoder", 2), ("t5", 4),
+    ("whisper", 2), ("bert", 2), ("vit", 3), ("alternating", 2), ("alternating", 4), ("mlp", 3),
+    ("convolutions", 2),
+]  # fmt: skip
+
+
+def run_stages(program: Any, name: str, pp: int) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients by first name, of one micro-batch that is the whole batch."""
+    inputs, target = batch(name, 0)
+    (row,) = program.microbatches(inputs, target)
+    received: tuple[torch.Tensor, ...] = ()
+    calls, models = [], []
+    for index in range(pp):
+        model = build(name)
+        program.drop_other_stages(model, index)
+        program.tie(model)
+        program.out_of_place(model)
+        stage = program.Stage(model, index)
+        stage.feed = iter([row])
+        taken = tuple(x.detach().requires_grad_() for x in received)
+        output = stage(*taken)
+        received = output if isinstance(output, tuple) else (output,)
+        calls.append((taken, received))
+        models.append(model)
+    gradients: tuple[torch.Tensor | None, ...] = (None,)
+    for taken, sent in reversed(calls):
+        torch.autograd.backward(sent, gradients)
+        gradients = tuple(x.grad for x in taken)
+    found: dict[str, torch.Tensor] = {}
+    for model in models:
+        for key, parameter in model.named_parameters():
+            first = program.canonical(key)
+            if parameter.grad is not None:
+                found[first] = found.get(first, torch.zeros(())) + parameter.grad
+    return received[0].item(), found
+
+
+@pytest.mark.parametrize(("name", "pp"), RUNS)
+def test_stages_in_turn_equal_the_model(name, pp, tmp_path):
+    plan = make_plan(name, pp, 1, 1, {"microbatch_size": SAMPLES, "schedule": "gpipe"})
+    path = str(tmp_path / "program.py")
+    plan.emit(path, model="tests:none")
+    loss, gradients = run_stages(load_program(path), name, pp)
+    model = build(name)
+    expected = loss_of(name, model, *batch(name, 0))
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    for key, parameter in model.named_parameters():
+        if parameter.grad is None:
+            assert key not in gradients
+        else:
+            torch.testing.assert_close(gradients[key], parameter.grad, rtol=1e-3, atol=1e-6)
