@@ -92,6 +92,8 @@ def _changed(op: Op, memory: _Memory) -> list[Op]:
         base = view.args[0].name
         if base in memory.shared or memory.values[base].kind != "activation":
             raise _refusal(op)
+        parts = {n for n, v in memory.views.items() if v.args[0].name == base}
+        memory.stale |= parts - {changed}
         if memory.values[base].shape == memory.values[new].shape:
             memory.replace(base, new)
             changed = base
@@ -103,8 +105,6 @@ def _changed(op: Op, memory: _Memory) -> list[Op]:
         target = _SCATTERS[view.target.split(".")[1]]
         arguments = (Ref(base), Ref(new), *view.args[1:])
         found.append(Op(target, arguments, view.kwargs, (whole,), op.unit, op.where, op.no_grad))
-        others = {n for n, v in memory.views.items() if v.args[0].name == base and n != changed}
-        memory.stale |= others
         memory.views[new] = dataclasses.replace(view, args=(Ref(whole), *view.args[1:]))
         memory.replace(base, whole)
         changed, new = base, whole
