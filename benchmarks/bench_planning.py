@@ -2,77 +2,87 @@
 
     python benchmarks/bench_planning.py [--runs 3] [--only gpt2-124m]
 
-Prints for each model the median and the range of the wall-clock seconds of ``autopar.plan``
-(imports excluded), the share of the trace, what was chosen, and the peak resident memory.
-The trace alone is the baseline: planning can never be faster.
+Prints a table: the target, the median and the range of the wall-clock seconds of ``autopar.plan``
+(imports and building the model excluded), the trace's share, the proven gap, the peak
+resident memory and what was chosen. The trace alone is the baseline: planning can never be faster.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
-import subprocess
-import sys
 import time
+from pathlib import Path
 from typing import Any
 
-CASES: dict[str, dict[str, Any]] = {
-    "gpt2-124m": {"devices": 8, "tokens": 1024, "samples": 8},
-    "llama-3-8b": {"devices": 64, "tokens": 8192, "samples": 2},
-}
+if __package__ in (None, ""):  # run as a file
+    import sys
 
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-def build(name: str) -> Any:
-    """The model on meta."""
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
-
-    with torch.device("meta"):
-        if name == "gpt2-124m":
-            return GPT2LMHeadModel(GPT2Config())
-        return LlamaForCausalLM(
-            LlamaConfig(
-                hidden_size=4096,
-                intermediate_size=14336,
-                num_hidden_layers=32,
-                num_attention_heads=32,
-                num_key_value_heads=8,
-                vocab_size=128256,
-                max_position_embeddings=8192,
-            )
-        )
+from benchmarks.models import CASES, on_meta
+from benchmarks.processes import decision, in_fresh_process, resident_gib
 
 
 def measure(name: str) -> dict[str, Any]:
     """One plan in this process."""
-    import torch
-
     import autopar
-    from autopar.trace import trace
+    from autopar import planner
 
     case = CASES[name]
-    model = build(name)
-    tokens = torch.zeros(case["samples"], case["tokens"], dtype=torch.long, device="meta")
-    inputs = {"input_ids": tokens, "labels": tokens}
+    model, inputs = on_meta(case.build), case.inputs()
+    traced = _timed(planner, "trace")
     started = time.perf_counter()
-    plan = autopar.plan(model, case["devices"], inputs, cluster="h100-80g")
-    seconds = time.perf_counter() - started
-    started = time.perf_counter()
-    trace(model, (), inputs, precision="bf16")
-    mesh = plan.mesh
+    plan = autopar.plan(model, case.devices, inputs, cluster=case.cluster,
+                        global_batch_size=case.global_batch_size)  # fmt: skip
     return {
-        "seconds": seconds,
-        "trace_seconds": time.perf_counter() - started,
+        "seconds": time.perf_counter() - started,
+        "trace_seconds": sum(traced),
         "gap": plan.solver.gap,
-        "chosen": f"pp={mesh.pp} dp={mesh.dp} tp={mesh.tp} micro-batch={plan.microbatch_size}",
-        "resident_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "status": plan.solver.status,
+        "configurations": plan.solver.candidates,
+        "step_seconds": plan.prediction.step_seconds,
+        "mfu": plan.prediction.mfu,
+        "decision": decision(plan),
+        "resident_gib": resident_gib(),
     }
 
 
+def _timed(module: Any, name: str) -> list[float]:
+    """Makes ``module.name`` append its seconds to the list that is returned."""
+    seconds: list[float] = []
+    original = getattr(module, name)
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        result = original(*args, **kwargs)
+        seconds.append(time.perf_counter() - started)
+        return result
+
+    setattr(module, name, timed)
+    return seconds
+
+
+def row(name: str, runs: list[dict[str, Any]]) -> str:
+    """One line of the table."""
+    case = CASES[name]
+    label = f"| {name} | {case.devices} {case.cluster} | {case.target_seconds:g} s |"
+    errors = [run["error"] for run in runs if "error" in run]
+    if errors:
+        return f"{label} no plan: {errors[0]} | | | | |"
+    seconds = [run["seconds"] for run in runs]
+    share = statistics.median(run["trace_seconds"] for run in runs)
+    return (
+        f"{label} {statistics.median(seconds):.1f} s ({min(seconds):.1f} to {max(seconds):.1f})"
+        f" | {share:.1f} s | {100 * runs[0]['gap']:.2f} %"
+        f" | {max(run['resident_gib'] for run in runs):.2f} GiB"
+        f" | {runs[0]['decision']}; {runs[0]['step_seconds']:.3g} s per step |"
+    )
+
+
 def main() -> None:
-    """Each run in a process of its own, so that nothing is cached between them."""
+    """Each run in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--only", choices=list(CASES))
@@ -81,22 +91,10 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure(args.measure)))
         return
+    print("| model | devices | target | plan | trace of it | gap | resident | chosen |")
+    print("|---|---|---|---|---|---|---|---|")
     for name in [args.only] if args.only else CASES:
-        runs = []
-        for _ in range(args.runs):
-            command = [sys.executable, __file__, "--measure", name]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            runs.append(json.loads(output.splitlines()[-1]))
-        seconds = [run["seconds"] for run in runs]
-        trace_seconds = statistics.median(run["trace_seconds"] for run in runs)
-        print(
-            f"{name} on {CASES[name]['devices']} devices: median {statistics.median(seconds):.2f} s"
-            f" (min {min(seconds):.2f}, max {max(seconds):.2f}), trace alone {trace_seconds:.2f} s,"
-            f" ratio {statistics.median(seconds) / trace_seconds:.2f};"
-            f" gap {100 * runs[0]['gap']:.3f} %, {runs[0]['chosen']},"
-            f" {max(run['resident_gib'] for run in runs):.2f} GiB resident",
-            flush=True,
-        )
+        print(row(name, [in_fresh_process(__file__, name) for _ in range(args.runs)]), flush=True)
 
 
 if __name__ == "__main__":
