@@ -2,8 +2,8 @@
 
     python benchmarks/bench_growth.py [--runs 1] [--svg docs/growth.svg]
 
-A Llama of 8B's width is planned with 12 to 192 layers on 64 H100, and with 32 layers on 8 to 16,384;
-the exponent is the slope of a straight line through the logarithms.
+A Llama of 8B's width is planned with 12 to 192 layers on 64 H100, and with 32 layers on 8 to
+16,384; the exponent is the slope of a straight line through the logarithms.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ Point = tuple[int, float, float]
 def measure(layers: int, devices: int) -> dict[str, Any]:
     """Seconds of a plan, and of its trace."""
     import autopar
-    from benchmarks.bench_planning import _timed
     from autopar import planner
+    from benchmarks.bench_planning import _timed
 
     model = on_meta(lambda: llama(layers, 4096, 32, 8, 14336, 2048))
     traced = _timed(planner, "trace")
@@ -104,8 +104,8 @@ def _panel(title: str, points: Sequence[Point], index: int) -> Iterator[str]:
     for x in xs:
         yield f'<text x="{across(x):.1f}" y="{HEIGHT - 30}" text-anchor="middle">{x}</text>'
     for y in (t for t in (0.5, 1, 2, 5, 10, 20, 50, 100) if t <= high):
-        yield (f'<path d="M{left} {up(y):.1f}H{right}" stroke="#ddd"/>'
-               f'<text x="{left - 6}" y="{up(y) + 4:.1f}" text-anchor="end">{y:g} s</text>')  # fmt: skip
+        yield f'<path d="M{left} {up(y):.1f}H{right}" stroke="#ddd"/>'
+        yield f'<text x="{left - 6}" y="{up(y) + 4:.1f}" text-anchor="end">{y:g} s</text>'
     for k, (color, name) in enumerate(STYLES, start=1):
         spots = [(across(p[0]), up(p[k])) for p in points]
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in spots)

@@ -77,22 +77,31 @@ MODELS = {
 
 
 @contextlib.contextmanager
-def traced_once() -> Iterator[None]:
-    """Plans of one model share its trace."""
+def shared_work() -> Iterator[None]:
+    """Plans of one model share its trace and shardings, which no pin touches; no baselines."""
+    from unittest.mock import patch
+
     from autopar import planner
 
-    original, kept = planner.trace, {}
-
-    def trace(model: Any, *args: Any, **kwargs: Any) -> Any:
-        if id(model) not in kept:
-            kept[id(model)] = original(model, *args, **kwargs)
-        return kept[id(model)]
-
-    planner.trace = trace  # type: ignore[assignment]
-    try:
+    traces, shardings = _kept(planner.trace), _kept(planner.Shardings)
+    with (
+        patch.object(planner, "trace", traces),
+        patch.object(planner, "Shardings", shardings),
+        patch.object(planner, "run_baselines", lambda *_: ()),
+    ):
         yield
-    finally:
-        planner.trace = original
+
+
+def _kept(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What ``function`` returned when it was called first."""
+    results: list[Any] = []
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not results:
+            results.append(function(*args, **kwargs))
+        return results[0]
+
+    return call
 
 
 def pins(devices: int, microbatches: tuple[int, ...]) -> Iterator[dict[str, Any]]:
@@ -105,8 +114,9 @@ def pins(devices: int, microbatches: tuple[int, ...]) -> Iterator[dict[str, Any]
                        "recompute": recompute}  # fmt: skip
 
 
-def compare(model: Model, devices: int, memory_limit: float | None = None,
-            microbatches: tuple[int, ...] = (1, 2, 4, 8)) -> tuple[Any, list[tuple[Any, Any]]]:  # fmt: skip
+def compare(
+    model: Model, devices: int, microbatches: tuple[int, ...] = (1, 2, 4, 8)
+) -> tuple[Any, list[tuple[Any, Any]]]:
     """The free plan, and the pinned plans that exist with their pins."""
     import autopar
 
@@ -115,10 +125,10 @@ def compare(model: Model, devices: int, memory_limit: float | None = None,
     def plan(pin: dict[str, Any] | None) -> Any:
         return autopar.plan(
             module, devices, model.inputs(), cluster="h100-80g", global_batch_size=BATCH, pin=pin,
-            gap=GAP, memory_limit=memory_limit, **model.more(),
+            gap=GAP, **model.more(),
         )  # fmt: skip
 
-    with traced_once():
+    with shared_work():
         free = plan(None)
         for pin in pins(devices, microbatches):
             with contextlib.suppress(autopar.errors.AutoparError):

@@ -3,8 +3,8 @@
     python benchmarks/bench_published_plans.py [--only 3.6b] [--time-limit 60]
 
 Both columns of predicted seconds are prices of our own model on the published cost models of
-A100 and H100: they say how the two plans compare, not how long the published run took. What that run took
-is in the last column, computed from the published throughput.
+A100 and H100: they say how the two plans compare, not how long the published run took. What that
+run took is in the last column, computed from the published throughput.
 
 Sources of the rows:
 
