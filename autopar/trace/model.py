@@ -79,16 +79,18 @@ def find_blocks(model: nn.Module) -> tuple[str, ...]:
     return tuple(_blocks("", model, SUBSTANTIAL * _size(model)))
 
 
-def _blocks(path: str, module: nn.Module, least: float) -> list[str]:
+def _blocks(path: str, module: nn.Module, least: float, *, listed: bool = False) -> list[str]:
+    """The blocks in a module; ``listed`` says that it lies in a list that holds much."""
     named = ((f"{path}.{n}" if path else n, child) for n, child in module.named_children())
     children = {name: child for name, child in named if _size(child)}
     is_list = isinstance(module, nn.ModuleList)
     is_sequence = isinstance(module, nn.Sequential)
-    whole = is_list or (is_sequence and _size(module) >= least)
+    whole = is_list or (is_sequence and (listed or _size(module) >= least))
+    listed = listed or whole
     repeats = (is_list or is_sequence) and _alike(list(children.values()))
     if repeats or (whole and len(children) == 1):
         return list(children)
-    inner = {name: _blocks(name, child, least) for name, child in children.items()}
+    inner = {name: _blocks(name, child, least, listed=listed) for name, child in children.items()}
     return [block for name in inner for block in inner[name] or ([name] if whole else [])]
 
 
