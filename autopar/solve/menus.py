@@ -214,15 +214,17 @@ class Pricer:
         return 2 * slow * collective_seconds(self.cluster, "send_recv", payload, group)
 
     def buffer_bytes(self, config: Configuration, cuts: Sequence[int] | None = None) -> int:
-        """What torch's pipeline stage receives into: a buffer per micro-batch and value.
+        """The inputs, and what torch's pipeline stage receives into, of all micro-batches.
 
-        Without ``cuts``, those at the stage's boundaries, that of the fullest stage there can be.
+        Every stage holds all inputs, and a buffer for each value that crosses its ``cuts``. Without
+        these, what the fullest stage there can be holds.
         """
-        if config.pp == 1:
-            return 0
-        if cuts is None:
-            cuts = [self.widest_cut(config)] * min(2, config.pp - 1)
-        return config.num_microbatches * sum(self.cut_bytes(cut, config) for cut in cuts)
+        inputs = (self.graph.values[name] for name in self.graph.inputs.values())
+        held = sum(value.bytes(config.microbatch_size) for value in inputs)
+        if config.pp > 1:
+            whole = [self.widest_cut(config)] * min(2, config.pp - 1) if cuts is None else cuts
+            held += sum(self.cut_bytes(cut, config) for cut in whole)
+        return config.num_microbatches * held
 
     def problem(self, config: Configuration) -> Problem:
         """The model-level problem under one configuration."""
