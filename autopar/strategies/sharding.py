@@ -48,6 +48,8 @@ class Sharding:
 
     ``boundary`` holds the state of each activation that enters or leaves the layer: layers fit
     together if the states of what one sends and the other receives are equal.
+    ``divides_samples`` says that the tp ranks share the samples of a micro-batch somewhere, which
+    must then be a multiple of tp.
     """
 
     tp: int
@@ -57,6 +59,7 @@ class Sharding:
     parameters: dict[str, State]
     unsplit: bool = field(default=False)
     boundary: dict[str, State] = field(default_factory=dict)
+    divides_samples: bool = False
 
     def made(self, ops: tuple[Op, ...]) -> dict[str, State]:
         """The state in which each activation is made."""

@@ -16,6 +16,7 @@ def encode_sharding(sharding: Sharding) -> dict[str, Any]:
         "tp": sharding.tp,
         "layout": sharding.layout,
         "unsplit": sharding.unsplit,
+        "divides_samples": sharding.divides_samples,
         "strategies": {
             str(index): [
                 {name: str(state) for name, state in s.inputs},
@@ -52,8 +53,9 @@ def decode_sharding(data: dict[str, Any]) -> Sharding:
     parameters = {name: parse_state(state) for name, state in data["parameters"].items()}
     boundary = {name: parse_state(state) for name, state in data["boundary"].items()}
     return Sharding(
-        data["tp"], data["layout"], strategies, moves, parameters, data["unsplit"], boundary
-    )
+        data["tp"], data["layout"], strategies, moves, parameters, data["unsplit"], boundary,
+        data["divides_samples"],
+    )  # fmt: skip
 
 
 def encode_pattern(pattern: Pattern) -> dict[str, Any]:
