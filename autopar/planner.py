@@ -78,7 +78,8 @@ class _Traced:
     def pricer(self, pins: dict[str, Any]) -> Pricer:
         """Prices under ``pins``."""
         request = self.request
-        shardings = Shardings(self.graph, self.classes, request.cluster, request.solver)
+        samples = request.global_batch_size / request.world_size
+        shardings = Shardings(self.graph, self.classes, request.cluster, request.solver, samples)
         return Pricer(
             shardings, request.precision, request.optimizer, pins, request.memory_limit_bytes
         )
@@ -169,8 +170,14 @@ def _candidates(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> list[G
 
 def _expand(pricer: Pricer, task: Task) -> list[Candidate]:
     """The configurations of one tp degree in the layouts that its layers can have."""
-    found = configurations(task, pricer.shardings.layouts(task.pins["tp"]))
-    return [pricer.candidate(config) for config in found]
+    tp, shardings = task.pins["tp"], pricer.shardings
+    layouts = shardings.layouts(tp)
+    multiple = {layout: shardings.microbatch_multiple(tp, layout) for layout in layouts}
+    return [
+        pricer.candidate(config)
+        for config in configurations(task, layouts)
+        if config.microbatch_size % multiple.get(config.layout, 1) == 0
+    ]
 
 
 def _peak_seconds(traced: _Traced, pricer: Pricer, task: Task) -> float:

@@ -16,11 +16,12 @@ import pulp
 from autopar.cluster import Cluster
 from autopar.graph import Graph, Value
 from autopar.solve.engine import run_solver
-from autopar.solve.opmodel import OpModel, Weights, add_terms, build, read_boundary
+from autopar.solve.opmodel import OpModel, Weights, add_terms, build, read
 from autopar.strategies.patterns import Classes
+from autopar.strategies.sharding import Sharding
 from autopar.strategies.states import R, State, divides, divides_batch, shard
 
-# Pattern -> activation -> state.
+# Pattern -> activation at its boundary -> state.
 Layout = dict[str, dict[str, State]]
 TIME_LIMIT = 5.0
 _Place = tuple[str, str]  # pattern, activation
@@ -42,8 +43,8 @@ class _Joint:
 def propose_layouts(
     graph: Graph, classes: Classes, cluster: Cluster, tp: int, batch: int,
     aims: Sequence[Mapping[str, Weights]], *, solver: str = "highs",
-) -> list[Layout]:  # fmt: skip
-    """The layouts of the cheapest shardings of the whole model, one per aim, each once.
+) -> list[dict[str, Sharding]]:  # fmt: skip
+    """The cheapest sharding of every pattern together, for each aim; each layout once.
 
     ``aims`` give the prices of each pattern and must agree in ``steps``. ``batch`` is the
     micro-batch size at which time is traded against memory; samples are divided over tp only if
@@ -53,12 +54,13 @@ def propose_layouts(
     joint = _Joint(graph, classes, cluster, tp, batch, problem)
     if not _build(joint, next(iter(aims[0].values())).steps):
         return []
-    found: list[Layout] = []
+    found: dict[str, dict[str, Sharding]] = {}
     for weights in aims:
-        layout = _solve(joint, weights, solver)
-        if layout is not None and layout not in found:
-            found.append(layout)
-    return found
+        shardings = _solve(joint, weights, solver)
+        if shardings is not None:
+            layout = {name: sharding.boundary for name, sharding in shardings.items()}
+            found.setdefault(repr(layout), shardings)
+    return list(found.values())
 
 
 def _build(joint: _Joint, steps: float) -> bool:
@@ -123,7 +125,9 @@ def _groups(classes: Classes) -> list[list[_Place]]:
     return list(groups.values())
 
 
-def _solve(joint: _Joint, weights: Mapping[str, Weights], solver: str) -> Layout | None:
+def _solve(
+    joint: _Joint, weights: Mapping[str, Weights], solver: str
+) -> dict[str, Sharding] | None:
     terms: dict[Any, float] = {}
     for name, model in joint.models.items():
         times = joint.classes.members.count(name) or 1
@@ -132,4 +136,4 @@ def _solve(joint: _Joint, weights: Mapping[str, Weights], solver: str) -> Layout
     outcome = run_solver(joint.problem, solver=solver, gap=1e-3, time_limit=TIME_LIMIT)
     if outcome.status != "optimal":
         return None
-    return {name: read_boundary(model) for name, model in joint.models.items()}
+    return {name: read(model, "open") for name, model in joint.models.items()}

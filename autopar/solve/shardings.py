@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,9 +10,11 @@ from autopar.cluster import Cluster
 from autopar.cost.layer import layer_cost, replicated
 from autopar.graph import Graph
 from autopar.solve.intra import LAYOUTS, Weights, shard_for_each
+from autopar.solve.joint import Layout, propose_layouts
 from autopar.strategies.patterns import ENDS, Classes
 from autopar.strategies.sharding import Sharding
 from autopar.strategies.spec import name_of
+from autopar.strategies.states import divides_batch
 
 # What the op-level optimisation is asked for: the fastest layer, and three that give up time to
 # hold less. The figures are shares of the unsplit layer's time that halving all of its
@@ -24,7 +27,12 @@ AIMS = {
 }
 # The micro-batch size at which op-level time is traded against memory.
 REFERENCE_BATCH = 1
-PRODUCTS = frozenset({"linear", "matmul", "mm", "bmm", "scaled_dot_product_attention"})
+# The aims of which the optimisation over all classes proposes layouts.
+OPEN_AIMS = ("fast", "lean")
+PRODUCTS = frozenset({
+    "linear", "matmul", "mm", "bmm", "scaled_dot_product_attention", "conv1d", "conv2d", "conv3d",
+    "conv_transpose1d", "conv_transpose2d", "einsum", "lstm", "gru",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,12 +45,18 @@ class Offered:
 
 @dataclass
 class Shardings:
-    """The shardings of one traced model on one cluster, each worked out once and when asked for."""
+    """The shardings of one traced model on one cluster, each worked out once and when asked for.
+
+    ``device_samples`` is the global batch divided by the number of devices: what a product
+    communicates grows with it, and what a gradient takes does not.
+    """
 
     graph: Graph
     classes: Classes
     cluster: Cluster
     solver: str = "highs"
+    device_samples: float = 8.0
+    _open: dict[int, dict[str, Layout]] = field(default_factory=dict)
     _found: dict[tuple[str, int, str], tuple[Offered, ...]] = field(default_factory=dict)
 
     def of(self, pattern: str, tp: int, layout: str) -> tuple[Offered, ...]:
@@ -53,7 +67,7 @@ class Shardings:
         key = (pattern, tp, layout)
         if key not in self._found:
             found = self._search(pattern, tp, layout)
-            divided = tuple(o for o in found if self._divides(o.sharding))
+            divided = tuple(o for o in found if self._divides(o.sharding, samples=True))
             self._found[key] = divided or found
         return self._found[key]
 
@@ -62,21 +76,77 @@ class Shardings:
 
         A tp degree that divides nothing would only repeat the work of a smaller one.
         """
-        return ["replicate"] if tp == 1 else [x for x in LAYOUTS if self._possible(tp, x)]
+        if tp == 1:
+            return ["replicate"]
+        return [x for x in (*LAYOUTS, *self._open_layouts(tp)) if self._possible(tp, x)]
+
+    def microbatch_multiple(self, tp: int, layout: str) -> int:
+        """What the micro-batch size must be a multiple of: tp where the ranks share samples."""
+        offered = (o for name in self.classes.patterns for o in self.of(name, tp, layout))
+        return tp if any(o.sharding.divides_samples for o in offered) else 1
+
+    def _open_layouts(self, tp: int) -> dict[str, Layout]:
+        """Layouts "open.1", ... that the optimisation over all classes at once proposes.
+
+        Only those in which something is divided that the layouts of ``LAYOUTS``, or one more
+        degree of data parallelism, do not divide.
+        """
+        if tp not in self._open:
+            batch, steps = self._open_reference(tp)
+            names = self.classes.patterns
+            aims = [
+                {name: self._weights(name, AIMS[aim], batch, steps) for name in names}
+                for aim in OPEN_AIMS
+            ]
+            found = propose_layouts(
+                self.graph, self.classes, self.cluster, tp, batch, aims, solver=self.solver
+            )
+            fresh = [proposed for proposed in found if self._is_new(proposed)]
+            self._open[tp] = {
+                f"open.{k}": {name: sharding.boundary for name, sharding in proposed.items()}
+                for k, proposed in enumerate(fresh, 1)
+            }
+        return self._open[tp]
+
+    def _is_new(self, proposed: dict[str, Sharding]) -> bool:
+        known = any(
+            all(s.boundary == self.classes.patterns[n].boundary(state) for n, s in proposed.items())
+            for state in LAYOUTS.values()
+        )
+        samples = any(sharding.divides_samples for sharding in proposed.values())
+        return (samples or not known) and self._divides_a_block(proposed.items())
+
+    def _divides_a_block(self, found: Iterable[tuple[str, Sharding]]) -> bool:
+        """Whether a block divides a product; a model without blocks is one layer."""
+        own = [(name, sharding) for name, sharding in found]
+        blocks = [sharding for name, sharding in own if name != ENDS]
+        return any(self._divides(sharding) for sharding in blocks or [s for _, s in own])
+
+    def _open_reference(self, tp: int) -> tuple[int, float]:
+        """The samples of a tp group's step as one micro-batch, which bears all of its costs.
+
+        Smaller ones would need the same traffic for activations in all, in more calls.
+        """
+        return tp * max(1, int(self.device_samples)), 1.0
 
     def _possible(self, tp: int, layout: str) -> bool:
         found = {name: self.of(name, tp, layout) for name in self.classes.patterns}
-        blocks = [o for name, offered in found.items() if name != ENDS for o in offered]
-        return all(found.values()) and any(self._divides(o.sharding) for o in blocks)
+        each = ((name, o.sharding) for name, offered in found.items() for o in offered)
+        return all(found.values()) and self._divides_a_block(each)
 
     def _search(self, pattern: str, tp: int, layout: str) -> tuple[Offered, ...]:
         whole = self.classes.patterns[pattern]
         if tp == 1:
             return (Offered("", replicated(self.graph, whole)),)
-        aims = [self._weights(pattern, shares) for shares in AIMS.values()]
+        boundary = None if layout in LAYOUTS else self._open_layouts(tp)[layout][pattern]
+        batch, steps = REFERENCE_BATCH, Weights().steps
+        if boundary is not None:
+            batch, steps = self._open_reference(tp)
+        aims = [self._weights(pattern, shares, batch, steps) for shares in AIMS.values()]
         results = shard_for_each(
-            self.graph, whole, self.cluster, tp, layout, REFERENCE_BATCH, aims, solver=self.solver
-        )
+            self.graph, whole, self.cluster, tp, layout, batch, aims, solver=self.solver,
+            boundary=boundary,
+        )  # fmt: skip
         different: dict[Any, Offered] = {}
         for aim, sharding in zip(AIMS, results, strict=True):
             if sharding is not None:
@@ -84,23 +154,26 @@ class Shardings:
                 different.setdefault(key, Offered(aim, sharding))
         return tuple(different.values())
 
-    def _weights(self, pattern: str, shares: Weights) -> Weights:
+    def _weights(self, pattern: str, shares: Weights, batch: int, steps: float) -> Weights:
         """Prices per byte from shares of the unsplit layer's time, so that no size is special."""
         whole = self.classes.patterns[pattern]
-        cost = layer_cost(
-            self.graph, whole, replicated(self.graph, whole), self.cluster, REFERENCE_BATCH
-        )
+        cost = layer_cost(self.graph, whole, replicated(self.graph, whole), self.cluster, batch)
         seconds = cost.forward_seconds + cost.backward_seconds
         return Weights(
             parameter=shares.parameter * seconds / max(1, 4 * cost.parameter_elements),
             activation=shares.activation * seconds / max(1, cost.saved_bytes),
+            steps=steps,
         )
 
-    def _divides(self, sharding: Sharding) -> bool:
-        """Whether any product or attention runs on shards."""
+    def _divides(self, sharding: Sharding, *, samples: bool = False) -> bool:
+        """Whether any product or attention runs on shards; those of samples count on request.
+
+        To divide nothing but samples is what data parallelism does.
+        """
+        values = self.graph.values
         return any(
-            state.kind == "S"
+            state.kind == "S" and (samples or not divides_batch(state, values[name]))
             for index, strategy in sharding.strategies.items()
             if name_of(self.graph.ops[index]) in PRODUCTS
-            for _, state in strategy.inputs
+            for name, state in strategy.inputs
         )

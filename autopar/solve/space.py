@@ -138,7 +138,7 @@ def _layouts(task: Task, tp: int, layouts: Sequence[str]) -> Sequence[str]:
     pinned = task.pins.get("sequence_parallel")
     if pinned is None:
         return layouts
-    return [x for x in layouts if x.startswith("sequence") == pinned]
+    return [x for x in layouts if x == ("sequence" if pinned else "replicate")]
 
 
 def _pinned(task: Task, name: str, values: Sequence[int]) -> Sequence[int]:

@@ -95,7 +95,10 @@ def _by_name(op: Op, values: Values, tp: int, outers: Outers) -> list[Strategy]:
 
 def names(op: Op, values: Values, tp: int) -> Spec | None:
     """The named dims of an op from the table, or else by running it."""
-    return spec(op, values) or discovered(op, values, tp)
+    known = spec(op, values)
+    if known is not None or name_of(op) in SPECIAL:
+        return known
+    return discovered(op, values, tp)
 
 
 def _dim_names(named: Spec) -> list[str]:

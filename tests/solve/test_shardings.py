@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import cache
 
 from autopar.cluster import Cluster
-from autopar.solve.intra import LAYOUTS
+from autopar.solve.intra import LAYOUTS, Weights
+from autopar.solve.joint import propose_layouts
 from autopar.solve.shardings import AIMS, PRODUCTS, Shardings
 from autopar.strategies.patterns import ENDS
 from autopar.strategies.spec import name_of
@@ -54,3 +55,36 @@ def test_blocks_divide_their_products():
 def test_a_degree_that_divides_nothing_is_not_proposed():
     """Sixteen tokens, four heads and a width of 32: a seventh of nothing is whole."""
     assert shardings().layouts(7) == []
+
+
+def test_samples_alone_are_left_to_data_parallelism():
+    """With many samples it is fastest to divide nothing else, which is no layout of its own."""
+    found = shardings()
+    aim = {name: Weights(steps=0.01) for name in found.classes.patterns}
+    (proposed,) = propose_layouts(found.graph, found.classes, found.cluster, 2, 4096, [aim])
+    block = proposed[BLOCK]
+    assert found._divides(block, samples=True)
+    assert not found._divides(block)
+    assert not found._is_new(proposed)
+
+
+@cache
+def alexnet():
+    from tests.solve.test_joint import alexnet
+
+    return Shardings(*alexnet(), Cluster.load("a100-80g"), device_samples=128.0)
+
+
+def test_a_mixed_layout_is_offered_beside_the_fixed_ones():
+    assert alexnet().layouts(4) == [*LAYOUTS, "open.1"]
+    offered = alexnet().of(ENDS, 4, "open.1")
+    assert offered[0].aim == "fast"
+    assert offered[0].sharding.divides_samples
+    assert alexnet().microbatch_multiple(4, "open.1") == 4
+    assert alexnet().microbatch_multiple(4, "replicate") == 1
+
+
+def test_an_open_layout_that_a_fixed_one_covers_is_dropped():
+    """A single sample per device: sequence parallelism, found by itself, is known already."""
+    few = Shardings(*reduced("llama"), Cluster.load("h100-80g"), device_samples=0.5)
+    assert few.layouts(2) == list(LAYOUTS)

@@ -17,7 +17,7 @@ TASKS = st.builds(
     heads=st.lists(st.sampled_from([2, 4, 6, 12]), max_size=2).map(tuple),
     pins=st.just({}),
 )
-LAYOUTS = ("replicate:fast", "sequence:fast")
+LAYOUTS = ("replicate", "sequence", "open.1")
 
 
 def task(**pins):
@@ -123,4 +123,4 @@ def test_pins_are_honoured(pins):
                 getattr(configuration, name) == pins[name]
             )
         if "sequence_parallel" in pins and configuration.tp > 1:
-            assert configuration.layout == "sequence:fast"
+            assert configuration.layout == "sequence"
