@@ -148,9 +148,14 @@ def _store_parameters(model: OpModel) -> None:
 
 
 def _gradient_seconds(model: OpModel, name: str) -> float:
-    """One micro-batch's share of the all-reduce of a gradient that is a partial sum."""
+    """One micro-batch's share of the all-reduce of a gradient that is a partial sum.
+
+    One call sums all of them, so a gradient pays for its bytes and not for a latency.
+    """
     size, group = model.graph.values[name].bytes(1), tp_group(model.cluster, model.tp)
-    return model.steps * collective_seconds(model.cluster, "all_reduce", size, group)
+    seconds = collective_seconds(model.cluster, "all_reduce", size, group)
+    latency = collective_seconds(model.cluster, "all_reduce", 1, group)
+    return model.steps * (seconds - latency)
 
 
 def _uses(model: OpModel, *, parameters: bool) -> dict[str, dict[int, dict[State, list[Any]]]]:

@@ -143,6 +143,18 @@ class Convolutions(nn.Module):
         return self.classifier(torch.flatten(self.avgpool(self.features(images)), 1))
 
 
+def make_alexnet() -> nn.Module:
+    """Large linear layers behind small convolutions, as in the real one."""
+    from examples.alexnet import AlexNet
+
+    return AlexNet(classes=CLASSES, width=16, hidden=2048, pooled=2, dropout=0.0)
+
+
+def large_images(generator: torch.Generator, samples: int) -> tuple[Any, Tensor | None]:
+    labels = torch.randint(CLASSES, (samples,), generator=generator)
+    return (torch.randn(samples, 3, 96, 96, generator=generator),), labels
+
+
 def batch_tokens(generator: torch.Generator, samples: int) -> Tensor:
     return torch.randint(VOCABULARY, (samples, TOKENS + 1), generator=generator)
 
@@ -208,6 +220,7 @@ CASES = {
     "vit": Case(make_vit, labelled_images),
     "alternating": Case(Alternating, next_tokens, token_loss),
     "mlp": Case(make_mlp, classified_vectors, F.cross_entropy),
+    "alexnet": Case(make_alexnet, large_images, F.cross_entropy),
     "convolutions": Case(Convolutions, classified_images, F.cross_entropy),
 }
 

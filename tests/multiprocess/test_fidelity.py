@@ -90,11 +90,12 @@ def train(path: str, name: str) -> dict[str, Any]:
 
 
 def make_plan(
-    name: str, pp: int, dp: int, tp: int, pins: dict[str, Any], precision: str = "fp32"
-) -> autopar.Plan:
+    name: str, pp: int, dp: int, tp: int, pins: dict[str, Any], precision: str = "fp32",
+    cluster: str = "h100-80g",
+) -> autopar.Plan:  # fmt: skip
     inputs, target = batch(name, 0)
     return autopar.plan(
-        build(name), pp * dp * tp, inputs, loss_fn(name), target, cluster="h100-80g",
+        build(name), pp * dp * tp, inputs, loss_fn(name), target, cluster=cluster,
         global_batch_size=SAMPLES, precision=precision,
         pin={"pp": pp, "dp": dp, "tp": tp, **pins},
     )  # fmt: skip

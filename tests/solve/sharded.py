@@ -25,8 +25,9 @@ Parts = list[Tensor]
 def whole_inputs(graph: Graph, pattern: Pattern) -> dict[str, Tensor]:
     """Random values for all that a pattern reads and does not make; context is computed."""
     env = {}
-    vocabulary = next(v.shape[0].coefficient for v in graph.values.values() if "wte" in v.source
-                      or "embed_tokens" in v.source or "lm_head" in v.source)  # fmt: skip
+    sizes = (v.shape[0].coefficient for v in graph.values.values() if "wte" in v.source
+             or "embed_tokens" in v.source or "lm_head" in v.source)  # fmt: skip
+    vocabulary = next(sizes, 2)
     for value in graph.values.values():
         if value.kind in ("input", "parameter", "buffer") or value.name in pattern.received:
             drawn = draw([s.at(BATCH) for s in value.shape], value.dtype, vocabulary)

@@ -24,10 +24,10 @@ DEAR = Weights(parameter=1e-7)
 
 
 @cache
-def alexnet():
+def alexnet(size=224, **sizes):
     with torch.device("meta"):
-        model = AlexNet()
-        images, target = torch.zeros(2, 3, 224, 224), torch.zeros(2, dtype=torch.int64)
+        model = AlexNet(dropout=0.0, **sizes)
+        images, target = torch.zeros(2, 3, size, size), torch.zeros(2, dtype=torch.int64)
     graph = trace(model, (images,), {}, target=target, loss_fn=loss_fn)
     return reduce(graph, find_classes(graph))
 
@@ -50,6 +50,16 @@ def test_alexnet_shares_samples_in_convolutions_and_weights_in_linears(tp, batch
     images = [s for i, s in found[ENDS].strategies.items() if "conv" in graph.ops[i].target]
     assert {s.inputs[0][1] for s in images} == {shard(0)}
     assert found[ENDS].divides_samples
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+@pytest.mark.parametrize("price", [0.0, 1e-9, 1e-6])
+def test_convolutions_compute_what_one_device_does(batch, price):
+    torch.manual_seed(0)
+    graph, classes = alexnet(96, classes=16, width=8, hidden=64, pooled=2)
+    aims = [{ENDS: Weights(parameter=price)}]
+    (found,) = propose_layouts(graph, classes, Cluster.load("cpu"), 2, batch, aims)
+    check_pattern(graph, classes.patterns[ENDS], found[ENDS])
 
 
 def test_alexnet_with_samples_that_cannot_be_shared():
