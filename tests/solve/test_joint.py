@@ -32,24 +32,32 @@ def alexnet(size=224, **sizes):
     return reduce(graph, find_classes(graph))
 
 
-def states(graph, sharding):
-    return {graph.values[n].source: str(s) for n, s in sharding.parameters.items()}
+def states(graph, *shardings):
+    return {graph.values[n].source: str(s) for x in shardings for n, s in x.parameters.items()}
+
+
+def for_all(classes, weights):
+    return [dict.fromkeys(classes.patterns, weights)]
 
 
 @pytest.mark.parametrize(("tp", "batch"), [(2, 256), (4, 512), (8, 1024)])
-def test_alexnet_shares_samples_in_convolutions_and_weights_in_linears(tp, batch):
+def test_alexnet_shares_samples_in_convolutions_and_divides_weights_of_linears(tp, batch):
     """Krizhevsky's answer (2014) for all devices of a node, at 128 samples per device."""
     graph, classes = alexnet()
-    (found,) = propose_layouts(graph, classes, A100, tp, batch, [{ENDS: Weights(steps=1.0)}])
-    held = states(graph, found[ENDS])
-    for name, state in held.items():
+    aims = for_all(classes, Weights(steps=1.0))
+    (found,) = propose_layouts(graph, classes, A100, tp, batch, aims)
+    for name, state in states(graph, *found.values()).items():
         if name.startswith("features"):
             assert state == "V", "whole, its gradient summed over the samples of all ranks"
         elif name.endswith("weight"):
             assert state.startswith("S"), name
-    images = [s for i, s in found[ENDS].strategies.items() if "conv" in graph.ops[i].target]
-    assert {s.inputs[0][1] for s in images} == {shard(0)}
-    assert found[ENDS].divides_samples
+    images = {
+        strategy.inputs[0][1]
+        for sharding in found.values()
+        for i, strategy in sharding.strategies.items()
+        if "conv" in graph.ops[i].target
+    }
+    assert images == {shard(0)}
 
 
 @pytest.mark.parametrize("batch", [2, 3])
@@ -57,15 +65,11 @@ def test_alexnet_shares_samples_in_convolutions_and_weights_in_linears(tp, batch
 def test_convolutions_compute_what_one_device_does(batch, price):
     torch.manual_seed(0)
     graph, classes = alexnet(96, classes=16, width=8, hidden=64, pooled=2)
-    aims = [{ENDS: Weights(parameter=price)}]
+    aims = for_all(classes, Weights(parameter=price))
     (found,) = propose_layouts(graph, classes, Cluster.load("cpu"), 2, batch, aims)
-    check_pattern(graph, classes.patterns[ENDS], found[ENDS])
-
-
-def test_alexnet_with_samples_that_cannot_be_shared():
-    graph, classes = alexnet()
-    (found,) = propose_layouts(graph, classes, A100, 4, 5, [{ENDS: Weights(steps=1.0)}])
-    assert not found[ENDS].divides_samples
+    assert batch % 2 == 0 or not any(s.divides_samples for s in found.values())
+    for key, pattern in classes.patterns.items():
+        check_pattern(graph, pattern, found[key])
 
 
 @cache

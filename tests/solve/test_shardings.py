@@ -76,10 +76,11 @@ def alexnet():
 
 
 def test_a_mixed_layout_is_offered_beside_the_fixed_ones():
-    assert alexnet().layouts(4) == [*LAYOUTS, "open.1"]
-    offered = alexnet().of(ENDS, 4, "open.1")
-    assert offered[0].aim == "fast"
-    assert offered[0].sharding.divides_samples
+    assert alexnet().layouts(4)[:3] == [*LAYOUTS, "open.1"]
+    offered = [alexnet().of(name, 4, "open.1")[0] for name in alexnet().classes.patterns]
+    assert {o.aim for o in offered} == {"fast"}
+    assert any(o.sharding.divides_samples for o in offered)
+    assert not all(o.sharding.divides_samples for o in offered)
     assert alexnet().microbatch_multiple(4, "open.1") == 4
     assert alexnet().microbatch_multiple(4, "replicate") == 1
 
