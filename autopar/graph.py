@@ -76,6 +76,7 @@ class Op:
     ``args`` and ``kwargs`` hold ``Ref``, ``Size``, plain scalars, strings (dtypes are
     written ``"torch.float32"``) and tuples of these. ``unit`` is the path of the
     module call that the operation belongs to, "" for the code between module calls.
+    ``inplace`` marks one that changes its first argument in the user's code.
     """
 
     target: str
@@ -85,6 +86,7 @@ class Op:
     unit: str = ""
     where: str = ""
     no_grad: bool = False
+    inplace: bool = False
 
     def inputs(self) -> tuple[str, ...]:
         """Names of the values that the operation reads, in order of first use."""

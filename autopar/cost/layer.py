@@ -12,7 +12,7 @@ from autopar.cost.ops import OpCost, op_cost
 from autopar.graph import DTYPE_BYTES, Graph, Op
 from autopar.strategies.choices import uniform
 from autopar.strategies.sharding import Pattern, Sharding, local_elements, local_shape
-from autopar.strategies.states import R, State, V
+from autopar.strategies.states import R, V
 
 # Ops whose result shares the memory of their input.
 _ALIASES = frozenset({
@@ -20,6 +20,27 @@ _ALIASES = frozenset({
     "squeeze", "expand", "slice", "select", "split", "chunk", "split_with_sizes", "alias",
     "detach",
 })  # fmt: skip
+
+
+# What selective recomputation keeps the results of, as KEEP does in the emitted program.
+KEPT = frozenset({
+    "linear", "matmul", "mm", "bmm", "addmm", "conv1d", "conv2d", "conv3d", "convolution",
+    "scaled_dot_product_attention",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """A layer that is computed again in backward, per micro-batch.
+
+    ``seconds`` of compute and ``tp_seconds`` of communication are repeated, ``held_bytes`` stay
+    from forward to backward, ``transient_bytes`` come back for the backward of this layer.
+    """
+
+    seconds: float
+    tp_seconds: float
+    held_bytes: int
+    transient_bytes: int
 
 
 @dataclass(frozen=True)
@@ -31,7 +52,9 @@ class LayerCost:
     holds after the tp split; ``partial_parameters`` counts those whose gradient must be
     all-reduced over tp once per step, ``partial_seconds`` is the time of that.
     ``input_seconds`` and ``weight_seconds`` are backward in two parts, see ``OpCost``, between
-    which ``waiting_bytes`` are held besides what is saved.
+    which ``waiting_bytes`` are held besides what is saved. ``kept_seconds`` and ``kept_bytes`` are
+    the forward of the ops that selective recomputation does not repeat and their results, of
+    which ``kept_saved_bytes`` are saved for backward as well.
     """
 
     forward_seconds: float
@@ -53,13 +76,35 @@ class LayerCost:
     input_seconds: float = 0.0
     weight_seconds: float = 0.0
     waiting_bytes: int = 0
+    kept_seconds: float = 0.0
+    kept_bytes: int = 0
+    kept_saved_bytes: int = 0
+
+    @property
+    def repeated_seconds(self) -> float:
+        """Forward of what selective recomputation repeats."""
+        return self.forward_seconds - self.kept_seconds
+
+    def recomputed(self, mode: str) -> Recomputed:
+        """What the layer costs if it is computed again in backward: "none", "selective", "full"."""
+        if mode == "none":
+            return Recomputed(0.0, 0.0, self.saved_bytes, 0)
+        if mode == "full":
+            return Recomputed(
+                self.forward_seconds, self.tp_again_seconds, self.input_bytes, self.saved_bytes
+            )
+        return Recomputed(
+            self.repeated_seconds,
+            self.tp_again_seconds,
+            self.input_bytes + self.kept_bytes,
+            self.saved_bytes - self.kept_saved_bytes,
+        )
 
 
 def layer_cost(
     graph: Graph, pattern: Pattern, sharding: Sharding, cluster: Cluster, batch: int
 ) -> LayerCost:
     """Prices ``pattern`` under ``sharding`` for micro-batches of ``batch`` samples."""
-    made = sharding.made(graph.ops)
     compute = [_op(graph, sharding, cluster, i, batch) for i in pattern.ops]
     comm = [
         (m.move, move_seconds(cluster, m.move, graph.values[m.value], sharding.tp, batch))
@@ -70,6 +115,8 @@ def layer_cost(
         for s in sharding.strategies.values()
     )
     again = _moves_again(graph, pattern, sharding)
+    saved = _saved(graph, pattern, sharding, batch)
+    kept, kept_extra = _kept(graph, pattern, sharding, batch)
     boundary = _boundary_bytes(graph, pattern, sharding, batch)
     tp_forward = sum(s[0] for _, s in comm) + inner
     tp_backward = sum(s[1] for _, s in comm)
@@ -87,7 +134,7 @@ def layer_cost(
         partial_elements=sum(
             graph.values[n].elements(1) for n, s in sharding.parameters.items() if s == V
         ),
-        saved_bytes=_saved_bytes(graph, pattern, sharding, made, batch),
+        saved_bytes=sum(saved.values()) + _extra_bytes(graph, pattern, sharding, batch),
         input_bytes=boundary[0],
         output_bytes=boundary[1],
         transient_bytes=_transient_bytes(graph, pattern, sharding, batch),
@@ -98,6 +145,13 @@ def layer_cost(
         input_seconds=sum(c.input_seconds for c in compute) + backward - device_backward,
         weight_seconds=sum(c.weight_seconds for c in compute),
         waiting_bytes=_waiting_bytes(graph, pattern, sharding, batch),
+        kept_seconds=sum(
+            c.forward_seconds
+            for i, c in zip(pattern.ops, compute, strict=True)
+            if is_kept(graph.ops[i])
+        ),
+        kept_bytes=sum(kept.values()) + kept_extra,
+        kept_saved_bytes=sum(saved.get(key, 0) for key in kept) + kept_extra,
     )
 
 
@@ -183,20 +237,21 @@ def _roots(ops: list[Op], graph: Graph) -> dict[str, str]:
     return roots
 
 
-def _saved_bytes(
-    graph: Graph, pattern: Pattern, sharding: Sharding, made: dict[str, State], batch: int
-) -> int:
-    """What backward needs: each distinct tensor once, in the state in which it is kept.
+Tensors = dict[tuple[str, bool], int]
 
-    What several layers read is kept where it is made, or where it was received into.
+
+def _saved(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> Tensors:
+    """Bytes of what backward needs: each tensor once, in the state in which it is kept.
+
+    By the value whose memory it is, and whether that is a shard. What several layers read is
+    kept where it is made, or where it was received into.
     """
     ops = [graph.ops[i] for i in pattern.ops]
     roots = _roots(ops, graph)
     elsewhere = set(pattern.received) - pattern.chained
-    kept: dict[tuple[str, bool], int] = {}
+    kept: Tensors = {}
     for name in set(pattern.sent) - pattern.chained:
         kept[roots.get(name, name), False] = boundary_bytes(graph, sharding, name, batch)
-    extra = 0
     for index in pattern.ops:
         op, strategy, saved = graph.ops[index], sharding.strategies[index], graph.saved[index]
         states = {**dict(zip(op.outputs, strategy.outputs, strict=True)), **dict(strategy.inputs)}
@@ -208,9 +263,47 @@ def _saved_bytes(
             split = states[name].kind == "S"
             if split or root.name not in elsewhere:
                 kept[root.name, split] = root.bytes(batch) // (sharding.tp if split else 1)
-        share = sharding.tp if strategy.outputs[0].kind == "S" or strategy.special else 1
-        extra += saved.extra_bytes * (batch if saved.scales else 1) // share
-    return sum(kept.values()) + extra
+    return kept
+
+
+def _extra_bytes(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> int:
+    """Bytes that ops make inside and keep for their backward."""
+    return sum(_extra(graph, sharding, index, batch) for index in pattern.ops)
+
+
+def _extra(graph: Graph, sharding: Sharding, index: int, batch: int) -> int:
+    strategy, saved = sharding.strategies[index], graph.saved[index]
+    share = sharding.tp if strategy.outputs[0].kind == "S" or strategy.special else 1
+    return saved.extra_bytes * (batch if saved.scales else 1) // share
+
+
+def is_kept(op: Op) -> bool:
+    """Whether selective recomputation keeps the results of the op."""
+    return op.target.split(".")[1] in KEPT
+
+
+def can_keep(graph: Graph, pattern: Pattern) -> bool:
+    """Whether selective recomputation works: something is kept, and nothing changes it in place."""
+    ops = [graph.ops[i] for i in pattern.ops]
+    roots = _roots(ops, graph)
+    kept = {out for op in ops if is_kept(op) for out in op.outputs}
+    changed = {roots.get(n, n) for op in ops if op.inplace for n in op.inputs()}
+    return bool(kept) and not kept & changed
+
+
+def _kept(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> tuple[Tensors, int]:
+    """Bytes of the results of the kept ops that have a gradient, and of what comes with them."""
+    kept: Tensors = {}
+    extra = 0
+    for index in pattern.ops:
+        op, strategy = graph.ops[index], sharding.strategies[index]
+        if not is_kept(op) or not any(graph.values[n].requires_grad for n in op.outputs):
+            continue
+        extra += _extra(graph, sharding, index, batch)
+        for name, state in zip(op.outputs, strategy.outputs, strict=True):
+            split = state.kind == "S"
+            kept[name, split] = graph.values[name].bytes(batch) // (sharding.tp if split else 1)
+    return kept, extra
 
 
 def _transient_bytes(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> int:

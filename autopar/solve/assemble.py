@@ -74,15 +74,13 @@ def _predict_stage(pricer: Pricer, config: Configuration, stage: _Stage) -> Stag
     parameters = gradients = state = activations = transient = 0
     for member, option in zip(stage.members, stage.options, strict=True):
         cost = pricer.layer(member, config, option.tp_option)
-        again = option.recompute == "full"
-        parallel = dp_cost(
-            pricer.cluster, cost, setting, option.zero, stage.index, again * cost.forward_seconds
-        )
+        again = cost.recomputed(option.recompute)
+        parallel = dp_cost(pricer.cluster, cost, setting, option.zero, stage.index, again.seconds)
         held = state_bytes(cost, setting, option.zero)
         compute = cost.forward_seconds * slow
         forward += compute + parallel.forward_seconds
-        backward += compute * again + cost.backward_seconds * slow + parallel.backward_seconds
-        tp += cost.tp_forward_seconds + cost.tp_backward_seconds + again * cost.tp_again_seconds
+        backward += (again.seconds + cost.backward_seconds) * slow + parallel.backward_seconds
+        tp += cost.tp_forward_seconds + cost.tp_backward_seconds + again.tp_seconds
         sync += parallel.sync_seconds + pricer.shared_seconds(member, config, option.tp_option)
         optimizer += parallel.optimizer_seconds * slow
         parameters, gradients = parameters + held.parameters, gradients + held.gradients
@@ -192,7 +190,7 @@ def _collectives(pricer: Pricer, config: Configuration, stage: _Stage) -> Counte
     partial = False
     for name, member, option in zip(stage.names, stage.members, stage.options, strict=True):
         cost = pricer.layer(member, config, option.tp_option)
-        again = cost.tp_again if option.recompute == "full" else Counter()
+        again = cost.tp_again if option.recompute != "none" else Counter()
         for passed in (cost.tp_forward, cost.tp_backward, again):
             counts.update({kind: number * m for kind, number in passed.items()})
         partial |= cost.partial_elements > 0

@@ -13,7 +13,7 @@ import numpy as np
 from autopar.cluster import Cluster
 from autopar.cost.collectives import Group, collective_seconds
 from autopar.cost.data_parallel import MASTER_BYTES, Setting, dp_cost, state_bytes
-from autopar.cost.layer import LayerCost, boundary_bytes, layer_cost
+from autopar.cost.layer import LayerCost, boundary_bytes, can_keep, layer_cost
 from autopar.graph import Graph
 from autopar.solve.chain import undominated
 from autopar.solve.price import time_bound
@@ -26,7 +26,7 @@ from autopar.strategies.sharding import local_elements
 FIGURES = (
     "forward_seconds", "backward_seconds", "tp_forward_seconds", "tp_backward_seconds",
     "tp_again_seconds", "parameter_elements", "parameter_tensors", "partial_elements",
-    "saved_bytes", "transient_bytes",
+    "saved_bytes", "transient_bytes", "kept_bytes", "repeated_seconds",
 )  # fmt: skip
 
 
@@ -109,9 +109,7 @@ class Pricer:
         """Every option of a class that the pins allow."""
         zeros = [self.pins["zero"]] if "zero" in self.pins else ZERO
         zeros = [0] if config.dp == 1 and "zero" not in self.pins else zeros
-        recomputes: Sequence[str] = RECOMPUTE if member not in self.classes.parts else ("none",)
-        if "recompute" in self.pins and member not in self.classes.parts:
-            recomputes = [self.pins["recompute"]]
+        recomputes = self.recomputes(member)
         return tuple(
             option
             for k in self.useful(member, config)
@@ -119,35 +117,43 @@ class Pricer:
             for option in self.options(member, config, k, zero, recomputes)
         )
 
+    def recomputes(self, member: str) -> Sequence[str]:
+        """How a class may be recomputed: the parts outside the blocks never are."""
+        if member in self.classes.parts:
+            return ("none",)
+        whole = self.classes.patterns[member]
+        modes = [r for r in RECOMPUTE if r != "selective" or can_keep(self.graph, whole)]
+        return [r for r in modes if r == self.pins.get("recompute", r)]
+
     def options(
         self, member: str, config: Configuration, tp_option: int, zero: int,
         recomputes: Sequence[str],
     ) -> Iterator[Option]:  # fmt: skip
         """The options of a class with one sharding and zero mode, by recomputation."""
         cost, setting = self.layer(member, config, tp_option), self.setting(config)
-        parallel = dp_cost(self.cluster, cost, setting, zero, stage=0)
         state = state_bytes(cost, setting, zero)
         aim = self.offered(member, config)[tp_option].aim
         slow = self.cluster.oversubscription(world_size(config))
         forward = cost.forward_seconds * slow + cost.tp_forward_seconds
-        repeated = cost.forward_seconds * slow + cost.tp_again_seconds
         backward = cost.backward_seconds * slow + cost.tp_backward_seconds
-        step_seconds = parallel.sync_seconds + slow * parallel.optimizer_seconds
+        shared = self.shared_seconds(member, config, tp_option)
         for recompute in recomputes:
-            again = recompute == "full"
+            again = cost.recomputed(recompute)
+            parallel = dp_cost(
+                self.cluster, cost, setting, zero, stage=0, again_seconds=again.seconds
+            )
+            repeated = slow * again.seconds + again.tp_seconds
             yield Option(
                 key=f"{zero}/{recompute}" + (f"/{aim}" if aim else ""),
                 tp_option=tp_option,
                 zero=zero,
                 recompute=recompute,
                 forward_seconds=forward + parallel.forward_seconds,
-                backward_seconds=backward + again * repeated + parallel.backward_seconds,
-                step_seconds=step_seconds + self.shared_seconds(member, config, tp_option),
+                backward_seconds=backward + repeated + parallel.backward_seconds,
+                step_seconds=parallel.sync_seconds + slow * parallel.optimizer_seconds + shared,
                 state_bytes=state.total,
-                activation_bytes=cost.input_bytes if again else cost.saved_bytes,
-                transient_bytes=state.transient
-                + cost.transient_bytes
-                + (cost.saved_bytes if again else 0),
+                activation_bytes=again.held_bytes,
+                transient_bytes=state.transient + cost.transient_bytes + again.transient_bytes,
             )
 
     def layer(self, member: str, config: Configuration, tp_option: int) -> LayerCost:

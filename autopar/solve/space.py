@@ -10,7 +10,7 @@ from autopar.errors import UsageError
 from autopar.solve.problem import Configuration
 
 SCHEDULES = ("gpipe", "1f1b")
-RECOMPUTE = ("none", "full")
+RECOMPUTE = ("none", "selective", "full")
 ZERO = (0, 2, 3)
 PINS = {
     "pp": "a divisor of the world size, at most the number of blocks",

@@ -104,7 +104,8 @@ def _changed(op: Op, memory: _Memory) -> list[Op]:
         memory.values[whole] = dataclasses.replace(memory.values[base], name=whole)
         target = _SCATTERS[view.target.split(".")[1]]
         arguments = (Ref(base), Ref(new), *view.args[1:])
-        found.append(Op(target, arguments, view.kwargs, (whole,), op.unit, op.where, op.no_grad))
+        scattered = Op(target, arguments, view.kwargs, (whole,), op.unit, op.where, op.no_grad)
+        found.append(dataclasses.replace(scattered, inplace=True))
         memory.views[new] = dataclasses.replace(view, args=(Ref(whole), *view.args[1:]))
         memory.replace(base, whole)
         changed, new = base, whole
@@ -120,7 +121,7 @@ def _functional(op: Op, memory: _Memory) -> list[Op]:
         raise _refusal(op)
     if name in ("copy_", "fill_"):
         return _assignment(op, changed, memory.values)
-    return [dataclasses.replace(op, target=target)]
+    return [dataclasses.replace(op, target=target, inplace=True)]
 
 
 def _assignment(op: Op, changed: Value, values: Values) -> list[Op]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from autopar.cluster import Cluster
-from autopar.cost.layer import layer_cost, replicated
+from autopar.cost.layer import can_keep, is_kept, layer_cost, replicated
 from autopar.solve.intra import Weights, shard_pattern
 from autopar.strategies.patterns import ENDS, restrict
 from tests.zoo import CHANNELS, HEADS, MODELS, NAMES, TOKENS, VOCABULARY, block_of, reduced
@@ -179,3 +181,47 @@ def test_backward_in_two_parts_takes_at_least_as_long(name):
     assert 0 < cost.weight_seconds < cost.backward_seconds
     assert cost.backward_seconds <= cost.input_seconds + cost.weight_seconds
     assert cost.input_seconds + cost.weight_seconds < 1.5 * cost.backward_seconds
+
+
+class Kept(TorchDispatchMode):
+    """Bytes of the results of the ops whose results selective recomputation keeps."""
+
+    OPS = ("mm", "addmm", "bmm", "convolution", "_scaled_dot_product_flash_attention_for_cpu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in self.OPS:
+            self.total += sum(t.untyped_storage().nbytes() for t in tensors(result))
+        return result
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_kept_bytes_are_the_results_of_products_and_attention(name: str, batch: int) -> None:
+    model = MODELS[name]().train()
+    block, kept = model.get_submodule(FIRST[name]), Kept()
+    block.register_forward_pre_hook(lambda *_: kept.__enter__() and None)
+    block.register_forward_hook(lambda *_: kept.__exit__(None, None, None))
+    x = torch.zeros(batch, TOKENS, dtype=torch.long)
+    model(x) if name == "gpt" else model(input_ids=x, use_cache=False)
+    graph, classes = reduced(name)
+    pattern = classes.patterns[block_of(name)]
+    cost = layer_cost(graph, pattern, replicated(graph, pattern), CLUSTER, batch)
+    assert kept.total == cost.kept_bytes > 0
+    assert 0 < cost.kept_seconds < cost.forward_seconds
+    assert 0 < cost.kept_saved_bytes <= min(cost.kept_bytes, cost.saved_bytes)
+
+
+def test_what_is_changed_in_place_is_not_kept() -> None:
+    graph, classes = reduced("gpt")
+    pattern = classes.patterns[block_of("gpt")]
+    assert can_keep(graph, pattern)
+    product = next(i for i in pattern.ops if is_kept(graph.ops[i]))
+    reader = next(i for i in pattern.ops if graph.ops[product].outputs[0] in graph.ops[i].inputs())
+    changing = dataclasses.replace(graph.ops[reader], inplace=True)
+    ops = (*graph.ops[:reader], changing, *graph.ops[reader + 1 :])
+    assert not can_keep(dataclasses.replace(graph, ops=ops), pattern)

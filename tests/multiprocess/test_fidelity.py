@@ -30,6 +30,9 @@ PLANS = [
     (1, 2, 2, {"zero": 2, "sequence_parallel": True, "microbatch_size": 2}),
     (2, 1, 2, {"sequence_parallel": True, "microbatch_size": 2}),
     (2, 2, 2, {"zero": 0, "sequence_parallel": False, "recompute": "full"}),
+    (1, 2, 1, {"zero": 3, "microbatch_size": 2, "recompute": "selective"}),
+    (1, 1, 2, {"sequence_parallel": True, "recompute": "selective"}),
+    (2, 1, 2, {"sequence_parallel": False, "microbatch_size": 2, "recompute": "selective"}),
     (2, 2, 2, {"zero": 3, "sequence_parallel": True, "schedule": "gpipe", "microbatch_size": 1}),
 ]
 

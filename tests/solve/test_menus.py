@@ -35,8 +35,10 @@ def shared():
 
 def test_menu_has_every_mode_that_makes_a_difference():
     keys = [option.key for option in shared().menu(BLOCK, DATA)]
-    assert keys == [f"{zero}/{mode}" for zero in (0, 2, 3) for mode in ("none", "full")]
-    assert [o.key for o in shared().menu(BLOCK, ALONE)] == ["0/none", "0/full"]
+    assert keys == [
+        f"{zero}/{mode}" for zero in (0, 2, 3) for mode in ("none", "selective", "full")
+    ]
+    assert [o.key for o in shared().menu(BLOCK, ALONE)] == ["0/none", "0/selective", "0/full"]
     assert [o.key for o in shared().menu("head", DATA)] == ["0/none", "2/none", "3/none"]
 
 
@@ -47,7 +49,7 @@ def test_pins_leave_one_option():
 
 
 def test_recomputation_keeps_the_input_and_runs_forward_again():
-    plain, again = shared().menu(BLOCK, ALONE)
+    plain, part, again = shared().menu(BLOCK, ALONE)
     cost = shared().cost(BLOCK, ALONE)
     assert plain.activation_bytes == cost.saved_bytes
     assert again.activation_bytes == cost.input_bytes
@@ -55,6 +57,9 @@ def test_recomputation_keeps_the_input_and_runs_forward_again():
     assert again.forward_seconds == plain.forward_seconds
     extra = again.backward_seconds - plain.backward_seconds
     assert extra == pytest.approx(cost.forward_seconds)
+    assert part.activation_bytes == cost.input_bytes + cost.kept_bytes
+    assert again.activation_bytes < part.activation_bytes < plain.activation_bytes
+    assert plain.backward_seconds < part.backward_seconds < again.backward_seconds
 
 
 @pytest.mark.parametrize("mode", ["none", "full"])

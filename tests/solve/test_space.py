@@ -64,7 +64,7 @@ def test_every_factorisation_is_there(task):
         ({"schedule": "zero_bubble"}, "gpipe, 1f1b"),
         ({"virtual_stages": 2}, "1"),
         ({"zero": 1}, "0, 2, 3"),
-        ({"recompute": "selective"}, "none, full"),
+        ({"recompute": "some"}, "none, selective, full"),
         ({"sequence_parallel": 1}, "False, True"),
         ({"tp": True}, "1, 2, 4"),
         ({"tp": "2"}, "1, 2, 4"),
