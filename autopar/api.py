@@ -53,7 +53,8 @@ def plan(
         optimizer: "sgd", "adamw", or bytes of state per parameter.
         precision: "fp32", or "bf16" (bf16 compute, fp32 master state).
         memory_limit: bytes per device, or a fraction of the device's memory up to 1.
-        pin: decisions to fix, e.g. ``{"tp": 4, "recompute": "full"}``; the rest is completed.
+        pin: decisions to fix, e.g. ``{"tp": 4, "recompute": "full"}``; the rest is completed. For
+            ``zero`` and ``recompute`` also by layer: ``{"recompute": {"model.layers.0": "full"}}``.
         gap: relative distance from the optimum that is good enough.
         time_limit: seconds after which the best plan so far is returned.
         progress: called with (done, total, best step seconds or None, bound in seconds).

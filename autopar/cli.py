@@ -53,7 +53,7 @@ def plan_verb(args: Namespace) -> int:
             optimizer=args.optimizer,
             precision=args.precision,
             memory_limit=args.memory_limit,
-            pin=dict(args.pin) or None,
+            pin=arguments.pins(args.pin) or None,
             gap=args.gap,
             time_limit=args.time_limit,
             progress=display.plan_progress,

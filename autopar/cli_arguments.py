@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,27 @@ def pin(text: str) -> tuple[str, Any]:
     return key, int(value) if value.lstrip("-").isdigit() else value
 
 
+def pins(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """All pins of a command line; "recompute@model.layers.3" is one for these layers alone.
+
+    Raises:
+        UsageError: a decision is pinned both for the whole model and for single layers.
+    """
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        kind, at, layer = key.partition("@")
+        known = found.setdefault(kind, {} if at else value)
+        if isinstance(known, dict) != bool(at):
+            raise UsageError(f"--pin {kind}=... and --pin {kind}@...", where="--pin",
+                             expected="one for the whole model, or those for single layers",
+                             hint=f"--pin '{kind}@*=...' behind the others")  # fmt: skip
+        if at:
+            known[layer] = value
+        else:
+            found[kind] = value
+    return found
+
+
 def optimizer(text: str) -> str | float:
     """An argparse type: an optimizer's name, or the bytes of state that it keeps per parameter."""
     try:
@@ -63,7 +84,12 @@ def plan_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory-limit", type=memory_limit, metavar="SIZE", help="bytes, 40GiB, or a fraction 0.8"
     )
     parser.add_argument(
-        "--pin", type=pin, action="append", default=[], metavar="KEY=VALUE", help="as in tp=4"
+        "--pin",
+        type=pin,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="as in tp=4 or recompute@model.layers.3=full",
     )
     parser.add_argument("--gap", type=positive(float), default=0.01, help="stop when this close")
     parser.add_argument("--time-limit", type=positive(float), default=60.0, metavar="SECONDS")

@@ -30,6 +30,9 @@ from autopar.strategies.sharding_json import encode_pattern, encode_sharding
 from autopar.trace import trace
 from autopar.workload import Workload, parameters_of
 
+# What a search gets at least: even a time limit that the trace has used up may find a plan.
+LEAST_SECONDS = 0.5
+BASELINE_SECONDS = 5.0
 ATTENTION = "aten.scaled_dot_product_attention.default"
 
 
@@ -74,6 +77,12 @@ class _Traced:
     classes: Classes
     names: tuple[str, ...]
     task: Task
+    deadline: float
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the time limit of the whole plan, trace included; never quite nothing."""
+        return max(LEAST_SECONDS, self.deadline - time.perf_counter())
 
     def pricer(self, pins: dict[str, Any]) -> Pricer:
         """Prices under ``pins``."""
@@ -81,8 +90,9 @@ class _Traced:
         samples = request.global_batch_size / request.world_size
         shardings = Shardings(self.graph, self.classes, request.cluster, request.solver, samples)
         return Pricer(
-            shardings, request.precision, request.optimizer, pins, request.memory_limit_bytes
-        )
+            shardings, request.precision, request.optimizer, pins, request.memory_limit_bytes,
+            self.names,
+        )  # fmt: skip
 
 
 def make_plan(request: Request) -> Plan:
@@ -120,6 +130,7 @@ def _check(request: Request) -> None:
 
 
 def _trace(request: Request) -> _Traced:
+    deadline = time.perf_counter() + request.time_limit
     args, kwargs = request.workload.inputs()
     work = request.workload
     whole = trace(work.model, args, kwargs, target=work.example_target, loss_fn=work.loss_fn,
@@ -128,9 +139,10 @@ def _trace(request: Request) -> _Traced:
     names = tuple(layer.name for layer in whole.layers)
     task = Task(
         request.world_size, request.global_batch_size,
-        sum(layer.kind == "block" for layer in whole.layers), _heads(graph), request.pins,
+        sum(layer.kind == "block" for layer in whole.layers), _heads(graph), request.pins, names,
+        tuple(layer.name for layer in whole.layers if layer.kind != "block"),
     )  # fmt: skip
-    return _Traced(request, graph, classes, names, task)
+    return _Traced(request, graph, classes, names, task, deadline)
 
 
 def _heads(graph: Graph) -> tuple[int, ...]:
@@ -193,7 +205,7 @@ def _solve(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> Solution:
     return solve(
         _candidates(traced, pricer, pins),
         gap=request.gap,
-        time_limit=request.time_limit,
+        time_limit=traced.seconds_left,
         progress=request.progress,
         solver=request.solver,
         relaxations=_relaxations(traced, pricer),
@@ -230,14 +242,18 @@ def _baselines(
     """What the user would have typed, priced as the plan is, and the best of all of them.
 
     The schedule is simulated behind the optimisation, so a baseline can come out ahead of the
-    optimum of the closed form; where no pin forbids it, it is then the plan.
+    optimum of the closed form; where no pin forbids it, it is then the plan. Whoever presses
+    Ctrl-C wants the plan that there is: then there are none.
     """
+    if solution.status == "interrupted":
+        return solution, ()
     found = [solution]
 
     def solve_pinned(pins: dict[str, Any]) -> Solution:
         own = _with_pins(traced, pricer, pins)
         candidates = _candidates(traced, own, pins)
-        result = solve(candidates, time_limit=5.0, solver=traced.request.solver)
+        limit = min(BASELINE_SECONDS, traced.seconds_left)
+        result = solve(candidates, time_limit=limit, solver=traced.request.solver)
         found.append(result)
         return replace(result, objective_seconds=_step_seconds(traced, pricer, result))
 

@@ -176,3 +176,20 @@ def test_bound_is_no_more_than_the_objective(plans):
         assert report.gap <= 0.01
         # The closed form charges every transfer to both stages, the simulation once.
         assert plan.prediction.step_seconds <= report.objective * (1 + 1e-6)
+
+
+def test_single_layers_are_pinned():
+    pin = {"pp": 1, "recompute": {"transformer.h.0": "full"}, "zero": {"*.h.1": 3}}
+    layers = {layer.name: layer for layer in make(pin=pin).layers}
+    assert layers["transformer.h.0"].recompute == "full"
+    assert layers["transformer.h.1"].zero == 3
+    assert layers["transformer.h.1"].recompute == "none", "left to the solver, and cheaper"
+    with pytest.raises(UsageError, match="matches no layer"):
+        make(pin={"recompute": {"transformer.h.9": "full"}})
+
+
+def test_the_time_limit_covers_the_trace():
+    """Little is left of it, so a plan is found and said to be unproven, or to be optimal."""
+    plan = make(time_limit=0.01)
+    assert plan.solver.status in ("optimal", "time limit")
+    assert plan.solver.seconds < 20

@@ -16,6 +16,7 @@ from autopar.cost.data_parallel import MASTER_BYTES, Setting, dp_cost, state_byt
 from autopar.cost.layer import LayerCost, boundary_bytes, can_keep, layer_cost
 from autopar.graph import Graph
 from autopar.solve.chain import undominated
+from autopar.solve.pins import LAYERED, pin_of
 from autopar.solve.price import time_bound
 from autopar.solve.problem import Candidate, Configuration, Option, Problem
 from autopar.solve.shardings import Offered, Shardings
@@ -39,6 +40,7 @@ class Pricer:
     optimizer: str | int
     pins: dict[str, Any]
     memory_limit_bytes: int
+    names: tuple[str, ...] = ()
     _costs: dict[tuple[str, int, str, int, int], LayerCost] = field(default_factory=dict)
     _useful: dict[tuple[str, int, str, int], tuple[int, ...]] = field(default_factory=dict)
 
@@ -105,25 +107,25 @@ class Pricer:
             self.precision, self.optimizer,
         )  # fmt: skip
 
-    def menu(self, member: str, config: Configuration) -> tuple[Option, ...]:
-        """Every option of a class that the pins allow."""
-        zeros = [self.pins["zero"]] if "zero" in self.pins else ZERO
-        zeros = [0] if config.dp == 1 and "zero" not in self.pins else zeros
-        recomputes = self.recomputes(member)
+    def menu(self, member: str, config: Configuration, layer: str = "") -> tuple[Option, ...]:
+        """Every option of a class that the pins allow for the layer of this name."""
+        pinned = pin_of(self.pins.get("zero"), layer)
+        free = ZERO if config.dp > 1 else ZERO[:1]
         return tuple(
             option
             for k in self.useful(member, config)
-            for zero in zeros
-            for option in self.options(member, config, k, zero, recomputes)
+            for zero in (free if pinned is None else [pinned])
+            for option in self.options(member, config, k, zero, self.recomputes(member, layer))
         )
 
-    def recomputes(self, member: str) -> Sequence[str]:
-        """How a class may be recomputed: the parts outside the blocks never are."""
+    def recomputes(self, member: str, layer: str = "") -> Sequence[str]:
+        """How a layer may be recomputed: the parts outside the blocks never are."""
         if member in self.classes.parts:
             return ("none",)
         whole = self.classes.patterns[member]
         modes = [r for r in RECOMPUTE if r != "selective" or can_keep(self.graph, whole)]
-        return [r for r in modes if r == self.pins.get("recompute", r)]
+        pinned = pin_of(self.pins.get("recompute"), layer)
+        return [r for r in modes if pinned in (None, r)]
 
     def options(
         self, member: str, config: Configuration, tp_option: int, zero: int,
@@ -233,18 +235,28 @@ class Pricer:
         return config.num_microbatches * held
 
     def problem(self, config: Configuration) -> Problem:
-        """The model-level problem under one configuration."""
-        names = list(dict.fromkeys(self.classes.members))
-        parts = [i for i, m in enumerate(self.classes.members) if m in self.classes.parts]
+        """The model-level problem under one configuration.
+
+        Layers of one class that are pinned differently have menus of their own.
+        """
+        members, parts = self.classes.members, self.classes.parts
+        names = self.names or ("",) * len(members)
+        each = [(m, *self._pinned(name)) for m, name in zip(members, names, strict=True)]
+        first = {key: names[each.index(key)] for key in dict.fromkeys(each)}
+        order = list(first)
         return Problem(
             configuration=config,
-            layers=tuple(names.index(m) for m in self.classes.members),
-            menus=tuple(self.menu(m, config) for m in names),
+            layers=tuple(order.index(key) for key in each),
+            menus=tuple(self.menu(key[0], config, name) for key, name in first.items()),
             memory_limit_bytes=self.memory_limit_bytes,
             p2p_seconds=self.p2p_seconds(config),
             baseline_bytes=self.buffer_bytes(config),
-            linked=tuple(pairwise(parts)),
+            linked=tuple(pairwise(i for i, m in enumerate(members) if m in parts)),
         )
+
+    def _pinned(self, layer: str) -> tuple[Any, ...]:
+        """What the pins say of a layer."""
+        return tuple(pin_of(self.pins.get(kind), layer) for kind in LAYERED)
 
     def candidate(self, config: Configuration) -> Candidate:
         """A configuration with a bound that ignores memory, rounding and data parallelism."""

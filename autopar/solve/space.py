@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autopar.errors import UsageError
+from autopar.solve.pins import LAYERED, check_layer_pins
 from autopar.solve.problem import Configuration
 
 SCHEDULES = ("gpipe", "1f1b")
@@ -30,7 +31,8 @@ class Task:
     """What is to be planned, as far as the search space is concerned.
 
     ``heads`` are the head counts of every attention in the model: tp must divide them all.
-    ``blocks`` is the number of layers that can be spread over stages.
+    ``blocks`` is the number of layers that can be spread over stages. ``names`` are those of all
+    layers, ``parts`` of those that are no block.
     """
 
     world_size: int
@@ -38,6 +40,8 @@ class Task:
     blocks: int
     heads: tuple[int, ...]
     pins: dict[str, Any]
+    names: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
 
 
 def divisors(number: int) -> list[int]:
@@ -55,6 +59,8 @@ def check_pins(task: Task) -> None:
         if name not in PINS:
             raise UsageError(f"unknown pin {name!r}", expected=", ".join(PINS), where="pin")
         allowed = _allowed(name, task)
+        if name in LAYERED and isinstance(value, dict):
+            continue
         if value not in allowed or isinstance(value, bool) != (name == "sequence_parallel"):
             raise UsageError(
                 f"pin {name}={value!r}",
@@ -62,6 +68,9 @@ def check_pins(task: Task) -> None:
                 where="pin",
                 hint=f"choose one of these, or leave {name} to the solver",
             )
+    check_layer_pins(
+        task.pins, task.names, task.parts, {kind: _allowed(kind, task) for kind in LAYERED}
+    )
     _check_product(task)
 
 
