@@ -12,8 +12,9 @@ from autopar import graph_json
 from autopar.cluster import Cluster
 from autopar.cost.data_parallel import OPTIMIZER_BYTES
 from autopar.cost.moves import move_seconds
+from autopar.cost.ops import op_cost
 from autopar.errors import UsageError
-from autopar.graph import Graph
+from autopar.graph import Graph, Op
 from autopar.plan import Baseline, Mesh, Plan, Provenance, SolverReport
 from autopar.solve.assemble import assemble
 from autopar.solve.baselines import run_baselines
@@ -23,7 +24,7 @@ from autopar.solve.problem import Candidate, Configuration, Group, Solution
 from autopar.solve.search import solve
 from autopar.solve.shardings import Shardings
 from autopar.solve.space import Task, check_pins, configurations, degrees
-from autopar.strategies.choices import is_covered
+from autopar.strategies.choices import is_known
 from autopar.strategies.patterns import ENDS, Classes, find_classes, reduce
 from autopar.strategies.sharding import Sharding
 from autopar.strategies.sharding_json import encode_pattern, encode_sharding
@@ -300,7 +301,7 @@ def _plan(traced: _Traced, pricer: Pricer, solution: Solution, baselines: tuple[
         pins=request.pins,
         parameters=parameters_of(request.workload.model),
         program=_program(traced, pricer, solution),
-        notes=_notes(traced),
+        notes=_notes(traced, config),
         workload=request.source,
     )  # fmt: skip
 
@@ -353,13 +354,30 @@ def _move_notes(pricer: Pricer, sharding: Sharding, config: Configuration) -> li
     return notes
 
 
-def _notes(traced: _Traced) -> tuple[str, ...]:
-    """Ops without a sharding rule: they run replicated on the tp axis."""
-    graph = traced.graph
-    inside = {i for p in traced.classes.patterns.values() for i in p.ops}
-    missing = sorted(
-        {graph.ops[i].target for i in inside if not is_covered(graph.ops[i], graph.values)}
-    )
-    if not missing:
+def _notes(traced: _Traced, config: Configuration) -> tuple[str, ...]:
+    """Ops that nobody knows how to divide: what they cost on every rank of the tp axis.
+
+    The figure is what a division would save at best, in all layers, per micro-batch.
+    """
+    if config.tp == 1:
         return ()
-    return (f"no sharding rule for {', '.join(missing)}: replicated on the tp axis",)
+    graph, classes, lost = traced.graph, traced.classes, dict[str, float]()
+    for name, pattern in classes.patterns.items():
+        times = max(1, classes.members.count(name))
+        for op in (graph.ops[i] for i in pattern.ops):
+            if not is_known(op, graph.values, config.tp):
+                saved = (1 - 1 / config.tp) * _whole_seconds(traced, op, config.microbatch_size)
+                lost[op.target] = lost.get(op.target, 0.0) + times * saved
+    return tuple(
+        f"no way to divide {target} was found: whole on every tp rank, which costs up to"
+        f" {1e3 * seconds:.2g} ms per micro-batch"
+        for target, seconds in sorted(lost.items())
+    )
+
+
+def _whole_seconds(traced: _Traced, op: Op, batch: int) -> float:
+    values = traced.graph.values
+    names = dict.fromkeys((*op.inputs(), *op.outputs))
+    shapes = {n: tuple(size.at(batch) for size in values[n].shape) for n in names}
+    cost = op_cost(traced.request.cluster, op, values, shapes)
+    return cost.forward_seconds + cost.backward_seconds

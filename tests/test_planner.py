@@ -193,3 +193,28 @@ def test_the_time_limit_covers_the_trace():
     plan = make(time_limit=0.01)
     assert plan.solver.status in ("optimal", "time limit")
     assert plan.solver.seconds < 20
+
+
+class Unknown(torch.nn.Module):
+    """A product behind an op that has no rule and mixes all of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(16, 16), torch.nn.Linear(16, 16)
+
+    def forward(self, x):
+        return self.second(torch.special.log_ndtr(torch.trace(self.first(x)) + x))
+
+
+def test_ops_that_cannot_be_divided_are_named_with_their_cost():
+    inputs, target = (torch.zeros(2, 16),), torch.zeros(2, 16)
+    loss = torch.nn.functional.mse_loss
+    plans = [
+        autopar.plan(Unknown(), 2, inputs, loss_fn=loss, example_target=target, cluster="cpu",
+                     precision="fp32", pin={"tp": tp})
+        for tp in (1, 2)
+    ]  # fmt: skip
+    assert plans[0].notes == ()
+    (note,) = plans[1].notes
+    assert note.startswith("no way to divide aten.trace.default was found")
+    assert note.endswith("ms per micro-batch")

@@ -58,6 +58,11 @@ def is_covered(op: Op, values: Values) -> bool:
     return name in RESHAPES | SPLITS | SPECIAL.keys() or spec(op, values) is not None
 
 
+def is_known(op: Op, values: Values, tp: int) -> bool:
+    """Whether the table or a trial says how to divide the op; nobody divides a factory."""
+    return not op.inputs() or is_covered(op, values) or names(op, values, tp) is not None
+
+
 def divides_samples(strategy: Strategy, op: Op, values: Values) -> bool:
     """Whether the strategy needs micro-batches that are multiples of tp."""
     states = [*strategy.inputs, *zip(op.outputs, strategy.outputs, strict=True)]
