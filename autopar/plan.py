@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -60,10 +61,24 @@ class StagePrediction:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One pipeline stage: the names of its layers and its prices."""
+    """One pipeline stage: the names of its layers and its prices.
+
+    With v virtual stages per rank there are pp * v of them, and pp rank p holds stages p, p + pp,
+    p + 2 pp and so on. The memory is what this stage adds to its rank, see ``Plan.rank_memory``.
+    """
 
     layers: tuple[str, ...]
     prediction: StagePrediction
+
+
+def sum_memory(stages: Iterable[Memory]) -> Memory:
+    """What stages on one rank need together: every kind is a sum, transients come one by one."""
+    each = list(stages)
+    sums = {
+        kind: sum(getattr(memory, kind) for memory in each)
+        for kind in ("parameters", "gradients", "optimizer", "activations", "buffers")
+    }
+    return Memory(**sums, transient=max(memory.transient for memory in each))
 
 
 @dataclass(frozen=True)
@@ -170,6 +185,13 @@ class Plan:
     def plan_id(self) -> str:
         """Twelve hex digits that change whenever anything in the plan does."""
         return plan_file.digest(self)[:12]
+
+    def rank_memory(self, rank: int) -> Memory:
+        """Peak bytes of the ranks at position ``rank`` along the pipeline, by kind.
+
+        Its stages count each at its own worst moment.
+        """
+        return sum_memory(stage.prediction.memory for stage in self.stages[rank :: self.mesh.pp])
 
     def to_json(self) -> str:
         """The text that ``save`` writes; equal plans give equal text."""

@@ -163,7 +163,7 @@ def _candidates(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> list[G
     Raises:
         UsageError: there is none.
     """
-    task = replace(traced.task, pins=pins)
+    task = replace(traced.task, pins=pins, interleaves=pricer.interleaves)
     bound = _peak_seconds(traced, pricer, task)
     found = []
     for tp in sorted({tp for _, _, tp in degrees(task)}):
@@ -174,7 +174,8 @@ def _candidates(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> list[G
         raise UsageError(
             f"no legal factorisation of {task.world_size} devices",
             expected=f"pp * dp * tp = {task.world_size}, pp <= {task.blocks} blocks, dp dividing"
-            f" the batch of {task.global_batch_size}, tp dividing the heads {list(task.heads)}",
+            f" the batch of {task.global_batch_size}, tp dividing the heads {list(task.heads)};"
+            " micro-batches that pp divides for interleaved_1f1b and zero_bubble",
             where=f"pins {pins}" if pins else "world_size, global_batch_size",
             hint="change the global batch, the number of devices or the pins",
         )
@@ -289,7 +290,7 @@ def _plan(traced: _Traced, pricer: Pricer, solution: Solution, baselines: tuple[
         microbatch_size=config.microbatch_size,
         num_microbatches=config.num_microbatches,
         schedule=config.schedule,  # type: ignore[arg-type]
-        virtual_stages=1,
+        virtual_stages=config.virtual_stages,
         stages=stages,
         layers=layers,
         prediction=prediction,

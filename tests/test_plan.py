@@ -58,3 +58,15 @@ def test_plans_are_read_without_torch(sample_plan, tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path / "p.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == sample_plan.plan_id
+
+
+def test_memory_of_a_rank_with_two_stages(sample_plan):
+    """Everything adds up but the transients, which come one by one."""
+    chunk = sample_plan.stages[0]
+    small = replace(chunk.prediction, memory=replace(chunk.prediction.memory, transient=1))
+    stages = (chunk, chunk, replace(chunk, prediction=small), chunk)
+    plan = replace(sample_plan, virtual_stages=2, stages=stages)
+    one, both = chunk.prediction.memory, plan.rank_memory(0)
+    assert both.activations == 2 * one.activations
+    assert both.transient == one.transient
+    assert both.total == 2 * one.total - one.transient

@@ -5,7 +5,8 @@ One primitive in four modes, by ``zero`` and the dp degree. With ``s`` the degre
 element of compute:
 
 - always held: ``4 n / s`` of master parameters, ``4 n / s`` of gradients, optimizer state;
-- gathered parameters ``c n``: for the whole step with zero 0 and 2; with zero 3 for two layers,
+- gathered parameters ``c n``: for the whole step with zero 0 and 2, and with zero 3 where there
+  are pipeline stages, which do not free what a backward has gathered; otherwise for two layers,
   besides the flat buffer that the second arrives in;
 - unreduced gradients: for a moment if they are reduced in every micro-batch, for the whole
   step (``4 n``) if only in the last one, as zero 0 and every pipeline does.
@@ -15,12 +16,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from autopar.cluster import Cluster
 from autopar.cost.collectives import Group, collective_seconds
 from autopar.cost.compute import optimizer_seconds
 from autopar.cost.layer import LayerCost
 from autopar.cost.moves import tp_group
+from autopar.cost.schedule import actions, gather_events
 
 MASTER_BYTES = 4
 OPTIMIZER_BYTES = {"sgd": 0, "adamw": 8}
@@ -57,6 +60,7 @@ class Setting:
     precision: str
     optimizer: str | int
     traffic: Traffic = field(default_factory=Traffic)
+    virtual_stages: int = 1
 
     @property
     def world_size(self) -> int:
@@ -125,9 +129,15 @@ def gathers(setting: Setting, zero: int, stage: int) -> int:
     zero 2 gathers once and keeps them. zero 3 frees them behind the forward of every
     micro-batch and gathers them again for backward; torch's pipeline stages do not free
     them behind a backward, so a forward that follows a backward finds them gathered.
+    With more than three stages per rank torch's schedule itself frees and gathers them.
     """
     if zero == 0 or setting.dp == 1:
         return 0
+    if setting.virtual_stages > 3:
+        return _scheduled_gathers(
+            setting.schedule, setting.pp, setting.num_microbatches, setting.virtual_stages,
+            zero, stage,
+        )  # fmt: skip
     if zero == 2:
         return 1
     return count_gathers(setting, stage)
@@ -143,6 +153,21 @@ def count_gathers(setting: Setting, stage: int) -> int:
     return 2 * microbatches if setting.pp == 1 else microbatches + 1
 
 
+@lru_cache(maxsize=4096)
+def _scheduled_gathers(schedule: str, pp: int, m: int, v: int, zero: int, stage: int) -> int:
+    """Gathers over the actions of the stage's rank, in the order in which torch runs them."""
+    rank = actions(schedule, pp, m, v)[stage % pp]
+    gathered, count = False, 0
+    for action, (fetched, freed) in zip(rank, gather_events(rank), strict=True):
+        gathered = gathered and stage not in freed
+        if stage in fetched or action.stage == stage:
+            count += not gathered
+            gathered = True
+        if action.stage == stage and action.kind == "F" and zero == 3:
+            gathered = False
+    return count
+
+
 def reductions(setting: Setting, zero: int) -> int:
     """How often one layer's gradients are reduced per step."""
     every = zero > 0 and setting.pp == 1 and setting.traffic.every_microbatch
@@ -155,7 +180,8 @@ def state_bytes(cost: LayerCost, setting: Setting, zero: int) -> StateBytes:
     if not setting.wrapped:
         return StateBytes(4 * n, 4 * n, setting.optimizer_bytes * n, 0)
     held = -(-n // (setting.dp if zero else 1))
-    kept = compute * n if zero < 3 else 0
+    # torch's pipeline stages do not free what a backward has gathered.
+    kept = compute * n if zero < 3 or setting.pp > 1 else 0
     deferred = setting.num_microbatches > 1 and (zero == 0 or setting.pp > 1)
     gradients = MASTER_BYTES * held + (MASTER_BYTES * n if deferred else 0)
     gather = 3 * compute * n if zero == 3 else 0
@@ -200,7 +226,7 @@ def dp_cost(
         return DpCost(forward, backward, sync, step, counts)
     backward = exposed(reduce, behind) if count > 1 else 0.0
     sync = 0.0 if count > 1 else exposed(reduce, behind)
-    first = exposed(gather, cost.forward_seconds) if zero == 2 else 0.0
+    first = times * exposed(gather, cost.forward_seconds) if zero == 2 else 0.0
     return DpCost(0.0, backward, sync + first + tp_sync, step, counts)
 
 

@@ -10,7 +10,14 @@ from itertools import groupby
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 LINE = 100
-SCHEDULES = {"gpipe": "ScheduleGPipe", "1f1b": "Schedule1F1B"}
+SCHEDULES = {
+    "gpipe": "ScheduleGPipe",
+    "1f1b": "Schedule1F1B",
+    "interleaved_1f1b": "ScheduleInterleaved1F1B",
+    "zero_bubble": "ScheduleInterleavedZeroBubble",
+}
+# Their classes take a list of stages.
+MULTI = ("interleaved_1f1b", "zero_bubble")
 # What each of the program's helper functions calls in turn.
 NEEDS = {
     "all_reduce_enter": ("enter", "all_reduce"),
@@ -82,7 +89,8 @@ class Program:
         pp, dp, tp: degrees of the mesh axes.
         global_batch: samples per optimizer step.
         microbatch: samples per micro-batch on one dp rank.
-        schedule: "gpipe" or "1f1b"; not read where pp is 1.
+        schedule: a key of ``SCHEDULES``; not read where pp is 1.
+        virtual_stages: stages of each rank; rank p holds stages p, p + pp, ...
         precision: "fp32" or "bf16".
         seed: of the initialisation and of dropout.
         predicted_step_seconds, predicted_memory_bytes: printed beside what is measured.
@@ -98,7 +106,7 @@ class Program:
         ends_placements: {parameter outside the blocks: "Shard(0)"}: all that the parts of
             ``flow`` read through ``local`` or ``partial``, under every name they use.
         tied: groups of names of one parameter.
-        shared: {first name of a parameter: the stages that hold it} for those on several.
+        shared: {first name of a parameter: the pp ranks that hold it} for those on several.
         parameters: (name, shape, dtype) of the planned model.
         cuts: per cut between stages, the variables that cross it.
         hidden: per cut between stages, (shape, dtype) of each of them on one rank. Sizes are
@@ -133,6 +141,7 @@ class Program:
     hidden: tuple[tuple[Tensor, ...], ...] = ()
     context: str = ""
     schedule: str = "1f1b"
+    virtual_stages: int = 1
     precision: str = "fp32"
     seed: int = 1234
     predicted_step_seconds: float = 0.0
@@ -185,6 +194,11 @@ class Program:
     def schedule_class(self) -> str:
         """The schedule's class in torch."""
         return SCHEDULES[self.schedule]
+
+    @property
+    def multi(self) -> bool:
+        """Whether the schedule's class takes a list of stages."""
+        return self.pp > 1 and self.schedule in MULTI
 
     @property
     def functional(self) -> bool:

@@ -79,7 +79,7 @@ def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
     ]
     mesh = plan.mesh
     return Program(
-        title=f"{plan.model} on {_count(plan.world_size, 'rank')}: {_count(mesh.pp, 'stage')}"
+        title=f"{plan.model} on {_count(plan.world_size, 'rank')}: {_pipeline(plan)}"
         f" x {mesh.dp} data x {mesh.tp} tensor",
         summary=_summary(plan),
         pp=mesh.pp,
@@ -104,6 +104,7 @@ def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
         hidden=tuple(_hidden(graph, classes, shardings, cut) for cut in data.cuts),
         context="\n".join(text.context),
         schedule=plan.schedule,
+        virtual_stages=plan.virtual_stages,
         precision=plan.precision,
         predicted_step_seconds=plan.prediction.step_seconds,
         predicted_memory_bytes=plan.prediction.memory_bytes,
@@ -115,6 +116,13 @@ def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
 
 def _count(number: int, noun: str, plural: str = "s") -> str:
     return f"{number} {noun}{plural if number != 1 else ''}"
+
+
+def _pipeline(plan: Plan) -> str:
+    """The pipeline in the title, e.g. "2 stages" or "2 x 3 stages" with three on each rank."""
+    if plan.virtual_stages == 1:
+        return _count(plan.mesh.pp, "stage")
+    return f"{plan.mesh.pp} x {plan.virtual_stages} stages"
 
 
 def _summary(plan: Plan) -> tuple[str, ...]:
@@ -143,7 +151,7 @@ def _stages(plan: Plan, blocks: list[tuple[Any, str]]) -> tuple[tuple[int, int],
     """(first, behind the last) block of each stage."""
     found = []
     start = 0
-    for index in range(plan.mesh.pp):
+    for index in range(plan.mesh.pp * plan.virtual_stages):
         size = sum(layer.stage == index for layer, _ in blocks)
         found.append((start, start + size))
         start += size
@@ -191,7 +199,7 @@ def _alternating(calls: list[str], start: int) -> str:
 
 
 def _shared(plan: Plan, graph: Graph, classes: Classes) -> dict[str, tuple[int, ...]]:
-    """Parameters that several stages hold: first name, and which stages these are."""
+    """Parameters that several ranks along the pipeline hold: first name, and which ranks."""
     names = {name: group[0] for group in graph.tied for name in group}
     stages: dict[str, set[int]] = {}
     for layer, member in zip(plan.layers, classes.members, strict=True):
@@ -200,7 +208,15 @@ def _shared(plan: Plan, graph: Graph, classes: Classes) -> dict[str, tuple[int, 
             held = tuple(name for name in names if name.startswith(f"{layer.name}."))
         for name in held:
             stages.setdefault(names.get(name, name), set()).add(layer.stage)
-    return {name: tuple(sorted(found)) for name, found in stages.items() if len(found) > 1}
+    ranks = {name: {s % plan.mesh.pp for s in found} for name, found in stages.items()}
+    for name, found in stages.items():
+        if len(ranks[name]) < len(found):
+            raise PlanFormatError(
+                f"{name} is in stages {sorted(found)}", where="program",
+                expected="one stage of each rank at most that holds a parameter",
+                hint="plan with virtual_stages=1",
+            )  # fmt: skip
+    return {name: tuple(sorted(found)) for name, found in ranks.items() if len(found) > 1}
 
 
 def _part_parameters(graph: Graph, classes: Classes, part: str) -> tuple[str, ...]:

@@ -125,10 +125,12 @@ def _span(names: tuple[str, ...]) -> str:
 
 def _memory(plan: Plan) -> Section:
     limit = plan.memory_limit_bytes
+    numbers = range(len(plan.stages))
     rows = tuple(
-        (str(index), *_memory_row(stage.prediction.memory, limit))
-        for index, stage in enumerate(plan.stages)
-    )
+        (", ".join(map(str, numbers[rank :: plan.mesh.pp])),
+         *_memory_row(plan.rank_memory(rank), limit))
+        for rank in range(plan.mesh.pp)
+    )  # fmt: skip
     note = f"percent of the limit of {size(limit)} per rank"
     return Section("Memory per rank", (Table(("stage", "peak", *MEMORY_KINDS), rows, note),))
 

@@ -9,7 +9,14 @@ from itertools import pairwise
 from autopar.cost.data_parallel import dp_cost, gathers, reductions, state_bytes
 from autopar.cost.layer import LayerCost
 from autopar.cost.simulator import simulate
-from autopar.plan import LayerPlan, Memory, Prediction, StagePlan, StagePrediction
+from autopar.plan import (
+    LayerPlan,
+    Memory,
+    Prediction,
+    StagePlan,
+    StagePrediction,
+    sum_memory,
+)
 from autopar.solve.menus import Pricer
 from autopar.solve.problem import Configuration, Option, Solution
 from autopar.strategies.patterns import restrict
@@ -17,7 +24,11 @@ from autopar.strategies.patterns import restrict
 
 @dataclass(frozen=True)
 class _Stage:
-    """Layers of one stage with their options, and the cuts at its boundaries."""
+    """Layers of one stage with their options, and the cuts at its boundaries.
+
+    ``rank_layers`` are the layers of all stages of its rank, class and sharding, on the first of
+    these and none on the others: what a rank does once is told with its first stage.
+    """
 
     index: int
     members: tuple[str, ...]
@@ -25,6 +36,7 @@ class _Stage:
     options: tuple[Option, ...]
     cuts: tuple[int, ...] = ()
     shared: int = 0
+    rank_layers: tuple[tuple[str, int], ...] = ()
 
 
 def assemble(
@@ -46,14 +58,17 @@ def assemble(
 
 def _stages(pricer: Pricer, names: tuple[str, ...], solution: Solution) -> list[_Stage]:
     starts = [*solution.boundaries, len(names)]
-    spans = list(pairwise(starts))
+    spans, pp = list(pairwise(starts)), solution.problem.configuration.pp
     members = [pricer.classes.members[a:b] for a, b in spans]
+    taken = [option.tp_option for option in solution.options]
+    layers = [list(zip(members[s], taken[a:b], strict=True)) for s, (a, b) in enumerate(spans)]
     return [
         _Stage(
-            p, members[p], names[a:b], solution.options[a:b],
-            tuple(k - 1 for k in (a, b) if 0 < k < len(names)), _shared(pricer, members, p),
+            s, members[s], names[a:b], solution.options[a:b],
+            tuple(k - 1 for k in (a, b) if 0 < k < len(names)), _shared(pricer, members, s),
+            tuple(pair for own in layers[s::pp] for pair in own) if s < pp else (),
         )
-        for p, (a, b) in enumerate(spans)
+        for s, (a, b) in enumerate(spans)
     ]  # fmt: skip
 
 
@@ -69,7 +84,7 @@ def _shared(pricer: Pricer, stages: list[tuple[str, ...]], stage: int) -> int:
 def _predict_stage(pricer: Pricer, config: Configuration, stage: _Stage) -> StagePrediction:
     """Sums over the stage's layers; the transient peak is that of its largest layer."""
     slow = pricer.cluster.oversubscription(config.pp * config.dp * config.tp)
-    setting, flight = pricer.setting(config), config.in_flight(stage.index)
+    setting, depth = pricer.setting(config), config.depth(stage.index)
     forward = backward = tp = sync = optimizer = 0.0
     parameters = gradients = state = activations = transient = 0
     for member, option in zip(stage.members, stage.options, strict=True):
@@ -79,16 +94,18 @@ def _predict_stage(pricer: Pricer, config: Configuration, stage: _Stage) -> Stag
         held = state_bytes(cost, setting, option.zero)
         compute = cost.forward_seconds * slow
         forward += compute + parallel.forward_seconds
-        backward += (again.seconds + cost.backward_seconds) * slow + parallel.backward_seconds
+        whole, _ = pricer.backward_seconds(cost, config, whole=stage.index == 0)
+        backward += whole - cost.tp_backward_seconds + again.seconds * slow
+        backward += parallel.backward_seconds
         tp += cost.tp_forward_seconds + cost.tp_backward_seconds + again.tp_seconds
         sync += parallel.sync_seconds + pricer.shared_seconds(member, config, option.tp_option)
         optimizer += parallel.optimizer_seconds * slow
         parameters, gradients = parameters + held.parameters, gradients + held.gradients
         state += held.optimizer
-        activations += flight * option.activation_bytes
+        activations += option.held_bytes(depth) - option.state_bytes
         transient = max(transient, option.transient_bytes)
     p2p = sum(pricer.p2p_seconds(config, cut) for cut in stage.cuts)
-    buffers = pricer.buffer_bytes(config, stage.cuts)
+    buffers = pricer.buffer_bytes(config, stage.cuts, first=stage.index < config.pp)
     memory = Memory(parameters, gradients, state, activations, transient, buffers)
     counts = _collectives(pricer, config, stage)
     return StagePrediction(
@@ -122,8 +139,13 @@ def _predict(
     """
     forward, backward = _passes(pricer, config, stages, each)
     half = max((pricer.p2p_seconds(config, cut) for cut in cuts), default=0.0) / 2
-    timeline = simulate(config.schedule, forward, backward, half, half, config.num_microbatches)
-    tail = max(p.sync_seconds + p.optimizer_seconds for p in each)
+    timeline = simulate(
+        config.schedule, forward, backward, half, half, config.num_microbatches,
+        virtual_stages=config.virtual_stages,
+        weight_seconds=[sum(o.weight_seconds for o in stage.options) for stage in stages],
+    )  # fmt: skip
+    ranks = [each[rank :: config.pp] for rank in range(config.pp)]
+    tail = max(sum(p.sync_seconds + p.optimizer_seconds for p in rank) for rank in ranks)
     step = timeline.makespan + tail
     world = config.pp * config.dp * config.tp
     samples = config.dp * config.microbatch_size * config.num_microbatches
@@ -132,8 +154,8 @@ def _predict(
     total = flops * config.tp * config.dp * config.num_microbatches
     return Prediction(
         step_seconds=step,
-        memory_bytes=max(p.memory.total for p in each),
-        breakdown=_breakdown(config, each, step),
+        memory_bytes=max(sum_memory(p.memory for p in rank).total for rank in ranks),
+        breakdown=_breakdown(config, ranks, step),
         samples_per_second=samples / step,
         mfu=total / (step * world * peak),
         collectives=_sum_collectives(each),
@@ -160,17 +182,21 @@ def _passes(
 
 
 def _breakdown(
-    config: Configuration, stages: list[StagePrediction], step: float
+    config: Configuration, ranks: list[list[StagePrediction]], step: float
 ) -> dict[str, float]:
-    """The time of the busiest stage by kind; what is left of the step is bubble."""
+    """The time of the busiest rank by kind; what is left of the step is bubble."""
     m = config.num_microbatches
-    busiest = max(stages, key=lambda p: p.forward_seconds + p.backward_seconds + p.tp_comm_seconds)
+    work = [
+        sum(p.forward_seconds + p.backward_seconds + p.tp_comm_seconds for p in rank)
+        for rank in ranks
+    ]
+    busiest = ranks[work.index(max(work))]
     parts = {
-        "compute": m * (busiest.forward_seconds + busiest.backward_seconds),
-        "tp_comm": m * busiest.tp_comm_seconds,
-        "dp_comm": busiest.sync_seconds,
-        "pp_comm": m * busiest.p2p_seconds,
-        "optimizer": busiest.optimizer_seconds,
+        "compute": m * sum(p.forward_seconds + p.backward_seconds for p in busiest),
+        "tp_comm": m * sum(p.tp_comm_seconds for p in busiest),
+        "dp_comm": sum(p.sync_seconds for p in busiest),
+        "pp_comm": m * sum(p.p2p_seconds for p in busiest),
+        "optimizer": sum(p.optimizer_seconds for p in busiest),
     }
     rest = step - sum(parts.values())
     if rest < 0:  # transfers overlap with the neighbours' compute in the simulated schedule
@@ -187,20 +213,19 @@ def _collectives(pricer: Pricer, config: Configuration, stage: _Stage) -> Counte
     setting, m = pricer.setting(config), config.num_microbatches
     counts: Counter[str] = Counter()
     groups: dict[str, int] = {}
-    partial = False
+    partial = any(pricer.layer(m, config, k).partial_elements for m, k in stage.rank_layers)
     for name, member, option in zip(stage.names, stage.members, stage.options, strict=True):
         cost = pricer.layer(member, config, option.tp_option)
         again = cost.tp_again if option.recompute != "none" else Counter()
         for passed in (cost.tp_forward, cost.tp_backward, again):
             counts.update({kind: number * m for kind, number in passed.items()})
-        partial |= cost.partial_elements > 0
         if pricer.cost(member, config, option.tp_option).parameter_elements:
             groups["ends" if member in pricer.classes.parts else name] = option.zero
     for zero in groups.values() if config.dp > 1 else ():
         counts["all_gather"] += gathers(setting, zero, stage.index)
         counts["reduce_scatter" if zero else "all_reduce"] += reductions(setting, zero)
     world = config.pp * config.dp * config.tp
-    counts["all_reduce"] += partial + stage.shared + (world > 1)
+    counts["all_reduce"] += partial + stage.shared + (world > 1 and bool(stage.rank_layers))
     crossings = sum(len(pricer.classes.cuts[cut]) for cut in stage.cuts)
     counts["send"] += crossings * m
     counts["recv"] += crossings * m

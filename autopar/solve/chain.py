@@ -77,7 +77,7 @@ class Chain:
         Bytes matter beyond the limit where stages share a rank, and crossing seconds are a
         figure of their own where they are not the seconds.
         """
-        return self.shares_rank or self.problem.configuration.schedule == "zero_bubble"
+        return self.shares_rank or self.problem.configuration.splits_backward
 
     @cached_property
     def depths(self) -> tuple[Depth, ...]:
@@ -160,7 +160,7 @@ class Chain:
         Where they are not a figure of their own they are the v-th part of ``seconds``.
         """
         configuration = self.problem.configuration
-        if configuration.schedule != "zero_bubble":
+        if not configuration.splits_backward:
             return self.seconds / configuration.virtual_stages
         crossing = [configuration.crossing_seconds(option) for option in self.options]
         return np.array(crossing, dtype=np.float64) / configuration.virtual_stages
@@ -233,14 +233,31 @@ def relaxed_chain(problem: Problem) -> Chain:
 
 
 def chains(problem: Problem) -> Iterator[Chain]:
-    """One chain per choice of a key for each group of linked layers; one in all without links."""
+    """One chain per choice of a key for each group of linked layers; one in all without links.
+
+    Uniform classes multiply them by the choices of their zero mode and shardings.
+    """
     groups = _groups(problem)
     keys = [_common_keys(problem, group) for group in groups]
     for chosen in itertools.product(*keys):
-        layers, menus = list(problem.layers), list(problem.menus)
-        for group, key in zip(groups, chosen, strict=True):
-            _fix_key(layers, menus, group, key)
-        yield _prune(Chain(problem, tuple(layers), tuple(menus)))
+        for uniform in _uniform_menus(problem):
+            layers, menus = list(problem.layers), list(uniform)
+            for group, key in zip(groups, chosen, strict=True):
+                _fix_key(layers, menus, group, key)
+            yield _prune(Chain(problem, tuple(layers), tuple(menus)))
+
+
+def _uniform_menus(problem: Problem) -> Iterator[list[tuple[Option, ...]]]:
+    """The menus with one zero mode and one sharding left for each uniform class."""
+    present = [c for c in problem.uniform if c in problem.layers]
+    zeros = {o.zero for c in present for o in problem.menus[c]}
+    ways = [sorted({o.tp_option for o in problem.menus[c]}) for c in present]
+    for zero, *taken in itertools.product(sorted(zeros) if present else [0], *ways):
+        menus = list(problem.menus)
+        for c, k in zip(present, taken, strict=True):
+            menus[c] = tuple(o for o in menus[c] if (o.zero, o.tp_option) == (zero, k))
+        if all(menus[c] for c in present):
+            yield menus
 
 
 def _groups(problem: Problem) -> list[set[int]]:

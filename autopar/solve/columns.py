@@ -158,7 +158,7 @@ def _relax_place(chain: Chain, place: Place) -> list[Floats]:
     """Four lower bounds, then the figures of a pattern per weighting; [contents]."""
     m, sought = chain.num_microbatches, weights(chain)
     seconds = _lower(chain, place, chain.seconds)
-    if chain.problem.configuration.schedule == "zero_bubble":
+    if chain.problem.configuration.splits_backward:
         lead, pace = (_lower(chain, place, w) for w in (chain.lead_seconds, chain.pace_seconds))
     else:
         lead = seconds / chain.problem.configuration.virtual_stages

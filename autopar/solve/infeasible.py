@@ -87,8 +87,9 @@ def _shortfalls(problems: Sequence[Problem]) -> Iterator[Shortfall]:
 
 
 def least_memory(chain: Chain) -> Shortfall | None:
-    """The fullest stage when boundaries and options are chosen for memory alone.
+    """The fullest rank when boundaries and options are chosen for memory alone.
 
+    Where ranks hold several stages, the boundaries are those that keep the fullest stage small.
     None if some layer has no option at all, or there are fewer layers than stages.
     """
     peaks = np.stack([_least_bytes(chain, depth) for depth in chain.depths])

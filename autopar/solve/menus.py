@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import ceil, floor
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from autopar.cluster import Cluster
 from autopar.cost.collectives import Group, collective_seconds
 from autopar.cost.data_parallel import MASTER_BYTES, Setting, dp_cost, state_bytes
 from autopar.cost.layer import LayerCost, boundary_bytes, can_keep, layer_cost
+from autopar.cost.schedule import SINGLE
 from autopar.graph import Graph
 from autopar.solve.chain import undominated
 from autopar.solve.pins import LAYERED, pin_of
@@ -27,7 +29,8 @@ from autopar.strategies.sharding import local_elements
 FIGURES = (
     "forward_seconds", "backward_seconds", "tp_forward_seconds", "tp_backward_seconds",
     "tp_again_seconds", "parameter_elements", "parameter_tensors", "partial_elements",
-    "saved_bytes", "transient_bytes", "kept_bytes", "repeated_seconds",
+    "saved_bytes", "transient_bytes", "kept_bytes", "repeated_seconds", "input_seconds",
+    "weight_seconds", "waiting_bytes",
 )  # fmt: skip
 
 
@@ -104,18 +107,21 @@ class Pricer:
         """The part of a configuration that data parallelism sees."""
         return Setting(
             config.pp, config.dp, config.tp, config.num_microbatches, config.schedule,
-            self.precision, self.optimizer,
+            self.precision, self.optimizer, virtual_stages=config.virtual_stages,
         )  # fmt: skip
 
     def menu(self, member: str, config: Configuration, layer: str = "") -> tuple[Option, ...]:
         """Every option of a class that the pins allow for the layer of this name."""
         pinned = pin_of(self.pins.get("zero"), layer)
         free = ZERO if config.dp > 1 else ZERO[:1]
+        whole = not config.splits_backward  # see space.py
+        modes = [r for r in self.recomputes(member, layer) if whole or r == "none"]
         return tuple(
             option
             for k in self.useful(member, config)
             for zero in (free if pinned is None else [pinned])
-            for option in self.options(member, config, k, zero, self.recomputes(member, layer))
+            if whole or zero != 3
+            for option in self.options(member, config, k, zero, modes)
         )
 
     def recomputes(self, member: str, layer: str = "") -> Sequence[str]:
@@ -137,7 +143,7 @@ class Pricer:
         aim = self.offered(member, config)[tp_option].aim
         slow = self.cluster.oversubscription(world_size(config))
         forward = cost.forward_seconds * slow + cost.tp_forward_seconds
-        backward = cost.backward_seconds * slow + cost.tp_backward_seconds
+        backward, weight = self.backward_seconds(cost, config)
         shared = self.shared_seconds(member, config, tp_option)
         for recompute in recomputes:
             again = cost.recomputed(recompute)
@@ -156,7 +162,22 @@ class Pricer:
                 state_bytes=state.total,
                 activation_bytes=again.held_bytes,
                 transient_bytes=state.transient + cost.transient_bytes + again.transient_bytes,
+                weight_seconds=weight,
+                waiting_bytes=cost.waiting_bytes if config.splits_backward else 0,
             )
+
+    def backward_seconds(
+        self, cost: LayerCost, config: Configuration, whole: bool = False
+    ) -> tuple[float, float]:
+        """Seconds of backward, and of its part for parameters if the schedule splits it.
+
+        On the first stage it stays ``whole``.
+        """
+        slow = self.cluster.oversubscription(world_size(config))
+        if whole or not config.splits_backward:
+            return cost.backward_seconds * slow + cost.tp_backward_seconds, 0.0
+        weight = cost.weight_seconds * slow
+        return cost.input_seconds * slow + cost.tp_backward_seconds + weight, weight
 
     def layer(self, member: str, config: Configuration, tp_option: int) -> LayerCost:
         """The cost without the parameters that an earlier part on the same rank holds too."""
@@ -221,17 +242,22 @@ class Pricer:
         slow = self.cluster.contention(2, world_size(config))
         return 2 * slow * collective_seconds(self.cluster, "send_recv", payload, group)
 
-    def buffer_bytes(self, config: Configuration, cuts: Sequence[int] | None = None) -> int:
+    def buffer_bytes(
+        self, config: Configuration, cuts: Sequence[int] | None = None, first: bool = True
+    ) -> int:
         """The inputs, and what torch's pipeline stage receives into, of all micro-batches.
 
-        Every stage holds all inputs, and a buffer for each value that crosses its ``cuts``. Without
-        these, what the fullest stage there can be holds.
+        Every rank holds all inputs, and its stages a buffer for each value that crosses their
+        ``cuts``. Multi-stage schedules wait for what they have sent at the end of the step, and
+        hold it. Without ``cuts``, what the fullest rank there can be holds.
         """
         inputs = (self.graph.values[name] for name in self.graph.inputs.values())
-        held = sum(value.bytes(config.microbatch_size) for value in inputs)
+        held = sum(value.bytes(config.microbatch_size) for value in inputs) if first else 0
         if config.pp > 1:
-            whole = [self.widest_cut(config)] * min(2, config.pp - 1) if cuts is None else cuts
-            held += sum(self.cut_bytes(cut, config) for cut in whole)
+            most = 2 * config.virtual_stages - (config.pp == 2)
+            whole = [self.widest_cut(config)] * most if cuts is None else cuts
+            sides = 1 if config.schedule in SINGLE else 2
+            held += sides * sum(self.cut_bytes(cut, config) for cut in whole)
         return config.num_microbatches * held
 
     def problem(self, config: Configuration) -> Problem:
@@ -252,6 +278,52 @@ class Pricer:
             p2p_seconds=self.p2p_seconds(config),
             baseline_bytes=self.buffer_bytes(config),
             linked=tuple(pairwise(i for i, m in enumerate(members) if m in parts)),
+            cuts=self.even_cuts(config),
+            uniform=self.uniform(config, [member for member, *_ in order]),
+        )
+
+    def uniform(self, config: Configuration, names: Sequence[str]) -> tuple[int, ...]:
+        """Blocks, where a stage's patterns differ in more than their seconds.
+
+        There would be too many of them, and too hard to choose between: bytes that one stage of
+        a rank leaves are of use to another.
+        """
+        if config.virtual_stages == 1 and not config.splits_backward:
+            return ()
+        return tuple(c for c, name in enumerate(names) if name not in self.classes.parts)
+
+    def even_cuts(self, config: Configuration) -> tuple[tuple[int, ...], ...]:
+        """Where stages that share a rank may begin: within one block of equal stages.
+
+        Without this the layers of a rank could be divided between its stages in very many ways
+        that take equally long.
+        """
+        members, parts = self.classes.members, self.classes.parts
+        if config.virtual_stages == 1:
+            return ()
+        blocks = [i for i, member in enumerate(members) if member not in parts]
+        cuts: list[tuple[int, ...]] = [(0,)]
+        for stage in range(1, config.stages):
+            even = len(blocks) * stage / config.stages
+            near = range(max(1, ceil(even) - 1), min(len(blocks) - 1, floor(even) + 1) + 1)
+            cuts.append(tuple(blocks[k] for k in near))
+        return tuple(cuts)
+
+    @property
+    def interleaves(self) -> bool:
+        """Whether no parameter can be on two stages of one rank.
+
+        At most the first and the last layer may share some; those are on different ranks.
+        """
+        graph, members = self.graph, self.classes.members
+        outside = {
+            graph.values[name].source
+            for part in self.classes.parts.values()
+            for i in part.ops
+            for name in graph.ops[i].inputs()
+        }
+        return all(outside.intersection(group) for group in graph.tied) and all(
+            parts == (members[0], members[-1]) for parts in self.shared().values()
         )
 
     def _pinned(self, layer: str) -> tuple[Any, ...]:
@@ -260,21 +332,24 @@ class Pricer:
 
     def candidate(self, config: Configuration) -> Candidate:
         """A configuration with a bound that ignores memory, rounding and data parallelism."""
-        fastest = {m: self._fastest_seconds(m, config) for m in dict.fromkeys(self.classes.members)}
-        bound = time_bound(
-            config, [fastest[m] for m in self.classes.members], [0.0], self.p2p_seconds(config)
-        )
+        members = self.classes.members
+        least = {m: self._least_seconds(m, config) for m in dict.fromkeys(members)}
+        seconds, crossing = ([least[m][k] for m in members] for k in (0, 1))
+        bound = time_bound(config, seconds, [0.0], self.p2p_seconds(config), crossing)
         return Candidate(config, bound, lambda: self.problem(config))
 
-    def _fastest_seconds(self, member: str, config: Configuration) -> float:
-        """One micro-batch of a class at least, whatever is chosen for it."""
+    def _least_seconds(self, member: str, config: Configuration) -> tuple[float, float]:
+        """One micro-batch of a class at least, whatever is chosen for it, and to cross it."""
         slow = self.cluster.oversubscription(world_size(config))
         costs = [self.cost(member, config, k) for k in self.useful(member, config)]
-        return min(
-            slow * (c.forward_seconds + c.backward_seconds)
-            + c.tp_forward_seconds + c.tp_backward_seconds
-            for c in costs
-        )  # fmt: skip
+        seconds, crossing = [], []
+        for cost in costs:
+            forward = cost.forward_seconds * slow + cost.tp_forward_seconds
+            backward, weight = self.backward_seconds(cost, config)
+            seconds.append(forward + backward)
+            split = config.splits_backward
+            crossing.append(forward + (max(0.0, backward - 2 * weight) if split else backward))
+        return min(seconds), min(crossing)
 
 
 def world_size(config: Configuration) -> int:

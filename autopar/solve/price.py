@@ -91,28 +91,36 @@ def objective_seconds(
 
 
 def time_bound(
-    config: Configuration, seconds: Sequence[float], step_seconds: Sequence[float], p2p: float
-) -> float:
+    config: Configuration, seconds: Sequence[float], step_seconds: Sequence[float], p2p: float,
+    crossing: Sequence[float] | None = None,
+) -> float:  # fmt: skip
     """No plan is faster whose layers take at least these seconds per micro-batch and per step.
 
-    Lead and pace of all ranks add up to m times the work; no rank's pace is below their mean.
-    How much of the work a zero bubble schedule leaves to the lead is not known here.
+    ``crossing`` are those of ``Configuration.crossing_seconds``, which are ``seconds`` unless
+    backward is split. Lead and pace of all ranks add up to m times the work; no rank's pace is
+    below their mean, nor below that of the rank with the largest layer.
     """
-    m, work = config.num_microbatches, sum(seconds) + 2 * (config.pp - 1) * p2p
-    apart = config.schedule == "zero_bubble" and config.pp > 1
-    share = 0.0 if apart else 1 / config.virtual_stages
-    slowest = max((m - share) * work / config.pp, (m - share) * max(seconds))
-    sync = max(sum(step_seconds) / config.pp, *step_seconds)
-    return share * work + slowest + sync
+    m, v = config.num_microbatches, config.virtual_stages
+    leads = [c / v for c in (seconds if crossing is None else crossing)]
+    transfers = 2 * (config.stages - 1) * p2p
+    lead, work = sum(leads) + transfers / v, sum(seconds) + transfers
+    mean = (1 - 1 / config.pp) * lead + m * work / config.pp
+    largest = max(lead - own + m * t for own, t in zip(leads, seconds, strict=True))
+    return max(mean, largest) + max(sum(step_seconds) / config.pp, *step_seconds)
 
 
 def problem_bound(problem: Problem) -> float:
     """A bound on every plan of a problem that ignores memory and stage boundaries."""
-    fastest = [min((o.microbatch_seconds for o in menu), default=0.0) for menu in problem.menus]
-    cheapest = [min((o.step_seconds for o in menu), default=0.0) for menu in problem.menus]
+    config = problem.configuration
+    fastest, crossing, cheapest = (
+        [min(map(figure, menu), default=0.0) for menu in problem.menus]
+        for figure in (
+            lambda o: o.microbatch_seconds, config.crossing_seconds, lambda o: o.step_seconds
+        )
+    )  # fmt: skip
     return time_bound(
-        problem.configuration, [fastest[c] for c in problem.layers],
-        [cheapest[c] for c in problem.layers], problem.p2p_seconds,
+        config, [fastest[c] for c in problem.layers], [cheapest[c] for c in problem.layers],
+        problem.p2p_seconds, [crossing[c] for c in problem.layers],
     )  # fmt: skip
 
 
@@ -125,6 +133,7 @@ def violations(problem: Problem, boundaries: Sequence[int], options: Sequence[Op
     for i, (layer, option) in enumerate(zip(problem.layers, options, strict=True)):
         if option not in problem.menus[layer]:
             broken.append(f"layer {i} has no option {option.key}")
+    broken += _differing(problem, options)
     for i, j in problem.linked:
         if options[i].key != options[j].key:
             broken.append(f"layers {i} and {j} differ: {options[i].key}, {options[j].key}")
@@ -143,3 +152,15 @@ def _misplaced(problem: Problem, boundaries: Sequence[int]) -> list[str]:
         if start not in allowed:
             broken.append(f"stage {s} may begin with layers {allowed}, not {start}")
     return broken
+
+
+def _differing(problem: Problem, options: Sequence[Option]) -> list[str]:
+    """Classes that should be uniform and are not."""
+    taken: dict[int, set[int]] = {c: set() for c in problem.uniform}
+    zeros = set()
+    for c, option in zip(problem.layers, options, strict=True):
+        if c in taken:
+            taken[c].add(option.tp_option)
+            zeros.add(option.zero)
+    broken = [f"class {c} has shardings {sorted(k)}" for c, k in taken.items() if len(k) > 1]
+    return broken + ([f"zero modes {sorted(zeros)}"] if len(zeros) > 1 else [])

@@ -70,6 +70,11 @@ class Configuration:
         """Number of stages, virtual ones counted."""
         return self.pp * self.virtual_stages
 
+    @property
+    def splits_backward(self) -> bool:
+        """Whether gradients of parameters are made apart from the others."""
+        return self.schedule == "zero_bubble" and self.pp > 1
+
     def depth(self, stage: int) -> Depth:
         """What stage ``stage`` holds at its peak, in micro-batches."""
         if self.pp == 1:
@@ -87,7 +92,7 @@ class Configuration:
         A zero bubble schedule fills the time in which I takes longer than F by making gradients
         of parameters, which nothing waits for.
         """
-        if self.schedule != "zero_bubble" or self.pp == 1:
+        if not self.splits_backward:
             return option.microbatch_seconds
         gradient = option.backward_seconds - option.weight_seconds
         return option.forward_seconds + max(0.0, gradient - option.weight_seconds)
@@ -105,6 +110,8 @@ class Problem:
         linked: pairs of layer positions that must take options with the same ``key``.
         baseline_bytes: bytes that every rank holds whatever is chosen.
         cuts: for each stage the layers that it may begin with; empty where any may.
+        uniform: classes whose layers must all take the same zero mode, and those of one class
+            the same sharding; they differ in recomputation alone.
     """
 
     configuration: Configuration
@@ -115,6 +122,7 @@ class Problem:
     linked: tuple[tuple[int, int], ...] = ()
     baseline_bytes: int = 0
     cuts: tuple[tuple[int, ...], ...] = ()
+    uniform: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def _chains(search: _Search, number: int, problem: Problem) -> Iterator[Open]:
     loose = _opened(relaxed_chain(problem), number)
     if loose.bound == np.inf:
         return
-    if loose.bound >= search.target or not problem.linked:
+    if loose.bound >= search.target or not (problem.linked or problem.uniform):
         yield loose
         return
     for chain in chains(problem):

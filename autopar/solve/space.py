@@ -10,16 +10,22 @@ from autopar.errors import UsageError
 from autopar.solve.pins import LAYERED, check_layer_pins
 from autopar.solve.problem import Configuration
 
-SCHEDULES = ("gpipe", "1f1b")
+SCHEDULES = ("gpipe", "1f1b", "interleaved_1f1b", "zero_bubble")
 RECOMPUTE = ("none", "selective", "full")
 ZERO = (0, 2, 3)
+# Stages per rank that are considered. More of them shorten the bubble by ever less, and every one
+# sends all activations once more.
+VIRTUAL_STAGES = (2, 3, 4, 6, 8)
+# How many more blocks than the mean the largest virtual stage may have, as a share.
+UNEVEN = 0.1
+SPLIT = ("interleaved_1f1b", "zero_bubble")
 PINS = {
     "pp": "a divisor of the world size, at most the number of blocks",
     "dp": "a divisor of the world size and of the global batch",
     "tp": "a divisor of the world size and of the number of heads",
     "microbatch_size": "a divisor of global_batch_size / dp",
     "schedule": " or ".join(SCHEDULES),
-    "virtual_stages": "1",
+    "virtual_stages": "at most the number of blocks per pipeline stage",
     "zero": "0, 2 or 3",
     "recompute": " or ".join(RECOMPUTE),
     "sequence_parallel": "True or False",
@@ -32,7 +38,8 @@ class Task:
 
     ``heads`` are the head counts of every attention in the model: tp must divide them all.
     ``blocks`` is the number of layers that can be spread over stages. ``names`` are those of all
-    layers, ``parts`` of those that are no block.
+    layers, ``parts`` of those that are no block. ``interleaves`` tells whether a rank may hold
+    several stages: none of its parameters is then on two of them.
     """
 
     world_size: int
@@ -42,6 +49,7 @@ class Task:
     pins: dict[str, Any]
     names: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
+    interleaves: bool = True
 
 
 def divisors(number: int) -> list[int]:
@@ -82,7 +90,7 @@ def _allowed(name: str, task: Task) -> Sequence[Any]:
         "tp": [d for d in world if all(h % d == 0 for h in task.heads)],
         "microbatch_size": divisors(task.global_batch_size // _dp_of(task)),
         "schedule": SCHEDULES,
-        "virtual_stages": (1,),
+        "virtual_stages": (1, *(range(2, task.blocks // 2 + 1) if task.interleaves else ())),
         "zero": ZERO,
         "recompute": RECOMPUTE,
         "sequence_parallel": (False, True),
@@ -129,16 +137,52 @@ def configurations(task: Task, layouts: Sequence[str]) -> Iterator[Configuration
             if per_rank % size:
                 continue
             count = per_rank // size
-            for schedule in _schedules(task, pp, count):
+            for schedule, v in _schedules(task, pp, count):
+                if schedule == "zero_bubble" and tp > 1:
+                    continue  # its collectives have not been compared with the plan's
                 for layout in _layouts(task, tp, layouts):
-                    yield Configuration(pp, dp, tp, size, count, schedule, layout)
+                    yield Configuration(pp, dp, tp, size, count, schedule, layout, v)
 
 
-def _schedules(task: Task, pp: int, count: int) -> Sequence[str]:
-    """1f1b needs as many micro-batches as stages; gpipe never needs less time or memory."""
-    best = "1f1b" if count >= pp else "gpipe"
-    pinned = task.pins.get("schedule", best)
-    return [pinned] if pp == 1 or pinned == "gpipe" or count >= pp else []
+def _schedules(task: Task, pp: int, count: int) -> list[tuple[str, int]]:
+    """(schedule, stages per rank) that can run ``count`` micro-batches and agree with the pins.
+
+    gpipe never needs less time or memory than 1f1b, which needs as many micro-batches as stages.
+    Schedules that split stages or backward are considered where a pin asks for them.
+    """
+    pinned, v = task.pins.get("schedule"), task.pins.get("virtual_stages")
+    found = [("1f1b", 1)] * (count >= pp) + [("gpipe", 1)] * (count < pp or pinned == "gpipe")
+    if pp > 1 and count % pp == 0 and (pinned in SPLIT or (v or 1) > 1):
+        found += _split_schedules(task, pp)
+    return [x for x in found if pinned in (None, x[0]) and v in (None, x[1])]
+
+
+def _split_schedules(task: Task, pp: int) -> list[tuple[str, int]]:
+    """Those that need a number of micro-batches that pp divides.
+
+    torch's zero_bubble takes the parameters of a stage before it gathers them: with zero 3, which
+    frees them, their gradients would be lost. And it would recompute a layer once for each group of
+    its parameters, and keep every result.
+    """
+    chunks = _chunks(task, pp)
+    whole = task.pins.get("zero") != 3 and task.pins.get("recompute", "none") == "none"
+    zero_bubble = [1, *chunks] if whole else []
+    return [("interleaved_1f1b", v) for v in chunks] + [("zero_bubble", v) for v in zero_bubble]
+
+
+def _chunks(task: Task, pp: int) -> list[int]:
+    """Numbers of stages per rank, above 1, that divide the blocks about evenly, or a pinned one."""
+    pinned = task.pins.get("virtual_stages", 1)
+    most = task.blocks // pp if task.interleaves else 0
+    if pinned > 1:
+        return [pinned] * (pinned <= most)
+    return [v for v in VIRTUAL_STAGES if v <= most and _largest(task.blocks, pp * v)
+            <= (1 + UNEVEN) * task.blocks / (pp * v)]  # fmt: skip
+
+
+def _largest(blocks: int, stages: int) -> int:
+    """Blocks of the largest of stages that are as equal as can be."""
+    return -(-blocks // stages)
 
 
 def _layouts(task: Task, tp: int, layouts: Sequence[str]) -> Sequence[str]:

@@ -81,7 +81,7 @@ def _arcs(chain: Chain, relaxed: Relaxed, window: Windows, target: float) -> _Ar
     finish = np.maximum(window.slowest_step[where], own_step)
     left, slowest = target - window.others_lead[where] - finish, window.slowest_pace[where]
     cap = (left - window.rest_pace[stage]) / m
-    if chain.problem.configuration.schedule != "zero_bubble":
+    if not chain.problem.configuration.splits_backward:
         slower = (m - 1 / v) * cap + window.rest_pace[stage] < slowest
         cap = np.where(slower, v * (left - slowest), cap)
     return _Arcs(stage, start, end, cap - chain.transfer_seconds[stage], window, quiet)
@@ -119,7 +119,7 @@ def _residual(chain: Chain, arcs: _Arcs, members: list[int], listing: Listing) -
     seconds = listing.beyond_seconds
     if seconds == np.inf:
         return np.inf
-    apart = chain.problem.configuration.schedule == "zero_bubble"
+    apart = chain.problem.configuration.splits_backward
     lead = 0.0 if apart else seconds / chain.problem.configuration.virtual_stages
     return min(_through(chain, arcs, k, seconds, lead, 0.0) for k in members)
 

@@ -13,6 +13,7 @@ from autopar.cost.collectives import collective_seconds
 from autopar.cost.data_parallel import (
     Setting,
     Traffic,
+    _scheduled_gathers,
     count_gathers,
     dp_cost,
     dp_group,
@@ -165,3 +166,27 @@ def test_traffic_of_other_systems(cost):
     wire = collective_seconds(CLUSTER, "reduce_scatter", 2 * 10**9, group)
     wire += collective_seconds(CLUSTER, "all_gather", 4 * 10**9, group)
     assert dp_cost(CLUSTER, large, other, 2, 0).sync_seconds == pytest.approx(wire)
+
+
+@pytest.mark.parametrize("v", [2, 3])
+def test_up_to_three_stages_per_rank_are_gathered_as_one(v):
+    deep = dataclasses.replace(setting(pp=2, dp=2, schedule="interleaved_1f1b"), virtual_stages=v)
+    for stage in range(2 * v):
+        scheduled = (deep.schedule, 2, M, v)
+        assert _scheduled_gathers(*scheduled, 2, stage) == gathers(deep, 2, stage) == 1
+        assert _scheduled_gathers(*scheduled, 3, stage) == gathers(deep, 3, stage) == M + 1
+
+
+def test_more_stages_per_rank_are_gathered_by_turns():
+    deep = dataclasses.replace(setting(pp=2, dp=2, schedule="interleaved_1f1b"), virtual_stages=4)
+    kept = [gathers(deep, 2, stage) for stage in range(8)]
+    freed = [gathers(deep, 3, stage) for stage in range(8)]
+    assert max(kept) > 1
+    assert min(kept) >= 1
+    # freed behind every forward, which the schedule's own gathers only add to
+    assert min(freed) >= M + 1
+
+
+def test_pipeline_stages_keep_what_backward_gathered(cost):
+    alone, staged = (state_bytes(cost, setting(pp=pp, m=1), 3).parameters for pp in (1, 2))
+    assert staged == alone + 2000

@@ -72,21 +72,22 @@ def parameters(config: GPTConfig = CONFIG) -> tuple[tuple[str, tuple[int, ...], 
     return tuple((name, tuple(p.shape), str(p.dtype)[6:]) for name, p in named)
 
 
-def flow(blocks: Sized, pp: int, tp: int) -> tuple[Part | Loop, ...]:
+def flow(blocks: Sized, stages: int, tp: int) -> tuple[Part | Loop, ...]:
     """Embedding, blocks and head."""
     first = ("transformer.wte.weight", "transformer.wpe.weight")
     last = ("transformer.ln_f.weight", "transformer.ln_f.bias", "lm_head.weight")
     return (
         Part(SPLIT_EMBED if tp > 1 else PLAIN_EMBED, 0, first),
         Loop(0, len(blocks), "hidden = self.run(index, hidden)"),
-        Part(SPLIT_HEAD if tp > 1 else PLAIN_HEAD, pp - 1, last),
+        Part(SPLIT_HEAD if tp > 1 else PLAIN_HEAD, stages - 1, last),
     )
 
 
 def gpt_program(pp: int = 1, dp: int = 1, tp: int = 1, **changes: Any) -> Program:
     """A program for the small GPT on pp x dp x tp ranks."""
     layers = CONFIG.n_layer
-    cuts = [layers * stage // pp for stage in range(pp + 1)]
+    stages = pp * changes.get("virtual_stages", 1)
+    cuts = [layers * stage // stages for stage in range(stages + 1)]
     dtype = "bfloat16" if changes.get("precision") == "bf16" else "float32"
     shape = ("MICROBATCH", "16 // TP", "32") if tp > 1 else ("MICROBATCH", "16", "32")
     program = Program(
@@ -105,13 +106,13 @@ def gpt_program(pp: int = 1, dp: int = 1, tp: int = 1, **changes: Any) -> Progra
         layers=("SplitBlock" if tp > 1 else None,) * layers,
         parameters=parameters(),
         context="",
-        flow=flow(changes.get("blocks", range(layers)), pp, tp),
+        flow=flow(changes.get("blocks", range(layers)), stages, tp),
         classes=(BLOCK,) if tp > 1 else (),
         ends_placements=ENDS if tp > 1 else {},
         tied=TIED,
         shared={"transformer.wte.weight": (0, pp - 1)} if pp > 1 else {},
-        cuts=(("hidden",),) * (pp - 1),
-        hidden=(((shape, dtype),),) * (pp - 1),
+        cuts=(("hidden",),) * (stages - 1),
+        hidden=(((shape, dtype),),) * (stages - 1),
         predicted_step_seconds=0.0125,
         predicted_memory_bytes=100 * 2**20,
         workload="examples.gpt:make",

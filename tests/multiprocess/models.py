@@ -14,28 +14,28 @@ from torch import Tensor, nn
 VOCABULARY, TOKENS, LAYERS, SAMPLES, CLASSES = 128, 16, 3, 8, 10
 
 
-def make_gpt() -> nn.Module:
+def make_gpt(layers: int = LAYERS) -> nn.Module:
     from examples.gpt import GPT, GPTConfig
 
-    return GPT(GPTConfig(VOCABULARY, TOKENS, LAYERS, n_head=4, n_embd=32))
+    return GPT(GPTConfig(VOCABULARY, TOKENS, layers, n_head=4, n_embd=32))
 
 
-def make_gpt2() -> nn.Module:
+def make_gpt2(layers: int = LAYERS) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     dropout = dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.0)
     config = GPT2Config(
-        n_layer=LAYERS, n_head=4, n_embd=32, vocab_size=VOCABULARY, n_positions=TOKENS,
+        n_layer=layers, n_head=4, n_embd=32, vocab_size=VOCABULARY, n_positions=TOKENS,
         bos_token_id=0, eos_token_id=0, **dropout,
     )  # fmt: skip
     return GPT2LMHeadModel(config)
 
 
-def make_llama() -> nn.Module:
+def make_llama(layers: int = LAYERS) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=LAYERS, num_attention_heads=4,
+        hidden_size=32, intermediate_size=64, num_hidden_layers=layers, num_attention_heads=4,
         num_key_value_heads=2, vocab_size=VOCABULARY, max_position_embeddings=TOKENS,
     )  # fmt: skip
     return LlamaForCausalLM(config)
@@ -199,7 +199,7 @@ def classified_vectors(generator: torch.Generator, samples: int) -> tuple[Any, T
 class Case:
     """How a model is made, what it is fed, and its loss function, None if it returns its loss."""
 
-    make: Callable[[], nn.Module]
+    make: Callable[..., nn.Module]
     batch: Callable[[torch.Generator, int], tuple[Any, Tensor | None]]
     loss_fn: Callable[[Any, Any], Tensor] | None = None
 
@@ -226,9 +226,13 @@ CASES = {
 
 
 def build(name: str) -> nn.Module:
-    """The same model on every rank. Norms and biases are off their start, so that they count."""
+    """The same model on every rank. Norms and biases are off their start, so that they count.
+
+    "gpt:5" is a GPT of five blocks.
+    """
+    kind, _, layers = name.partition(":")
     torch.manual_seed(7)
-    model = CASES[name].make()
+    model = CASES[kind].make(*[int(layers)] if layers else ())
     for parameter in model.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
     return model
@@ -236,12 +240,12 @@ def build(name: str) -> nn.Module:
 
 def batch(name: str, step: int, samples: int = SAMPLES) -> tuple[Any, Tensor | None]:
     """(inputs, target) of the global batch of a step."""
-    return CASES[name].batch(torch.Generator().manual_seed(step), samples)
+    return CASES[name.partition(":")[0]].batch(torch.Generator().manual_seed(step), samples)
 
 
 def loss_fn(name: str) -> Any:
     """The user's loss function, None where the model returns its loss."""
-    return CASES[name].loss_fn
+    return CASES[name.partition(":")[0]].loss_fn
 
 
 def loss_of(name: str, model: nn.Module, inputs: Any, target: Tensor | None) -> Tensor:

@@ -63,6 +63,11 @@ VARIANTS = [
         {"all_gather": 3 * 5, "reduce_scatter": 3, "all_reduce": 2, "send": 4, "recv": 4},
     ),
     (4, 1, 0, 4, "1f1b", "none", {"all_reduce": 2, "send": 4, "recv": 4}),
+    (2, 1, 0, 4, "zero_bubble", "full", {"all_reduce": 2, "send": 4, "recv": 4}),
+    (
+        2, 2, 2, 4, "zero_bubble", "none",
+        {"all_gather": 3, "reduce_scatter": 3, "all_reduce": 2, "send": 4, "recv": 4},
+    ),
 ]  # fmt: skip
 
 
@@ -84,6 +89,42 @@ def test_variants(
     results = ranks(pp * dp).run(train, write(tmp_path, program))
     assert_equal(results, reference)
     assert results[0]["kinds"] == expected
+
+
+# Stages 0 and 2 on rank 0 and stages 1 and 3 on rank 1, one block each: on rank 0 there are two
+# blocks and the embedding. Two receive, two send, and stage 2 does both in both directions.
+INTERLEAVED = [
+    (1, 0, "interleaved_1f1b", "full", {"all_reduce": 2, "send": 12, "recv": 12}),
+    (1, 0, "zero_bubble", "none", {"all_reduce": 2, "send": 12, "recv": 12}),
+    (
+        2, 3, "interleaved_1f1b", "full",
+        {"all_gather": 3 * 5, "reduce_scatter": 3, "all_reduce": 2, "send": 12, "recv": 12},
+    ),
+    (2, 0, "zero_bubble", "full", {"all_reduce": 3 + 2, "send": 12, "recv": 12}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dp", "zero", "schedule", "recompute", "expected"), INTERLEAVED)
+def test_two_stages_per_rank(ranks, tmp_path, reference, dp, zero, schedule, recompute, expected):
+    program = gpt_program(
+        2,
+        dp,
+        zero=(zero,) * 4,
+        ends_zero=zero,
+        microbatch=2 // dp,
+        schedule=schedule,
+        recompute=(recompute,) * 4,
+        virtual_stages=2,
+    )
+    results = ranks(2 * dp).run(train, write(tmp_path, program))
+    assert_equal(results, reference)
+    assert results[0]["kinds"] == expected
+
+
+@pytest.mark.parametrize("schedule", ["interleaved_1f1b", "zero_bubble"])
+def test_two_stages_per_rank_with_shards(ranks, tmp_path, reference, schedule):
+    program = gpt_program(2, 1, 2, schedule=schedule, virtual_stages=2)
+    assert_equal(ranks(4).run(train, write(tmp_path, program)), reference)
 
 
 TP_FORWARD = {"all_gather": 4 * 2 + 1, "reduce_scatter": 4 * 2 + 1}

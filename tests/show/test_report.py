@@ -89,3 +89,9 @@ def test_one_node_needs_no_rendezvous(sample_plan):
     cluster = replace(sample_plan.cluster, devices_per_node=16)
     command = launch_command(replace(sample_plan, cluster=cluster), "t.py")
     assert command == "torchrun --nproc-per-node 16 t.py"
+
+
+def test_memory_of_ranks_with_several_stages(sample_plan):
+    plan = replace(sample_plan, virtual_stages=2, stages=sample_plan.stages * 2)
+    rows = cells(plan, "Memory per rank")
+    assert [row[0] for row in rows if len(row) > 2] == ["0, 2", "1, 3"]

@@ -13,7 +13,7 @@ from autopar.solve.problem import Candidate, Configuration, Option, Problem
 def option(rng: random.Random, key: str) -> Option:
     forward = rng.uniform(0.5, 4.0)
     return Option(
-        key=key, tp_option=0, zero=rng.choice([0, 2, 3]), recompute="none",
+        key=key, tp_option=rng.choice([0, 0, 1]), zero=rng.choice([0, 2, 3]), recompute="none",
         forward_seconds=forward, backward_seconds=forward * rng.uniform(1.5, 3.0),
         step_seconds=rng.uniform(0.0, 6.0), state_bytes=rng.randint(1, 60),
         activation_bytes=rng.randint(1, 30), transient_bytes=rng.choice([0, 3, 9, 20]),
@@ -32,6 +32,7 @@ def problem(rng: random.Random, layers: int, classes: int, most: int = 4) -> Pro
         memory_limit_bytes=rng.randint(60, 400), p2p_seconds=rng.choice([0.0, 0.3]),
         linked=linked, baseline_bytes=rng.choice([0, 7]),
         cuts=_cuts(rng, configuration.stages, layers),
+        uniform=tuple(c for c in range(classes) if rng.random() < 0.2),
     )  # fmt: skip
 
 

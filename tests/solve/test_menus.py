@@ -146,3 +146,53 @@ def test_tensor_parallel_halves_what_is_divided():
     assert split.parameter_elements <= whole.parameter_elements
     assert shared().cost(BLOCK, TENSOR) == split, "priced once"
     assert world_size(dataclasses.replace(STAGES, tp=3)) == 12
+
+
+SPLIT = Configuration(2, 2, 1, 1, 4, "zero_bubble", virtual_stages=2)
+
+
+def test_a_split_backward_has_two_parts_and_holds_gradients_between_them():
+    plain = shared().menu(BLOCK, dataclasses.replace(SPLIT, schedule="1f1b", virtual_stages=1))[0]
+    split = shared().menu(BLOCK, SPLIT)
+    cost = shared().cost(BLOCK, SPLIT)
+    assert [o.key for o in split] == ["0/none", "2/none"]
+    assert split[0].backward_seconds == pytest.approx(cost.input_seconds + cost.weight_seconds)
+    assert split[0].weight_seconds == pytest.approx(cost.weight_seconds)
+    assert split[0].waiting_bytes == cost.waiting_bytes > 0
+    assert (plain.weight_seconds, plain.waiting_bytes) == (0, 0)
+    assert plain.backward_seconds <= split[0].backward_seconds
+
+
+@pytest.mark.parametrize("schedule", ["interleaved_1f1b", "zero_bubble"])
+def test_stages_of_a_rank_begin_near_an_even_cut_and_are_uniform(schedule):
+    given = shared().problem(dataclasses.replace(SPLIT, schedule=schedule))
+    blocks = [i for i, m in enumerate(shared().classes.members) if m == BLOCK]
+    assert given.cuts[0] == (0,)
+    assert len(given.cuts) == 4
+    for stage, cuts in enumerate(given.cuts[1:], start=1):
+        assert cuts
+        assert all(abs(blocks.index(i) - len(blocks) * stage / 4) <= 1 for i in cuts)
+    assert [given.menus[c][0].recompute for c in given.uniform] == ["none"]
+    single = shared().problem(dataclasses.replace(SPLIT, schedule="1f1b", virtual_stages=1))
+    assert (single.cuts, single.uniform) == ((), ())
+
+
+def test_multi_stage_schedules_hold_what_they_sent():
+    single = dataclasses.replace(SPLIT, schedule="1f1b", virtual_stages=1)
+    one, two = (shared().buffer_bytes(c, [0], first=False) for c in (single, SPLIT))
+    assert two == 2 * one > 0
+    # each of two ranks is on three sides of the four stages' boundaries
+    inputs = shared().buffer_bytes(SPLIT, [])
+    assert shared().buffer_bytes(SPLIT) == inputs + 3 * two
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "interleaved_1f1b", "zero_bubble"])
+def test_no_option_undercuts_the_bound_of_its_configuration(schedule):
+    v = 1 if schedule == "1f1b" else 2
+    config = dataclasses.replace(SPLIT, schedule=schedule, virtual_stages=v)
+    candidate = shared().candidate(config)
+    assert 0 < candidate.lower_bound <= problem_bound(candidate.build()) * (1 + 1e-12)
+
+
+def test_tied_ends_may_be_on_different_ranks():
+    assert shared().interleaves

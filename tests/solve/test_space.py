@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autopar.cost.schedule import check_schedule
 from autopar.errors import UsageError
 from autopar.solve.space import Task, check_pins, configurations, degrees, divisors
 
@@ -34,8 +38,11 @@ def test_every_configuration_is_legal(task):
         assert c.dp * c.microbatch_size * c.num_microbatches == task.global_batch_size
         assert c.pp <= task.blocks
         assert all(heads % c.tp == 0 for heads in task.heads)
-        assert c.schedule in ("gpipe", "1f1b")
-        assert c.schedule == "gpipe" or c.pp == 1 or c.num_microbatches >= c.pp
+        check_schedule(c.schedule, c.pp, c.num_microbatches, c.virtual_stages)
+        assert c.schedule == "gpipe" or c.num_microbatches >= c.pp
+        assert c.stages <= task.blocks or c.virtual_stages == 1
+        assert (c.virtual_stages > 1) <= (c.schedule in ("interleaved_1f1b", "zero_bubble"))
+        assert c.pp > 1 or c.schedule == "1f1b"
         assert c.layout in (LAYOUTS if c.tp > 1 else ("replicate",))
 
 
@@ -61,8 +68,8 @@ def test_every_factorisation_is_there(task):
         ({"pp": 8}, "1, 2, 4"),  # six blocks
         ({"dp": 3}, "1, 2, 4, 8"),
         ({"dp": 4, "microbatch_size": 3}, "1, 2, 4"),
-        ({"schedule": "zero_bubble"}, "gpipe, 1f1b"),
-        ({"virtual_stages": 2}, "1"),
+        ({"schedule": "dualpipe"}, "gpipe, 1f1b, interleaved_1f1b, zero_bubble"),
+        ({"virtual_stages": 4}, "1, 2, 3"),  # six blocks on two ranks at least
         ({"zero": 1}, "0, 2, 3"),
         ({"recompute": "some"}, "none, selective, full"),
         ({"sequence_parallel": 1}, "False, True"),
@@ -109,6 +116,9 @@ def test_degrees_that_do_not_multiply_to_the_world_size(pins):
         {"dp": 2, "tp": 4, "pp": 1},
         {"microbatch_size": 2, "dp": 4},
         {"schedule": "gpipe"},
+        {"schedule": "zero_bubble"},
+        {"schedule": "interleaved_1f1b", "pp": 2},
+        {"virtual_stages": 3},
         {"sequence_parallel": True},
         {"zero": 3, "recompute": "full", "virtual_stages": 1},
     ],
@@ -118,9 +128,48 @@ def test_pins_are_honoured(pins):
     found = list(configurations(task(**pins), LAYOUTS))
     assert found
     for configuration in found:
-        for name in pins.keys() & {"pp", "dp", "tp", "microbatch_size", "schedule"}:
+        names = {"pp", "dp", "tp", "microbatch_size", "schedule", "virtual_stages"}
+        for name in pins.keys() & names:
             assert (name == "schedule" and configuration.pp == 1) or (
                 getattr(configuration, name) == pins[name]
             )
         if "sequence_parallel" in pins and configuration.tp > 1:
             assert configuration.layout == "sequence"
+
+
+def _schedules(pp: int, blocks: int, batch: int, interleaves: bool = True, **pins: Any) -> set[Any]:
+    given = Task(pp, batch, blocks, (), {"pp": pp, "microbatch_size": 1, **pins})
+    given = replace(given, interleaves=interleaves)
+    return {(c.schedule, c.virtual_stages) for c in configurations(given, LAYOUTS)}
+
+
+def test_split_schedules_are_considered_where_a_pin_asks_for_them():
+    two = {("interleaved_1f1b", 2), ("zero_bubble", 2)}
+    assert _schedules(2, 4, 8) == {("1f1b", 1)}
+    assert _schedules(2, 4, 8, virtual_stages=1) == {("1f1b", 1)}
+    assert _schedules(2, 4, 8, virtual_stages=2) == two
+    assert _schedules(2, 4, 8, schedule="zero_bubble") == {("zero_bubble", 1), ("zero_bubble", 2)}
+
+
+def test_stages_per_rank_divide_the_blocks_about_evenly():
+    interleaved = {"schedule": "interleaved_1f1b"}
+    assert _schedules(2, 5, 8, **interleaved) == set()  # 5 blocks on 4 stages: 2 against 1.25
+    assert {v for _, v in _schedules(16, 126, 64, **interleaved)} == {2, 4}
+    assert _schedules(2, 5, 8, virtual_stages=2, **interleaved) == {("interleaved_1f1b", 2)}
+
+
+def test_micro_batches_that_pp_does_not_divide_leave_single_stages():
+    assert _schedules(2, 4, 3) == {("1f1b", 1)}
+    assert _schedules(4, 8, 3) == {("gpipe", 1)}
+    assert _schedules(2, 4, 3, schedule="zero_bubble") == set()
+
+
+def test_zero_bubble_is_not_offered_where_it_loses_gradients():
+    assert _schedules(2, 4, 8, zero=3, virtual_stages=2) == {("interleaved_1f1b", 2)}
+    assert _schedules(2, 4, 8, zero=3, schedule="zero_bubble") == set()
+    assert _schedules(2, 4, 8, recompute="full", virtual_stages=2) == {("interleaved_1f1b", 2)}
+
+
+def test_shared_parameters_keep_ranks_to_one_stage():
+    assert _schedules(2, 4, 8, False, schedule="zero_bubble") == {("zero_bubble", 1)}
+    assert _schedules(2, 4, 8, False, schedule="interleaved_1f1b") == set()

@@ -1,0 +1,62 @@
+"""Several stages per rank, and backward in two parts: equal to the single device and the plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.multiprocess.test_fidelity import check, make_plan, single_device, train
+
+pytestmark = pytest.mark.multiprocess
+Pins = dict[str, Any]
+
+# Model with its number of blocks, (pp, dp, tp) and further pins.
+INTERLEAVED: list[tuple[str, int, int, int, Pins]] = [
+    ("gpt:4", 2, 1, 1, {"virtual_stages": 2, "microbatch_size": 2}),
+    ("llama:4", 2, 1, 1, {"virtual_stages": 2, "microbatch_size": 1, "recompute": "full"}),
+    ("gpt2:5", 2, 2, 1, {"virtual_stages": 2, "microbatch_size": 1, "zero": 3}),
+    ("llama:6", 2, 2, 1, {"virtual_stages": 3, "microbatch_size": 2, "zero": 0}),
+    ("gpt:4", 2, 1, 2, {"virtual_stages": 2, "microbatch_size": 2, "sequence_parallel": True}),
+    ("gpt2:4", 2, 2, 2, {"virtual_stages": 2, "zero": 2, "sequence_parallel": False}),
+    # torch frees and gathers parameters of more than three stages per rank by turns
+    ("gpt:8", 2, 2, 1, {"virtual_stages": 4, "microbatch_size": 1, "zero": 2}),
+    ("gpt:8", 2, 2, 1, {"virtual_stages": 4, "microbatch_size": 1, "zero": 3}),
+]
+ZERO_BUBBLE: list[tuple[str, int, int, int, Pins]] = [
+    ("gpt", 2, 1, 1, {"virtual_stages": 1, "microbatch_size": 2}),
+    ("llama:4", 2, 1, 1, {"virtual_stages": 2, "microbatch_size": 1}),
+    ("gpt2", 2, 2, 1, {"virtual_stages": 1, "microbatch_size": 1, "zero": 2}),
+    ("llama:4", 2, 2, 1, {"virtual_stages": 2, "microbatch_size": 2, "zero": 0}),
+]  # fmt: skip
+PLANS = [
+    *((*plan, "interleaved_1f1b") for plan in INTERLEAVED),
+    *((*plan, "zero_bubble") for plan in ZERO_BUBBLE),
+]
+
+
+@pytest.fixture(scope="module")
+def references() -> dict[str, dict[str, Any]]:
+    return {}
+
+
+@pytest.mark.parametrize(("name", "pp", "dp", "tp", "pins", "schedule"), PLANS)
+def test_equals_single_device_and_plan(
+    ranks, tmp_path, references, name, pp, dp, tp, pins, schedule
+):
+    plan = make_plan(name, pp, dp, tp, {**pins, "schedule": schedule})
+    assert (plan.schedule, plan.virtual_stages) == (schedule, pins["virtual_stages"])
+    assert len(plan.stages) == pp * plan.virtual_stages
+    check(ranks, tmp_path, references, name, plan)
+
+
+@pytest.mark.parametrize("schedule", ["interleaved_1f1b", "zero_bubble"])
+def test_bf16_follows_the_single_device(ranks, tmp_path, references, schedule):
+    pins = {"schedule": schedule, "virtual_stages": 2, "microbatch_size": 2}
+    plan = make_plan("gpt:4", 2, 1, 1, pins, precision="bf16")
+    path = str(tmp_path / "program.py")
+    plan.emit(path, model="tests:none")
+    results = ranks(2).run(train, path, "gpt:4", timeout=120.0)
+    reference = references.setdefault("gpt:4", single_device("gpt:4"))
+    for result in results:
+        assert result["losses"] == pytest.approx(reference["losses"], rel=1e-2)
