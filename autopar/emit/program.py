@@ -220,14 +220,16 @@ def _shared(plan: Plan, graph: Graph, classes: Classes) -> dict[str, tuple[int, 
 
 
 def _part_parameters(graph: Graph, classes: Classes, part: str) -> tuple[str, ...]:
-    """Parameters that a part outside the blocks reads, as the generated code spells them."""
+    """Parameters that a part outside the blocks reads, under every name that they have."""
     pattern = classes.parts.get(part)
     found: dict[str, None] = {}
     for index in pattern.ops if pattern else ():
         op = graph.ops[index]
         for name in op.inputs():
             if graph.values[name].kind == "parameter":
-                found[spelled(graph, graph.values[name].source, op.unit)] = None
+                source = graph.values[name].source
+                names = next((group for group in graph.tied if source in group), ())
+                found |= dict.fromkeys([spelled(graph, source, op.unit), *names])
     return tuple(found)
 
 
