@@ -1,6 +1,6 @@
 """AlexNet, and the workload that `autopar plan examples.alexnet:make` reads.
 
-    autopar plan examples.alexnet:make --world-size 8 --cluster a100-80g
+    autopar plan examples.alexnet:make --world-size 8 --cluster a100-80g --precision fp32
 
 The classic of mixed parallelism (Krizhevsky, One weird trick, 2014): its convolutions hold a
 twentieth of the parameters and do nearly all of the work, its linear layers the reverse.
