@@ -14,6 +14,11 @@ __all__ = ["references"]
 pytestmark = pytest.mark.multiprocess
 SMALL = {"microbatch_size": 2}
 RUNS = [
+    ("t5", 1, 2, 1, {"zero": 3}),
+    ("t5", 1, 1, 2, {"sequence_parallel": True}),
+    ("t5", 2, 1, 1, {}),
+    ("t5", 2, 1, 2, {}),
+    ("vit", 2, 1, 1, {}),
     ("alternating", 2, 1, 1, {}),
     ("alternating", 1, 1, 2, {"sequence_parallel": False}),
     ("alternating", 2, 1, 2, {}),
