@@ -152,6 +152,24 @@ def calibrate_verb(args: Namespace) -> int:
     return OK
 
 
+def validate_verb(args: Namespace) -> int:
+    """``autopar validate``: published runs against predictions."""
+    from autopar.show.validation import validation_report
+    from autopar.validate.validate import summary, validate
+
+    label = "pricing published runs"
+    with ProgressDisplay(label) as display:
+        judged, refused = validate(
+            args.tables, lambda done, total: display.labelled(label, done, total)
+        )
+    found = summary(judged, refused)
+    if args.json:
+        _dump(found)
+    else:
+        _say(validation_report(found), to_stdout=True)
+    return OK
+
+
 def clusters_verb(args: Namespace) -> int:
     """``autopar clusters``: the cost models known by name."""
     from autopar.cluster import Cluster, known_clusters
@@ -181,6 +199,11 @@ VERBS: dict[str, Verb] = {
         calibrate_verb,
         "measure this host into a cost model",
         arguments.calibrate_arguments,
+    ),
+    "validate": (
+        validate_verb,
+        "price published runs and print how wrong the prices are",
+        arguments.validate_arguments,
     ),
     "clusters": (clusters_verb, "list the cost models known by name", arguments.clusters_arguments),
 }

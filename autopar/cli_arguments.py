@@ -132,5 +132,10 @@ def calibrate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", type=positive(int), default=None)
 
 
+def validate_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``autopar validate``."""
+    parser.add_argument("tables", metavar="TABLE.csv", nargs="+", type=Path)
+
+
 def clusters_arguments(parser: argparse.ArgumentParser) -> None:
     """``autopar clusters`` takes none."""

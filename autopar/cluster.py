@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from autopar.cluster_variant import extend
 from autopar.errors import CostModelError
 
 SCHEMA_VERSION = 1
@@ -84,7 +85,23 @@ class Cluster:
         """
         text = os.fspath(name_or_path)
         path = _folder() / f"{text}.json" if text in known_clusters() else Path(text)
-        return cls.from_dict(_read(path), where=str(path))
+        data = _read(path)
+        if "extends" in data:
+            return cls._extended(data, str(path))
+        return cls.from_dict(data, where=str(path))
+
+    @classmethod
+    def _extended(cls, variant: dict[str, Any], where: str) -> Self:
+        """The machine of a variant file; what it extends is known by name and no variant itself."""
+        _check_schema(variant, where, part="variant")
+        base, names = variant["extends"], known_clusters()
+        plain = base in names and "extends" not in _read(_folder() / f"{base}.json")
+        if not plain:
+            raise CostModelError(
+                f"extends {base!r}", expected=f"a full cost model among {', '.join(names)}",
+                where=where, hint="name the machine that the variant is closest to",
+            )  # fmt: skip
+        return cls.from_dict(extend(cls.load(base).to_dict(), variant), where=where)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], where: str = "cost model") -> Self:
@@ -181,10 +198,23 @@ class Cluster:
         rate = found.get("bytes_per_second")
         return float(found["seconds"]) + (moved_bytes / rate if rate else 0.0)
 
+    def varied(self, **variant: Any) -> Self:
+        """A machine that differs in the fields of a variant file, e.g. ``links_per_node=4``."""
+        given = {"source": "vendor", "detail": "as published", **variant}
+        return self.from_dict(extend(self.to_dict(), given), where=f"variant of {self.name}")
+
     def fit_error(self) -> dict[str, float]:
         """Median relative error on held-out points, by curve; without those never measured."""
         errors = {name: origin["fit_error"] for name, origin in self.provenance.items()}
         return {name: error["median"] for name, error in errors.items() if error is not None}
+
+    def step_error(self) -> dict[str, float]:
+        """Relative error of predicted step times on rows that no figure was fitted to.
+
+        ``p10`` and ``p90``, and the number of ``points``; empty where none were compared.
+        """
+        found = self.provenance.get("step_time", {}).get("step_error", {})
+        return {name: float(value) for name, value in found.items()}
 
     def oversubscription(self, world_size: int) -> float:
         """How many ranks take turns on a core, at least 1; 1 on CUDA.
@@ -267,22 +297,31 @@ def _check(data: dict[str, Any], where: str) -> None:
     version = data.get("schema_version")
     if version != SCHEMA_VERSION:
         raise _invalid(f"schema_version {version!r}", f"schema_version {SCHEMA_VERSION}", where)
+    _check_schema(data, where)
+    for path, table in _tables(data["curves"], "$.curves"):
+        _check_table(table, f"{where}, at {path}")
+
+
+def _check_schema(data: dict[str, Any], where: str, part: str | None = None) -> None:
+    """Checks against the schema of a whole file, or against one of its ``$defs``."""
     import jsonschema  # here: it takes longer to import than all of this file's work
 
     schema = json.loads((_HERE / "cluster_schema.json").read_text(encoding="utf-8"))
+    if part:
+        schema = {"$defs": schema["$defs"], **schema["$defs"][part]}
     validator = jsonschema.Draft202012Validator(schema)
     for problem in validator.iter_errors(data):
         rule = f"{problem.validator} {json.dumps(problem.validator_value)[:120]}, in SI units"
         found = f"{problem.instance}" if problem.validator == "const" else problem.message
         raise _invalid(found[:200], rule, f"{where}, at {problem.json_path}")
-    for path, table in _tables(data["curves"], "$.curves"):
-        _check_table(table, f"{where}, at {path}")
 
 
 def _tables(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every innermost table of the curves: the dicts that hold lists of numbers."""
     if isinstance(node, dict) and any(_numbers(value) for value in node.values()):
         yield path, node
+        if "alignment" in node:
+            yield f"{path}.alignment", node["alignment"]
         return
     if not isinstance(node, (dict, list)):
         return
@@ -301,6 +340,7 @@ _SHAPES = (
     ("elements_per_second", ("elements",)),
     ("seconds", ("bytes",)),
     ("efficiency", ("m", "n", "k")),
+    ("efficiency", ("elements",)),
     ("efficiency", ("length", "head_dim")),
 )
 

@@ -139,7 +139,10 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Which cost model priced the plan; not ``calibrated`` means figures from publications."""
+    """Which cost model priced the plan; not ``calibrated`` means figures from publications.
+
+    ``step_error`` has p10 and p90 of its relative error on step times that it was not fitted to.
+    """
 
     name: str
     sha256: str
@@ -147,6 +150,7 @@ class Provenance:
     summary: str
     fit_error: dict[str, float] = field(default_factory=dict)
     devices_per_node: int = 8
+    step_error: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from typing import Any
 
 from autopar import graph_json
 from autopar.cluster import Cluster
-from autopar.cost.data_parallel import OPTIMIZER_BYTES
-from autopar.cost.moves import move_seconds
+from autopar.cost.collectives import is_extrapolated
+from autopar.cost.data_parallel import OPTIMIZER_BYTES, Setting, dp_group
+from autopar.cost.moves import move_seconds, tp_group
 from autopar.cost.ops import op_cost
 from autopar.errors import UsageError
 from autopar.graph import Graph, Op
@@ -34,6 +35,9 @@ from autopar.workload import Workload, parameters_of
 # What a search gets at least: even a time limit that the trace has used up may find a plan.
 LEAST_SECONDS = 0.5
 BASELINE_SECONDS = 5.0
+
+# A payload that every collective curve covers, to ask whether group sizes are covered.
+REFERENCE_PAYLOAD = 2**20
 ATTENTION = "aten.scaled_dot_product_attention.default"
 
 
@@ -298,11 +302,11 @@ def _plan(traced: _Traced, pricer: Pricer, solution: Solution, baselines: tuple[
                             solution.candidates, solution.solver, solution.objective_seconds),
         baselines=baselines,
         cluster=Provenance(cluster.name, cluster.sha256, cluster.calibrated, cluster.description,
-                           cluster.fit_error(), cluster.devices_per_node),
+                           cluster.fit_error(), cluster.devices_per_node, cluster.step_error()),
         pins=request.pins,
         parameters=parameters_of(request.workload.model),
         program=_program(traced, pricer, solution),
-        notes=_notes(traced, config),
+        notes=(*_notes(traced, config), *_extrapolated(cluster, config)),
         workload=request.source,
     )  # fmt: skip
 
@@ -353,6 +357,20 @@ def _move_notes(pricer: Pricer, sharding: Sharding, config: Configuration) -> li
             size = value.bytes(config.microbatch_size) / 1e6
             notes.append([moved.value, str(moved.target), f"{size:.3g} MB, {1e3 * seconds:.2g} ms"])
     return notes
+
+
+def _extrapolated(cluster: Cluster, config: Configuration) -> tuple[str, ...]:
+    """Groups that are larger than, or span more nodes than, what the cost model's curves cover."""
+    setting = Setting(config.pp, config.dp, config.tp, 1, config.schedule, "bf16", 0)
+    groups = {"tp": tp_group(cluster, config.tp), "dp": dp_group(cluster, setting)}
+    names = [
+        f"{axis} groups of {group.size} on {-(-group.size // group.per_node)} node(s)"
+        for axis, group in groups.items()
+        if is_extrapolated(cluster, "all_reduce", REFERENCE_PAYLOAD, group)
+    ]
+    if not names:
+        return ()
+    return (f"{cluster.name} has no measured collectives for {' and '.join(names)}: extrapolated",)
 
 
 def _notes(traced: _Traced, config: Configuration) -> tuple[str, ...]:

@@ -1,13 +1,15 @@
-"""Writes the cost models of machines that were not measured, from ``published.csv``.
+"""Writes the cost models of machines that were not measured, from ``published/*.csv``.
 
 Run it from anywhere: ``python calibration/published.py``. Each figure of the CSV names its
 source; what is derived from them is derived here, and the provenance in the model says so.
+Figures of ``published/fitted.csv`` were fitted to published runs by ``fit_published.py``.
 """
 
 from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from autopar.cluster import Cluster
 from autopar.plan_file import layout, write_atomically
 
 HERE = Path(__file__).resolve().parent
-CREATED = "2026-11-21"
+CREATED = "2026-11-24"
 KIB, MIB = 1024, 1024**2
 GRID = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 LENGTHS, HEAD_DIMS = (64, 256, 1024, 4096, 16384), (32, 64, 128)
@@ -46,24 +48,41 @@ MACHINES = (
         "DGX H100: 8 x H100 SXM 80 GB on NVSwitch, 8 x 400 Gb/s InfiniBand per node",
         ("H100 80GB HBM3", "H100-SXM"),
     ),
-    Machine(
-        "h200-141g",
-        "DGX H200: 8 x H200 SXM 141 GB on NVSwitch, 8 x 400 Gb/s InfiniBand per node",
-        ("H200",),
-    ),
 )
 
 
-class Figures:
-    """The CSV file, by cluster, figure and size."""
+CLUSTERS = tuple(machine.name for machine in MACHINES)
 
-    def __init__(self, path: Path = HERE / "published.csv") -> None:
-        with path.open(newline="", encoding="utf-8") as stream:
-            self.rows = list(csv.DictReader(stream))
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+class Figures:
+    """The CSV files, by cluster, figure and size."""
+
+    def __init__(
+        self,
+        path: Path = HERE / "published" / "figures.csv",
+        fitted: Mapping[str, float] | None = None,
+    ) -> None:
+        self.rows = [
+            row
+            for file in (path.with_name("fitted.csv"), path)  # what is fitted comes first
+            for row in (_read(file) if file.exists() else [])
+        ]
+        self.fitted = fitted or {}
 
     def value(self, cluster: str, figure: str, size: str | int | None = None) -> float:
-        """The one value of a figure."""
+        """The one value of a figure; values that are being fitted come first."""
+        if figure in self.fitted and size is None:
+            return self.fitted[figure]
         return float(self._row(cluster, figure, size)["value"])
+
+    def has(self, cluster: str, figure: str) -> bool:
+        """Whether a figure of this machine itself is there."""
+        return any((r["cluster"], r["figure"]) == (cluster, figure) for r in self.rows)
 
     def best_gemm(self, cluster: str) -> tuple[tuple[int, int, int], float]:
         """Shape and FLOP/s of the fastest product."""
@@ -82,9 +101,10 @@ class Figures:
 
     def _row(self, cluster: str, figure: str, size: str | int | None) -> dict[str, str]:
         wanted = None if size is None else str(size)
+        ranked = sorted(self.rows, key=lambda row: row["cluster"] == "all")  # own figures first
         return next(
             row
-            for row in self.rows
+            for row in ranked
             if row["cluster"] in (cluster, "all")
             and row["figure"] == figure
             and wanted in (None, row["size"])
@@ -99,32 +119,42 @@ def rounded(value: float) -> float:
 # --- compute ---
 
 
-def fill(shape: tuple[int, int, int], multiprocessors: float) -> float:
+def fill(shape: tuple[int, int, int], waste: float, depth: float = 128) -> float:
     """How well a product fills the device, up to a factor.
 
     Tiles of the result are dealt out to the multiprocessors in rounds, the last of which is
-    half empty on average; a short inner dimension does not pay for filling and emptying the
-    pipeline of a tile. Small results take smaller tiles, which reuse less of what they load.
+    partly empty: ``waste`` tiles' time is lost on average. An inner dimension that is not much
+    longer than ``depth`` does not pay for filling and emptying the pipeline of a tile. Small
+    results take smaller tiles, which reuse less of what they load.
     """
     m, n, k = shape
     kinds = ((128, 256, 1.0), (128, 128, 0.9), (64, 64, 0.6))
     tiles = ((math.ceil(m / a) * math.ceil(n / b), part) for a, b, part in kinds)
-    return max(part * t / (t + multiprocessors / 2) for t, part in tiles) * k / (k + 128)
+    return max(part * t / (t + waste) for t, part in tiles) * k / (k + depth)
 
 
 def gemm(figures: Figures, name: str, dtype: str) -> dict[str, Any]:
     """Efficiency by shape: what the best published product reaches, less what others waste."""
     shape, flops = figures.best_gemm(name)
-    best = figures.value(name, "sustained_gemm") * flops / figures.value(name, "peak_bfloat16")
-    count = figures.value(name, "multiprocessors")
-    norm = fill(shape, count)
+    top = flops / figures.value(name, "peak_bfloat16")  # no shape beats the best published one
+    best = figures.value(name, "sustained_gemm") * top
+    waste = figures.value(name, "multiprocessors") * figures.value(name, "rounds_wasted")
+    depth = figures.value(name, "pipeline_depth")
+    norm = fill(shape, waste, depth)
     efficiency = [
-        [[rounded(best * min(1.0, fill((m, n, k), count) / norm)) for k in GRID] for n in GRID]
+        [
+            [rounded(min(top, best * fill((m, n, k), waste, depth) / norm)) for k in GRID]
+            for n in GRID
+        ]
         for m in GRID
     ]
     return {
         "peak_flops": figures.value(name, f"peak_{dtype}"),
         "launch_seconds": figures.value(name, "launch"),
+        "gradient_share": figures.value(name, "gradient_share"),
+        "alignment": {
+            "elements": [4, 8], "efficiency": [figures.value(name, f"aligned_{n}") for n in (4, 8)]
+        },
         "m": list(GRID), "n": list(GRID), "k": list(GRID), "efficiency": efficiency,
     }  # fmt: skip
 
@@ -134,14 +164,18 @@ def attention(figures: Figures, name: str) -> dict[str, Any]:
     parts = {}
     for part in ("causal_forward", "causal_backward", "full_forward", "full_backward"):
         top = figures.value(name, f"attention_{part.split('_')[1]}")
+        power = figures.value(name, "attention_dim_power")
         # Half of the tiles on the diagonal of a causal mask are computed for nothing.
-        half = 512 if part.startswith("causal") else 256
+        half = figures.value(name, "attention_half") / (1 if part.startswith("causal") else 2)
         parts[part] = {
             "launch_seconds": figures.value(name, "launch"),
             "length": list(LENGTHS),
             "head_dim": list(HEAD_DIMS),
             "efficiency": [
-                [rounded(top * length / (length + half) * (dim / 128) ** 0.25) for dim in HEAD_DIMS]
+                [
+                    rounded(top * length / (length + half) * (dim / 128) ** power)
+                    for dim in HEAD_DIMS
+                ]
                 for length in LENGTHS
             ],
         }
@@ -204,10 +238,11 @@ def traffic(kind: str, size: int) -> float:
 def in_node(figures: Figures, name: str, kind: str, size: int) -> dict[str, Any]:
     """Seconds by payload: the reference's overhead, and the transfer at the own bandwidth."""
     bandwidth = bus_bandwidth(figures, name, kind, size)
+    share = figures.value(name, "node_share")
     steps = 1.0 if kind == "all_reduce" else 0.5
     seconds, least = [], 0.0
     for payload in PAYLOADS:
-        transfer = traffic(kind, size) * payload / bandwidth
+        transfer = traffic(kind, size) * payload / (share * bandwidth)
         least = max(least, steps * overhead(figures, size, payload) + transfer)
         seconds.append(rounded(least))
     return {"level": "node", "size": size, "bytes": list(PAYLOADS), "seconds": seconds}
@@ -216,7 +251,7 @@ def in_node(figures: Figures, name: str, kind: str, size: int) -> dict[str, Any]
 def across(figures: Figures, name: str, kind: str) -> dict[str, Any]:
     """Two nodes with one rank each, on one link."""
     latency = figures.value(name, "network_latency")
-    bandwidth = figures.value(name, "link_bandwidth")
+    bandwidth = figures.value(name, "network_share") * figures.value(name, "link_bandwidth")
     seconds = [rounded(latency + traffic(kind, 2) * p / bandwidth) for p in PAYLOADS]
     return {"level": "nodes", "size": 2, "bytes": list(PAYLOADS), "seconds": seconds}
 
@@ -236,21 +271,41 @@ def collectives(figures: Figures, name: str) -> dict[str, Any]:
 # --- the models ---
 
 DETAILS = {
-    "gemm": ("published", "87 % of the best published bfloat16 product; by how well tiles "
-             "fill the device for other shapes, and for float32 as for bfloat16"),
-    "attention": ("published", "share of the peak that FlashAttention-2 is published to reach"),
-    "elementwise": ("vendor", "bandwidth of the data sheet, 85 % of it for long transfers"),
-    "optimizer": ("vendor", "80 bytes (AdamW) and 12 bytes (SGD) per element at that bandwidth"),
-    "collectives.in_node": ("published", "A100 all-reduce by size, H100 and H200 bus bandwidth; "
+    "gemm": ("fitted to published runs", "a share of the best published bfloat16 product; by how "
+             "well tiles fill the device for other shapes, and for float32 as for bfloat16"),
+    "attention": ("fitted to published runs", "share of the peak by length, of FlashAttention-2"),
+    "elementwise": ("fitted to published runs", "a share of the data sheet's bandwidth"),
+    "optimizer": ("fitted to published runs", "80 bytes (AdamW) and 12 bytes (SGD) per element at "
+                  "the bandwidth of element-wise operations"),
+    "collectives.in_node": ("published", "A100 all-reduce by size, H100 bus bandwidth; "
                             "other kinds by the traffic of the ring algorithms"),
-    "collectives.across_nodes": ("published", "bus bandwidth per network link, latency assumed"),
+    "collectives.across_nodes": ("fitted to published runs", "a share of the published bus "
+                                 "bandwidth per network link, latency assumed"),
+    "overlap": ("fitted to published runs", "share of the shorter of computing and communication "
+                "that shows when both run at once"),
+    "dispatch": ("published", "an assumption: eager PyTorch, one operation"),
 }  # fmt: skip
 
 
 def origin(source: str, detail: str) -> dict[str, Any]:
     """Provenance of a curve that nobody measured: it has no fit error."""
-    where = "; sources in calibration/published.csv"
+    where = "; sources in calibration/published/"
     return {"source": source, "date": CREATED, "detail": detail + where, "fit_error": None}
+
+
+def provenance(figures: Figures, name: str) -> dict[str, Any]:
+    """Where each curve is from, and how wrong step times are that it was not fitted to."""
+    found = {curve: origin(*text) for curve, text in DETAILS.items()}
+    if figures.has(name, "step_error_points"):
+        found["step_time"] = {
+            **origin("fitted to published runs", "published step times that were held out"),
+            "step_error": {
+                "p10": figures.value(name, "step_error_p10"),
+                "p90": figures.value(name, "step_error_p90"),
+                "points": int(figures.value(name, "step_error_points")),
+            },
+        }
+    return found
 
 
 def model(figures: Figures, machine: Machine) -> dict[str, Any]:
@@ -271,7 +326,7 @@ def model(figures: Figures, machine: Machine) -> dict[str, Any]:
         "calibrated": False,
         "created": CREATED,
         "units": {"time": "s", "size": "B", "work": "FLOP"},
-        "provenance": {curve: origin(*text) for curve, text in DETAILS.items()},
+        "provenance": provenance(figures, name),
         "curves": {
             "gemm": {dtype: gemm(figures, name, dtype) for dtype in dtypes},
             "attention": {dtype: attention(figures, name) for dtype in dtypes},
@@ -281,6 +336,8 @@ def model(figures: Figures, machine: Machine) -> dict[str, Any]:
                 "adamw": optimizer(figures, name, floats=20),
             },
             "collectives": collectives(figures, name),
+            "overlap": {"slowdown": figures.value(name, "overlap_slowdown")},
+            "dispatch": {"op_seconds": figures.value(name, "dispatch")},
         },
     }
 

@@ -10,7 +10,7 @@ import pytest
 from autopar.cluster import OVERHEADS, Cluster, known_clusters
 from autopar.errors import CostModelError
 
-SHIPPED = ("a100-80g", "cpu", "h100-80g", "h200-141g")
+SHIPPED = ("a100-40g", "a100-80g", "cpu", "h100-80g", "h100-96g", "h200-141g")
 
 
 @pytest.fixture
@@ -216,4 +216,36 @@ def test_every_overhead_may_stand_in_a_file(data, name):
 def test_overheads_are_known_and_plausible(data, found):
     data["curves"]["overheads"] = found
     with pytest.raises(CostModelError, match="overheads"):
+        Cluster.from_dict(data)
+
+
+def test_step_errors_come_from_the_provenance(data):
+    data["provenance"].pop("step_time", None)
+    assert Cluster.from_dict(deepcopy(data)).step_error() == {}
+    error = {"p10": -0.1, "p90": 0.08, "points": 20}
+    data["provenance"]["step_time"] = {
+        "source": "fitted to published runs", "date": "2026-11-24", "detail": "held out",
+        "fit_error": None, "step_error": error,
+    }  # fmt: skip
+    assert Cluster.from_dict(data).step_error() == error
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("overlap",), {"slowdown": 1.5}),
+        (("overlap",), {}),
+        (("dispatch",), {"op_us": 3}),
+        (("dispatch",), {"op_seconds": -1e-6}),
+        (("gemm", "bfloat16", "gradient_share"), 0),
+        (("gemm", "bfloat16", "alignment"), {"elements": [8, 4], "efficiency": [0.5, 0.8]}),
+        (("gemm", "bfloat16", "alignment"), {"elements": [4, 8], "efficiency": [0.5]}),
+    ],
+)
+def test_bad_values_of_optional_curves(data, path, value):
+    node = data["curves"]
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    with pytest.raises(CostModelError):
         Cluster.from_dict(data)

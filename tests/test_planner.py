@@ -218,3 +218,17 @@ def test_ops_that_cannot_be_divided_are_named_with_their_cost():
     (note,) = plans[1].notes
     assert note.startswith("no way to divide aten.trace.default was found")
     assert note.endswith("ms per micro-batch")
+
+
+def test_groups_beyond_the_measured_ones_are_named():
+    """The curves of h100-80g cover 8 devices of a node and 2 nodes."""
+    small = make(pin={"pp": 1, "tp": 1, "dp": 4})
+    assert not any("extrapolated" in note for note in small.notes)
+    large = make(world_size=64, global_batch_size=64, pin={"pp": 1, "tp": 1, "dp": 64})
+    (note,) = [note for note in large.notes if "extrapolated" in note]
+    assert "dp groups of 64 on 8 node(s)" in note
+
+
+def test_plans_carry_the_errors_of_their_cost_model():
+    assert make().cluster.step_error["points"] > 0
+    assert make(cluster="h200-141g").cluster.step_error == {}

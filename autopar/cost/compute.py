@@ -30,20 +30,31 @@ class _Rate:
 
     table: Table
     launch_seconds: float
+    alignment: tuple[tuple[int, float], ...] = ()
+    gradient_share: float = 1.0
+
+    def aligned(self, *sizes: int) -> float:
+        """Share of the rate that sizes divisible by a small power of two only keep."""
+        worst = min(size & -size for size in sizes)
+        return next((share for least, share in self.alignment if worst <= least), 1.0)
 
 
 @lru_cache(_CACHE)
-def gemm_seconds(cluster: Cluster, m: int, n: int, k: int, dtype: str, batch: int = 1) -> float:
+def gemm_seconds(
+    cluster: Cluster, m: int, n: int, k: int, dtype: str, batch: int = 1, *, gradient: bool = False
+) -> float:
     """Seconds of ``batch`` products of (m, k) and (k, n) matrices issued as one call.
 
-    The gradient of either factor is one more product, with the sizes exchanged.
+    The gradient of either factor is one more product, with the sizes exchanged. It reads its
+    factors across their rows, which costs some devices a share of the rate.
     """
     work = 2.0 * batch * m * n * k
     if not work:
         return 0.0
     rate = _gemm(cluster, dtype)
     moved = batch * (m * k + k * n + m * n) * DTYPE_BYTES[dtype]
-    compute = work / rate.table.at(m, n, k)
+    share = rate.aligned(m, n, k) * (rate.gradient_share if gradient else 1.0)
+    compute = work / (rate.table.at(m, n, k) * share)
     return max(compute, _memory_seconds(cluster, moved)) + rate.launch_seconds
 
 
@@ -114,7 +125,11 @@ def _memory_seconds(cluster: Cluster, bytes_moved: int) -> float:
 def _gemm(cluster: Cluster, dtype: str) -> _Rate:
     curve = cluster.of_dtype("gemm", dtype)
     rates = _scaled(curve["efficiency"], curve["peak_flops"])
-    return _Rate(Table.of([curve[axis] for axis in "mnk"], rates), curve["launch_seconds"])
+    table = Table.of([curve[axis] for axis in "mnk"], rates)
+    steps = curve.get("alignment", {"elements": [], "efficiency": []})
+    pairs = zip(steps["elements"], steps["efficiency"], strict=True)
+    gradient = curve.get("gradient_share", 1.0)
+    return _Rate(table, curve["launch_seconds"], tuple(pairs), gradient)
 
 
 @lru_cache

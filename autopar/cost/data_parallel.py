@@ -40,12 +40,15 @@ class Traffic:
         reduce_bytes: of one reduced gradient.
         every_microbatch: whether sharded gradients are reduced in each micro-batch (pp = 1).
         overlapped: whether communication runs beside the layer's computing.
+        flat: whether a layer's parameters travel together; otherwise each in a collective of
+            its own.
     """
 
     gather_bytes: int | None = None
     reduce_bytes: int = MASTER_BYTES
     every_microbatch: bool = True
     overlapped: bool = True
+    flat: bool = True
 
 
 @dataclass(frozen=True)
@@ -207,9 +210,14 @@ def dp_cost(
     group = dp_group(cluster, setting)
     n, m = cost.parameter_elements, setting.num_microbatches
     slow = cluster.contention(setting.dp, setting.world_size)
-    gather = slow * collective_seconds(cluster, "all_gather", setting.gather_bytes * n, group)
     kind = "reduce_scatter" if zero else "all_reduce"
-    reduce = slow * collective_seconds(cluster, kind, setting.traffic.reduce_bytes * n, group)
+    parts = 1 if setting.traffic.flat else max(1, cost.parameter_tensors)
+
+    def wire(kind: str, payload_bytes: int) -> float:
+        return slow * parts * collective_seconds(cluster, kind, -(-payload_bytes // parts), group)
+
+    gather = wire("all_gather", setting.gather_bytes * n)
+    reduce = wire(kind, setting.traffic.reduce_bytes * n)
     times = gathers(setting, zero, stage)
     count = reductions(setting, zero)
     counts = Counter({"all_gather": times, kind: count})

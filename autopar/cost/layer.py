@@ -120,7 +120,9 @@ def layer_cost(
     boundary = _boundary_bytes(graph, pattern, sharding, batch)
     tp_forward = sum(s[0] for _, s in comm) + inner
     tp_backward = sum(s[1] for _, s in comm)
-    host_forward, host_backward = _host_seconds(graph, pattern, cluster, compute)
+    inner_count = sum(len(s.collectives) for s in sharding.strategies.values())
+    calls = sum(s[0] > 0 for _, s in comm) + inner_count, sum(s[1] > 0 for _, s in comm)
+    host_forward, host_backward = _host_seconds(graph, pattern, cluster, compute, calls)
     device_backward = sum(c.backward_seconds for c in compute)
     backward = max(device_backward, host_backward - tp_backward)
     return LayerCost(
@@ -163,13 +165,15 @@ def _op(graph: Graph, sharding: Sharding, cluster: Cluster, index: int, batch: i
 
 
 def _host_seconds(
-    graph: Graph, pattern: Pattern, cluster: Cluster, compute: list[OpCost]
-) -> tuple[float, float]:
+    graph: Graph, pattern: Pattern, cluster: Cluster, compute: list[OpCost],
+    collectives: tuple[int, int],
+) -> tuple[float, float]:  # fmt: skip
     """Seconds in which the host issues a forward and a backward pass of the layer.
 
-    A device that computes faster than that waits. Backward issues a kernel per gradient.
+    A device that computes and communicates faster than that waits. Backward issues a kernel
+    per gradient.
     """
-    forward = backward = 0
+    forward, backward = collectives
     for index, cost in zip(pattern.ops, compute, strict=True):
         forward += cost.forward_seconds > 0
         if cost.backward_seconds > 0:

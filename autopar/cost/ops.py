@@ -81,8 +81,8 @@ def _product(
     dtype = factors[0].dtype
     forward = gemm_seconds(cluster, m, n, k, dtype, batch)
     products = (
-        gemm_seconds(cluster, m, k, n, dtype, batch),
-        gemm_seconds(cluster, k, n, m, dtype, batch),
+        gemm_seconds(cluster, m, k, n, dtype, batch, gradient=True),
+        gemm_seconds(cluster, k, n, m, dtype, batch, gradient=True),
     )
     seconds = {False: 0.0, True: 0.0}  # by whether the factor is a parameter
     for factor, product in zip(factors, products, strict=True):

@@ -34,7 +34,8 @@ def test_writes_the_shipped_models(published, tmp_path):
 def test_every_figure_has_a_source(published):
     rows = published.Figures().rows
     assert len(rows) > 50
-    assert all(row["source"] and row["unit"] and float(row["value"]) > 0 for row in rows)
+    assert all(row["source"] and row["unit"] for row in rows)
+    assert all(float(row["value"]) > 0 for row in rows if "step_error" not in row["figure"])
 
 
 @pytest.mark.parametrize(("name", "best"), [("a100-80g", 271.2e12), ("h100-80g", 794.5e12)])

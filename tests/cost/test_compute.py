@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,3 +107,21 @@ def test_every_tensor_of_an_optimizer_is_launched():
 def test_what_has_no_curve_is_refused(call):
     with pytest.raises(CostModelError, match=r"no .* curve"):
         call()
+
+
+def test_misaligned_and_gradient_products_are_slower():
+    """Sizes divisible by 4 only run at the share of their step, gradients at their own."""
+    data = deepcopy(Cluster.load("a100-80g").to_dict())
+    curve = data["curves"]["gemm"]["bfloat16"]
+    curve["alignment"] = {"elements": [4, 8], "efficiency": [0.25, 0.5]}
+    curve["gradient_share"] = 0.5
+    cluster = Cluster.from_dict(data)
+    launch = curve["launch_seconds"]
+
+    def seconds(k, **options):
+        return gemm_seconds(cluster, 8192, 8192, k, "bfloat16", **options) - launch
+
+    even = seconds(4096)
+    assert seconds(4104) == pytest.approx(2 * even * 4104 / 4096, rel=0.01)
+    assert seconds(4100) == pytest.approx(4 * even * 4100 / 4096, rel=0.01)
+    assert seconds(4096, gradient=True) == pytest.approx(2 * even)

@@ -101,7 +101,8 @@ def test_communication_hides_behind_compute(cost):
     """Ample compute hides a gather; without any it is exposed."""
     slow = dataclasses.replace(cost, forward_seconds=10.0, backward_seconds=10.0)
     fast = dataclasses.replace(cost, forward_seconds=0.0, backward_seconds=0.0)
-    hidden, exposed = (dp_cost(CLUSTER, c, setting(), 3, 0) for c in (slow, fast))
+    perfect = with_curve(overlap={"slowdown": 0.0})
+    hidden, exposed = (dp_cost(perfect, c, setting(), 3, 0) for c in (slow, fast))
     assert hidden.forward_seconds == hidden.backward_seconds == 0
     assert exposed.forward_seconds > 0
     assert exposed.backward_seconds > 0
@@ -151,9 +152,12 @@ def test_overlap_slows_both_down(cost):
 
 def test_recomputation_hides_communication_too(cost):
     wire = collective_seconds(CLUSTER, "reduce_scatter", 4 * 1000, dp_group(CLUSTER, setting()))
-    none = dataclasses.replace(cost, backward_seconds=0.0)
-    assert dp_cost(CLUSTER, none, setting(), 2, 0).backward_seconds == pytest.approx(wire)
-    assert dp_cost(CLUSTER, none, setting(), 2, 0, again_seconds=wire).backward_seconds == 0
+    none, perfect = (
+        dataclasses.replace(cost, backward_seconds=0.0),
+        with_curve(overlap={"slowdown": 0.0}),
+    )
+    assert dp_cost(perfect, none, setting(), 2, 0).backward_seconds == pytest.approx(wire)
+    assert dp_cost(perfect, none, setting(), 2, 0, again_seconds=wire).backward_seconds == 0
 
 
 def test_traffic_of_other_systems(cost):

@@ -27,6 +27,15 @@ def test_first_line_warns_of_an_uncalibrated_model(sample_plan):
     assert report(calibrated(sample_plan)).verdict.startswith("pp=2 dp=4 tp=2 takes 700 ms")
 
 
+def test_step_time_with_the_interval_of_the_models_own_errors(sample_plan):
+    """Predictions 10 % too low to 25 % too high: 0.7 s may be 0.56 s to 0.78 s."""
+    assert "never compared" in facts(sample_plan, "Cost model")["step times"]
+    error = {"p10": -0.1, "p90": 0.25, "points": 49.0}
+    plan = replace(sample_plan, cluster=replace(sample_plan.cluster, step_error=error))
+    assert "takes 700 ms (560 ms to 778 ms) per step" in report(plan).verdict
+    assert "-10 % to +25 %" in facts(plan, "Cost model")["step times"]
+
+
 def test_verdict_states_the_certificate(sample_plan):
     assert report(sample_plan).verdict.endswith("proven within 0.40 % of the optimum")
     solver = replace(sample_plan.solver, gap=0.0)

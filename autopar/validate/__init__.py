@@ -1,0 +1,1 @@
+"""Published training runs against autopar's prices: ``autopar validate TABLE.csv``."""

@@ -1,0 +1,173 @@
+"""How the training systems of published runs work, as far as their prices depend on it.
+
+A table of facts, each from the system's sources. What is fitted stands in ``fitted.json``:
+what the kernels, hosts and networks of a source reach relative to the machine's cost model.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+from autopar.cost.data_parallel import Traffic
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes per parameter that a rank holds: those of ``sharded`` are divided by the dp degree."""
+
+    parameters: float
+    gradients: float
+    sharded: float
+
+
+@dataclass(frozen=True)
+class System:
+    """One training system.
+
+    Attributes:
+        flash: whether attention is one kernel.
+        gated: whether its models are Llama's, otherwise GPT's.
+        tied: whether the output layer shares the embedding.
+        traffic: how parameters and gradients travel, by the texts of ``sharding`` and precision,
+            first match counts.
+        partitioned: whether tp ranks send a share each between stages, and gather behind it.
+        balanced: whether stages are cut where the FLOP are equal, instead of the blocks.
+        held: bytes per parameter by the text of ``sharding`` and precision, first match counts.
+        counts_flops: whether its MFU counts three forward passes with full attention, without
+            recomputation, so that a step time follows from it.
+        recompute: what it does where the table does not say.
+    """
+
+    flash: bool
+    gated: bool
+    tied: bool
+    traffic: tuple[tuple[str, str, Traffic], ...]
+    held: tuple[tuple[str, str, Held], ...]
+    partitioned: bool = False
+    balanced: bool = False
+    counts_flops: bool = False
+    recompute: str = ""
+
+
+_MIXED = 12.0  # master copy and two moments of Adam in float32
+_LATE = Traffic(gather_bytes=2, reduce_bytes=2, every_microbatch=False, overlapped=False)
+_LATE_FP32 = Traffic(gather_bytes=2, reduce_bytes=4, every_microbatch=False, overlapped=False)
+_PER_TENSOR = replace(_LATE_FP32, flat=False)
+# Composer: DEFAULT gathers float32 and reduces in the autocast dtype, PURE keeps everything in it.
+_DEFAULT = Traffic(gather_bytes=4, reduce_bytes=2)
+_PURE = Traffic(gather_bytes=2, reduce_bytes=2)
+_EVERYTHING_SHARDED = Held(0.0, 0.0, 16.0)
+
+_ZERO = (
+    # DeepSpeed's bf16 optimizer accumulates gradients in float32 besides those in bf16.
+    ("zero1", "bf16", Held(2.0, 6.0, _MIXED)),
+    ("zero1", "", Held(2.0, 2.0, _MIXED)),
+    ("", "bf16", Held(2.0, 6.0 + _MIXED, 0.0)),
+    ("", "", Held(2.0, 2.0 + _MIXED, 0.0)),
+)
+_MEGATRON = System(
+    flash=False,
+    gated=False,
+    tied=True,
+    traffic=(("", "bf16 (fp32", _LATE_FP32), ("", "", _LATE)),
+    held=_ZERO,
+    partitioned=True,
+)
+
+# Texts that the framework column may hold, most specific first, with the facts.
+SYSTEMS: tuple[tuple[str, System], ...] = (
+    ("Megatron-DeepSpeed", _MEGATRON),
+    ("Megatron-LM 2021", _MEGATRON),
+    (
+        "Composer FSDP",
+        System(
+            flash=True, gated=False, tied=True, traffic=(("PURE", "", _PURE), ("", "", _DEFAULT)),
+            held=(("PURE", "", Held(0.0, 0.0, 8.0)), ("", "", _EVERYTHING_SHARDED)),
+        ),
+    ),
+    (
+        "nanotron",
+        System(
+            flash=True, gated=True, tied=True,
+            # Its DistributedDataParallel is left out with ZeRO-1 and float32 accumulation.
+            traffic=(("zero0", "", replace(_LATE_FP32, overlapped=True)), ("", "", _PER_TENSOR)),
+            held=(
+                ("zero1", "", Held(2.0, 4.0, _MIXED)), ("", "", Held(2.0, 4.0 + _MIXED, 0.0)),
+            ),
+            counts_flops=True, balanced=True, recompute="none",
+        ),
+    ),
+    (
+        "InternEvo",
+        System(
+            flash=True, gated=True, tied=False,
+            traffic=(("", "", replace(_LATE, overlapped=True)),),
+            held=(("", "", Held(2.0, 2.0, _MIXED)),),
+        ),
+    ),
+)  # fmt: skip
+
+# ZeRO modes by the text of the sharding column, first match counts. ZeRO-1 is priced as
+# mode 2: parameters are gathered once per step, gradients are reduced once.
+ZERO = (
+    ("zero3", 3), ("zero2", 2), ("zero1", 2), ("zero0", 0), ("none", 0), ("", 0),
+)  # fmt: skip
+
+
+def system_of(framework: str) -> System | None:
+    """The facts about a framework, None if they are not known."""
+    return next((system for text, system in SYSTEMS if text in framework), None)
+
+
+def traffic_of(system: System, sharding: str, precision: str) -> Traffic:
+    """What travels, and when."""
+    return _first(system.traffic, sharding, precision)
+
+
+def held_of(system: System, sharding: str, precision: str) -> Held:
+    """Bytes per parameter."""
+    return _first(system.held, sharding, precision)
+
+
+Fact = TypeVar("Fact")
+
+
+def _first(table: tuple[tuple[str, str, Fact], ...], sharding: str, precision: str) -> Fact:
+    return next(fact for text, dtype, fact in table if text in sharding and dtype in precision)
+
+
+FITTED = Path(__file__).with_name("fitted.json")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Speeds of a source relative to the cost model of its device, and of its hosts."""
+
+    products: float = 1.0
+    memory: float = 1.0
+    node_links: float = 1.0
+    network: float = 1.0
+    dispatch_seconds: float | None = None
+
+
+# Texts of the source column, and the environment that is fitted to its rows.
+ENVIRONMENTS = (
+    ("ground_truth_single", "vtrain-single"), ("ground_truth_multi", "vtrain-multi"),
+    ("bigscience", "bigscience"), ("nanotron", "nanotron"),
+)  # fmt: skip
+
+
+def environment_of(source: str) -> str:
+    """The name of the environment of a source, "" where the machine's own cost model holds."""
+    return next((name for text, name in ENVIRONMENTS if text in source), "")
+
+
+@lru_cache
+def environments() -> dict[str, Environment]:
+    """The fitted environments by name."""
+    found = json.loads(FITTED.read_text(encoding="utf-8")) if FITTED.exists() else {}
+    return {name: Environment(**values) for name, values in found.items()}

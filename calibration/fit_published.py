@@ -1,0 +1,251 @@
+"""Fits the cost models of machines nobody measured to the step times of published runs.
+
+    python calibration/fit_published.py            # about ten minutes; writes fitted.csv
+    python calibration/published.py                # writes cost_models/*.json from it
+
+Every parameter has a physical meaning, and starts from a published figure or a stated guess, to
+which a weak prior ties it. Machines are fitted to runs of PyTorch itself (llm-foundry's FSDP);
+what the kernels of an older system, or another host and network, reach relative to that is
+fitted to other rows of the same source and kept apart (``autopar/validate/fitted.json``). Which
+rows are fitted is decided by model, so that the rest is held out: see ``JUDGED``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+import published  # noqa: E402  (the script beside this one)
+
+from autopar.cluster import Cluster  # noqa: E402
+from autopar.plan_file import write_atomically  # noqa: E402
+from autopar.validate.price import Prices  # noqa: E402
+from autopar.validate.runs import InexpressibleError, Run, read_run  # noqa: E402
+from autopar.validate.systems import FITTED, Environment  # noqa: E402
+from autopar.validate.table import read_table  # noqa: E402
+
+Vector = NDArray[np.float64]
+TABLES = ("vtrain", "llmfoundry", "nanotron", "bigscience")
+# Largest residual that counts in full: rows beyond it may be wrong, so they pull no harder.
+OUTLIER = 0.15
+PRIOR = 2e-3
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One fit: what is free, where it starts, what it may not exceed, and which rows count."""
+
+    name: str
+    start: Mapping[str, float]
+    most: Mapping[str, float]
+    rows: Callable[[Run], bool]
+
+
+MACHINE = {
+    "sustained_gemm": 0.87, "gradient_share": 0.85, "rounds_wasted": 0.5, "pipeline_depth": 100.0,
+    "attention_forward": 0.4, "attention_backward": 0.4, "attention_half": 400.0,
+    "memory_efficiency": 0.85, "network_share": 0.8, "overlap_slowdown": 0.5,
+}  # fmt: skip
+MOST = {
+    "sustained_gemm": 1.0, "gradient_share": 1.0, "attention_forward": 0.9,
+    "attention_backward": 0.9, "memory_efficiency": 1.0, "network_share": 1.0,
+    "overlap_slowdown": 1.0, "node_links": 1.0, "memory": 1.2,
+}  # fmt: skip
+SYSTEM = {
+    "products": 0.95, "memory": 1.0, "dispatch_seconds": 6e-5, "node_links": 0.8, "network": 0.8,
+}  # fmt: skip
+
+
+def _model(run: Run) -> str:
+    return run.row.text("model")
+
+
+def _source(run: Run, text: str) -> bool:
+    return text in run.row.text("source")
+
+
+# Rows that are held out: whole models, or shapes where a source has only one name.
+JUDGED: dict[str, Callable[[Run], bool]] = {
+    "llmfoundry": lambda run: _model(run) in ("MPT-350m", "MPT-1b", "MPT-13b", "MPT-70b"),
+    "vtrain": lambda run: run.layers in (16, 24) or run.shape.hidden == 8192,
+    "bigscience": lambda run: run.layers not in (72, 78),
+    "nanotron": lambda run: "3.57B" not in _model(run) and "8.86B" not in _model(run),
+}
+
+
+def is_judged(run: Run) -> bool:
+    """Whether a row is held out of every fit."""
+    return JUDGED[Path(run.row.table).stem](run)
+
+
+FITS = (
+    Fit("a100-80g", MACHINE, MOST, lambda r: "A100" in r.machine.gpu and _source(r, "llm-foundry")),
+    Fit("vtrain-single", SYSTEM, MOST, lambda r: _source(r, "ground_truth_single")),
+    Fit("vtrain-multi", SYSTEM, MOST, lambda r: _source(r, "ground_truth_multi")),
+    Fit("bigscience", SYSTEM, MOST, lambda r: _source(r, "bigscience")),
+    Fit("h100-80g", MACHINE, MOST, lambda r: "H100" in r.machine.gpu and _source(r, "llm-foundry")),
+    Fit("nanotron", SYSTEM, MOST, lambda r: _source(r, "nanotron")),
+)
+DEVICE = {"nanotron": "h100-80g", "h100-80g": "h100-80g"}
+# Rows of a fit are thinned out to at most this many, evenly along the table.
+ROWS = 40
+
+
+def runs() -> list[Run]:
+    """Every row with a step time of ten milliseconds or more that can be expressed."""
+    found = []
+    for table in TABLES:
+        for row in read_table(HERE / "published" / f"{table}.csv"):
+            try:
+                run = read_run(row)
+            except InexpressibleError:
+                continue
+            if run.measured_seconds and run.measured_seconds >= 0.01:
+                found.append(run)
+    return found
+
+
+class Fitter:
+    """Prices rows under parameters that are being fitted; traces and shardings are kept."""
+
+    def __init__(self) -> None:
+        self.prices = Prices({})
+        self.figures: dict[str, dict[str, float]] = {}
+        self.machines = {machine.name: machine for machine in published.MACHINES}
+
+    def cluster(self, name: str, fitted: Mapping[str, float]) -> Cluster:
+        """A cost model with these figures."""
+        figures = published.Figures(fitted=fitted)
+        return Cluster.from_dict(published.model(figures, self.machines[name]))
+
+    def residuals(self, fit: Fit, values: Mapping[str, float], rows: Sequence[Run]) -> Vector:
+        """Logarithms of predicted over measured seconds."""
+        device = DEVICE.get(fit.name, "a100-80g")
+        if fit.name == device:
+            prices = self.prices.on({device: self.cluster(device, values)})
+        else:
+            own = self.cluster(device, self.figures[device])
+            prices = self.prices.on({device: own}, environments={fit.name: Environment(**values)})
+        seconds = [prices.price(run).seconds for run in rows]
+        return np.log(seconds) - np.log([float(run.measured_seconds or 1) for run in rows])
+
+    def solve(self, fit: Fit, rows: Sequence[Run], rounds: int = 5) -> dict[str, float]:
+        """Levenberg and Marquardt on the logarithms of the parameters, robust, with a prior."""
+        names = list(fit.start)
+        origin = np.log([fit.start[name] for name in names])
+        most = np.log([fit.most.get(name, 1e9) for name in names])
+        point, damping = origin.copy(), 1e-2
+
+        def at(x: Vector) -> dict[str, float]:
+            return {name: float(value) for name, value in zip(names, np.exp(x), strict=True)}
+
+        def loss(x: Vector, residual: Vector) -> float:
+            size = np.abs(residual)
+            robust = np.where(size > OUTLIER, 2 * OUTLIER * size - OUTLIER**2, size**2)
+            return float(np.mean(robust) + PRIOR * np.mean((x - origin) ** 2))
+
+        residual = self.residuals(fit, at(point), rows)
+        best = loss(point, residual)
+        for _ in range(rounds):
+            slope = self._slope(fit, at, point, residual, rows)
+            weight = np.minimum(1.0, OUTLIER / np.maximum(np.abs(residual), 1e-9)) / len(rows)
+            curvature = slope.T @ (weight[:, None] * slope) + PRIOR / len(names) * np.eye(
+                len(names)
+            )
+            gradient = slope.T @ (weight * residual) + PRIOR / len(names) * (point - origin)
+            before = best
+            for _ in range(6):
+                damped = curvature + damping * np.diag(np.diag(curvature))
+                step = np.clip(-np.linalg.solve(damped, gradient), -0.7, 0.7)
+                trial = np.minimum(point + step, most)
+                trial_residual = self.residuals(fit, at(trial), rows)
+                value = loss(trial, trial_residual)
+                if value < best:
+                    point, residual, best, damping = trial, trial_residual, value, damping / 5
+                    break
+                damping *= 6
+            print(f"  {best:.5f}", {k: float(f"{v:.3g}") for k, v in at(point).items()}, flush=True)
+            if before - best < 2e-3 * before:
+                break
+        return at(point)
+
+    def _slope(
+        self, fit: Fit, at: Callable[[Vector], dict[str, float]], point: Vector,
+        residual: Vector, rows: Sequence[Run],
+    ) -> Vector:  # fmt: skip
+        columns = []
+        for j in range(len(point)):
+            moved = point.copy()
+            moved[j] -= 0.02
+            columns.append((residual - self.residuals(fit, at(moved), rows)) / 0.02)
+        return np.array(columns).T
+
+
+def main() -> None:
+    """Fits everything in turn and writes the results."""
+    everything = runs()
+    fitter = Fitter()
+    environments: dict[str, dict[str, float]] = {}
+    only = set(sys.argv[1:])
+    for fit in FITS:
+        if only and fit.name not in only:
+            continue
+        own = [run for run in everything if fit.rows(run)]
+        rows = [run for run in own if not is_judged(run)]
+        rows = rows[:: -(-len(rows) // ROWS)]
+        print(f"{fit.name}: {len(rows)} rows of {len(own)}", flush=True)
+        values = fitter.solve(fit, rows)
+        if fit.name in published.CLUSTERS:
+            fitter.figures[fit.name] = values
+        else:
+            environments[fit.name] = values
+        rest = [run for run in own if is_judged(run)]
+        if fit.name in published.CLUSTERS:
+            fitter.figures[fit.name] |= step_error(fitter.residuals(fit, values, rest))
+        for text, judged in (("fitted", rows), ("held out", rest)):
+            error = np.expm1(fitter.residuals(fit, values, judged)) if judged else np.zeros(1)
+            print(
+                f"  {text}: {len(judged)} rows, mean absolute error {np.abs(error).mean():.1%},"
+                f" bias {error.mean():+.1%}, p90 {np.quantile(np.abs(error), 0.9):.1%}"
+            )
+    write(fitter.figures, environments)
+
+
+def step_error(residuals: Vector) -> dict[str, float]:
+    """What the cost model says about its own errors: relative, on rows that were held out."""
+    error = np.expm1(residuals)
+    p10, p90 = (float(np.quantile(error, q)) for q in (0.1, 0.9))
+    return {"step_error_p10": p10, "step_error_p90": p90, "step_error_points": len(error)}
+
+
+def write(
+    figures: Mapping[str, Mapping[str, float]], environments: Mapping[str, Mapping[str, float]]
+) -> None:
+    """Writes the figures of the machines and the environments of the sources."""
+    lines = ["cluster,figure,size,bytes,value,unit,source"]
+    lines += [
+        f"{cluster},{name},,,{value:.4g},1,fitted to published runs (calibration/fit_published.py)"
+        for cluster, values in figures.items()
+        for name, value in values.items()
+    ]
+    if figures:
+        write_atomically(HERE / "published" / "fitted.csv", "\n".join(lines) + "\n")
+    rounded = {
+        name: {key: float(f"{value:.4g}") for key, value in values.items()}
+        for name, values in environments.items()
+    }
+    if environments:
+        write_atomically(FITTED, json.dumps(rounded, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Prices of published runs, against the planner's own and by what must follow from the row."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+import autopar
+from autopar.cluster import Cluster
+from autopar.cost.data_parallel import Traffic
+from autopar.validate.models import Decoder, Shape, loss_fn
+from autopar.validate.price import Prices
+from autopar.validate.runs import InexpressibleError, Machine, read_run
+from autopar.validate.systems import Environment
+from tests.validate.rows import row
+
+CLUSTER = Cluster.load("a100-80g")
+SAME = Machine("A100", 80.0, None, None)
+
+
+@pytest.fixture(scope="module")
+def prices():
+    return Prices({"a100-80g": CLUSTER}, environments={})
+
+
+def plain(**cells):
+    """A run that sends what an emitted program sends."""
+    run = read_run(row(framework="Composer FSDP", **cells))
+    return dataclasses.replace(run, traffic=Traffic(), machine=SAME)
+
+
+@pytest.mark.parametrize(
+    ("zero", "recompute", "pp", "dp", "tp"),
+    [(3, "none", 1, 8, 1), (2, "full", 2, 2, 2), (0, "none", 4, 2, 1)],
+)
+def test_equals_the_plan_with_the_same_pins(prices, zero, recompute, pp, dp, tp):
+    """Two blocks are traced; the plan traces all four."""
+    degrees = {"pp": str(pp), "dp": str(dp), "tp": str(tp)}
+    run = plain(sharding=f"zero{zero}", recompute=recompute, **degrees)
+    with torch.device("meta"):
+        model = Decoder(run.shape, run.layers)
+        tokens = torch.zeros(2, run.shape.tokens, dtype=torch.long)
+    pins = {"pp": pp, "dp": dp, "tp": tp, "microbatch_size": 2, "zero": zero,
+            "recompute": recompute, "sequence_parallel": False, "schedule": "1f1b"}  # fmt: skip
+    if tp == 1:
+        del pins["sequence_parallel"]
+    plan = autopar.plan(
+        model, 8, example_inputs=(tokens,), loss_fn=loss_fn, example_target=tokens,
+        cluster=CLUSTER, global_batch_size=16, pin=pins,
+    )  # fmt: skip
+    if tuple(len(stage.layers) for stage in plan.stages) == _layers_per_stage(run):
+        priced = prices.price(run)
+        assert priced.seconds == pytest.approx(plan.prediction.step_seconds, rel=0.02)
+    else:  # the solver balances embedding and head; the row's system does not
+        assert prices.price(run).seconds >= plan.prediction.step_seconds * (1 - 1e-9)
+
+
+def _layers_per_stage(run):
+    counts = list(run.stages)
+    counts[0] += 1
+    counts[-1] += 1
+    return tuple(counts)
+
+
+def test_time_grows_with_depth_and_recomputation(prices):
+    def seconds(**cells):
+        return prices.price(read_run(row(**cells))).seconds
+
+    assert seconds(layers="8") > 1.5 * seconds(layers="4")
+    assert seconds(recompute="full") > seconds(recompute="none")
+    assert seconds(gbs="32") > seconds(gbs="16")
+
+
+def test_a_slower_network_costs(prices):
+    across = {"n_gpus": "16", "dp": "8", "tp": "2", "pp": "1", "gbs": "64"}
+    fast = read_run(row(interconnect="RoCE 1600Gbps per node", **across))
+    slow = read_run(row(interconnect="4x 100Gb", **across))
+    assert prices.price(slow).seconds > prices.price(fast).seconds
+
+
+def test_environments_hold_for_their_source_alone(prices):
+    slow = prices.on(prices.clusters, environments={"bigscience": Environment(products=0.5)})
+    own = read_run(row(source="bigscience", hidden="1024", ffn="4096"))
+    other = read_run(row(hidden="1024", ffn="4096"))
+    assert slow.price(own).seconds > prices.price(own).seconds
+    assert slow.price(other).seconds == prices.price(other).seconds
+
+
+def test_unknown_devices_are_refused(prices):
+    with pytest.raises(InexpressibleError, match="V100"):
+        prices.price(read_run(row(gpu="V100-SXM2-32GB")))
+
+
+def test_memory_counts_what_the_system_keeps(prices):
+    """Mixed precision of ZeRO-1: 4 bytes per parameter and 12 over the dp degree."""
+    whole = prices.price(read_run(row(sharding="zero0")))
+    split = prices.price(read_run(row(sharding="zero1")))
+    alone = read_run(row(sharding="zero1", dp="1", tp="2", pp="2", n_gpus="4"))
+    assert split.memory_bytes < whole.memory_bytes
+    assert prices.price(alone).memory_bytes == pytest.approx(whole.memory_bytes, rel=0.01)
+
+
+def test_llama_traces_with_grouped_queries(prices):
+    shape = Shape(256, 8, 2, 512, 1024, 128, gated=True, flash=True, tied=False)
+    run = dataclasses.replace(read_run(row()), shape=shape)
+    assert prices.price(run).seconds > 0
+
+
+def test_seventy_billion_fit_on_64_devices_with_full_recomputation_alone(prices):
+    """As published for PyTorch FSDP, 64 A100 of 80 GB, two sequences of 2,048 tokens per device."""
+    cells = {
+        "framework": "Composer FSDP", "layers": "80", "hidden": "8192", "heads": "64",
+        "ffn": "32768", "vocab": "50368", "seq": "2048", "n_gpus": "64", "dp": "64", "tp": "1",
+        "pp": "1", "mbs": "2", "gbs": "128", "sharding": "FSDP full_shard (zero3) mp=DEFAULT",
+    }  # fmt: skip
+    full, none = (read_run(row(recompute=word, **cells)) for word in ("full", "none"))
+    assert prices.price(full).memory_bytes < 80e9 < prices.price(none).memory_bytes
