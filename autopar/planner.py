@@ -19,9 +19,11 @@ from autopar.graph import Graph, Op
 from autopar.plan import Baseline, Mesh, Plan, Provenance, SolverReport
 from autopar.solve.assemble import assemble
 from autopar.solve.baselines import run_baselines
+from autopar.solve.infeasible import Relaxation
 from autopar.solve.intra import LAYOUTS
 from autopar.solve.menus import Pricer
 from autopar.solve.problem import Candidate, Configuration, Group, Solution
+from autopar.solve.relaxations import Asked, relaxations
 from autopar.solve.search import solve
 from autopar.solve.shardings import Shardings
 from autopar.solve.space import Task, check_pins, configurations, degrees
@@ -224,22 +226,20 @@ def _with_pins(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> Pricer:
     return replace(pricer, pins=pins)
 
 
-def _relaxations(traced: _Traced, pricer: Pricer) -> list[tuple[str, Callable[[], list[Group]]]]:
-    """What a user could give up if nothing fits: each pin, or the number of devices."""
+def _relaxations(traced: _Traced, pricer: Pricer) -> list[Relaxation]:
+    """What the user could give up if nothing fits."""
+    pins, parts = traced.request.pins, traced.classes.parts
 
-    def without(name: str) -> Callable[[], list[Group]]:
-        pins = {key: value for key, value in traced.request.pins.items() if key != name}
-        return lambda: _candidates(traced, _with_pins(traced, pricer, pins), pins)
+    def with_pins(own: dict[str, Any]) -> list[Group]:
+        return _candidates(traced, _with_pins(traced, pricer, own), own)
 
-    def on(world_size: int) -> Callable[[], list[Group]]:
-        larger = replace(traced, task=replace(traced.task, world_size=world_size))
-        return lambda: _candidates(larger, pricer, traced.request.pins)
+    def with_task(change: dict[str, int]) -> list[Group]:
+        other = replace(traced, task=replace(traced.task, **change))  # type: ignore[arg-type]
+        return _candidates(other, _with_pins(other, pricer, pins), pins)
 
-    found = [(f"{name} not pinned", without(name)) for name in traced.request.pins]
-    if not {"pp", "dp", "tp"} & set(traced.request.pins):
-        world = traced.request.world_size
-        found += [(f"world_size={size}", on(size)) for size in (2 * world, 4 * world)]
-    return found
+    blocks = tuple(member not in parts for member in traced.classes.members)
+    node = traced.request.cluster.devices_per_node
+    return relaxations(Asked(traced.task, node, blocks, with_pins, with_task))
 
 
 def _baselines(

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from autopar.cost.schedule import Depth
-from autopar.errors import InfeasiblePlanError
+from autopar.errors import AutoparError, InfeasiblePlanError
+from autopar.plan import Memory
 from autopar.solve.bounds import bottleneck_path, dense
 from autopar.solve.chain import Chain, Floats, Ints, chains
 from autopar.solve.problem import Candidate, Configuration, Group, Problem, Solution
 
-Relaxation = tuple[str, Callable[[], Sequence[Candidate | Group]]]
-Verify = Callable[[Sequence[Candidate | Group]], Solution]
+Verify = Callable[[Sequence[Candidate | Group], float], Solution]
 
 GIB = 1024**3
+# What the search for something that helps may take in all; what is not verified is not said.
+SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """One thing that the user could give up.
+
+    ``values`` go from the least change to the largest; ``candidates`` lists what could be planned
+    with one of them, and raises an AutoparError where nothing could; ``describe`` says of the
+    first value that has a plan, and of that plan, what it takes.
+    """
+
+    values: Iterable[Any]
+    candidates: Callable[[Any], Sequence[Candidate | Group]]
+    describe: Callable[[Any, Solution], str]
 
 
 @dataclass(frozen=True)
@@ -26,20 +45,25 @@ class Shortfall:
     ``layers`` are (first, behind the last) of each of its stages.
     """
 
-    configuration: Configuration
+    problem: Problem
     rank: int
     layers: tuple[tuple[int, int], ...]
-    limit_bytes: int
-    baseline_bytes: int
-    state_bytes: int
-    activation_bytes: int
-    transient_bytes: int
+    memory: Memory
+
+    @property
+    def configuration(self) -> Configuration:
+        """Of the problem."""
+        return self.problem.configuration
+
+    @property
+    def limit_bytes(self) -> int:
+        """What a rank may use."""
+        return self.problem.memory_limit_bytes
 
     @property
     def needed_bytes(self) -> int:
         """Peak of the rank."""
-        held = self.state_bytes + self.activation_bytes + self.transient_bytes
-        return self.baseline_bytes + held
+        return self.memory.total
 
     @property
     def missing_bytes(self) -> int:
@@ -55,12 +79,12 @@ def diagnose(
 
     Args:
         problems: what was tried.
-        relaxations: (what to give up, the candidates there would be then).
-        verify: solves the candidates of a relaxation; one that raises InfeasiblePlanError
-            is not suggested. Those that help are listed fastest first.
+        relaxations: what the user could give up.
+        verify: solves candidates within some seconds, or raises InfeasiblePlanError. Only what it
+            has solved is suggested, the cheapest plan first.
     """
     found = list(_shortfalls(problems))
-    helpful = _helpful(relaxations, verify) if verify else []
+    helpful = _helpful([*_more_memory(found), *relaxations], verify) if verify else []
     if not found:
         return InfeasiblePlanError(
             "no configuration is legal",
@@ -69,12 +93,11 @@ def diagnose(
             hint="; or ".join(helpful) or "fewer pins, or another world size",
         )
     closest = min(found, key=lambda s: s.missing_bytes)
-    needed = f"memory_limit={closest.needed_bytes} or more"
     return InfeasiblePlanError(
         _headline(closest),
         expected=f"at most {_gib(closest.limit_bytes)} on every device",
         where=_place(closest),
-        hint="; or ".join([*helpful, needed]),
+        hint="; or ".join(helpful) or f"memory_limit={closest.needed_bytes} or more",
     )
 
 
@@ -125,20 +148,21 @@ def _leanest(chain: Chain, depth: Depth, cap: float) -> Ints:
 
 def _rank(chain: Chain, rank: int, intervals: Sequence[tuple[int, int]]) -> Shortfall:
     """The bytes of one rank at its leanest, by kind."""
-    state = activations = transient = 0.0
+    problem = chain.problem
+    gradients = optimizer = state = activations = transient = 0.0
     for stage in range(rank, chain.stages, chain.pp):
         options, number = _leanest_options(chain, stage, intervals[stage])
-        state += float(number @ chain.state_bytes[options])
         held = chain.held_bytes(chain.depths[stage]) - chain.state_bytes
+        state += float(number @ chain.state_bytes[options])
+        gradients += float(number @ [chain.options[o].gradient_bytes for o in options])
+        optimizer += float(number @ [chain.options[o].optimizer_bytes for o in options])
         activations += float(number @ held[options])
         transient = max(transient, chain.transient_bytes[options].max())
-    problem = chain.problem
-    return Shortfall(
-        configuration=problem.configuration, rank=rank,
-        layers=tuple(intervals[rank :: chain.pp]),
-        limit_bytes=problem.memory_limit_bytes, baseline_bytes=problem.baseline_bytes,
-        state_bytes=int(state), activation_bytes=int(activations), transient_bytes=int(transient),
+    memory = Memory(
+        int(state - gradients - optimizer), int(gradients), int(optimizer), int(activations),
+        int(transient), problem.baseline_bytes,
     )  # fmt: skip
+    return Shortfall(problem, rank, tuple(intervals[rank :: chain.pp]), memory)
 
 
 def _leanest_options(chain: Chain, stage: int, layers: tuple[int, int]) -> tuple[Ints, Ints]:
@@ -155,8 +179,7 @@ def _leanest_options(chain: Chain, stage: int, layers: tuple[int, int]) -> tuple
 
 
 def _headline(short: Shortfall) -> str:
-    kinds = {"state": short.state_bytes, "activations": short.activation_bytes,
-             "transient": short.transient_bytes, "baseline": short.baseline_bytes}  # fmt: skip
+    kinds = dataclasses.asdict(short.memory)
     split = " + ".join(f"{name} {_gib(size)}" for name, size in kinds.items() if size)
     return (
         f"no plan fits: the closest is short by {_gib(short.missing_bytes)} "
@@ -180,15 +203,55 @@ def _place(short: Shortfall) -> str:
     )
 
 
+def _more_memory(found: Sequence[Shortfall]) -> list[Relaxation]:
+    """The least limit under which the configuration that comes closest has a plan."""
+    if not found:
+        return []
+    closest = min(found, key=lambda s: s.missing_bytes)
+
+    def candidates(limit: int) -> list[Candidate]:
+        relaxed = replace(closest.problem, memory_limit_bytes=limit)
+        return [Candidate(closest.configuration, 0.0, lambda: relaxed)]
+
+    def describe(limit: int, _: Solution) -> str:
+        return f"fits with {_gib(closest.missing_bytes)} more per device (memory_limit={limit})"
+
+    return [Relaxation([closest.needed_bytes], candidates, describe)]
+
+
 def _helpful(relaxations: Sequence[Relaxation], verify: Verify) -> list[str]:
-    """What the user could give up, fastest plan first."""
+    """What the user could give up, cheapest plan first; each gets a fair part of the time."""
+    end = time.monotonic() + SECONDS
     found = []
-    for name, candidates in relaxations:
+    for k, relaxation in enumerate(relaxations):
+        now = time.monotonic()
         try:
-            found.append((verify(candidates()).objective_seconds, name))
-        except InfeasiblePlanError:
-            continue
+            fit = _first_fit(relaxation, verify, now + (end - now) / (len(relaxations) - k))
+        except KeyboardInterrupt:  # why nothing fits is known: say it
+            break
+        found += [fit] if fit else []
     return [name for _, name in sorted(found)]
+
+
+def _first_fit(relaxation: Relaxation, verify: Verify, deadline: float) -> tuple[float, str] | None:
+    """Cost and description of the first value that has a plan."""
+    for value in relaxation.values:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return None
+        try:
+            solution = verify(relaxation.candidates(value), left)
+        except AutoparError:
+            continue
+        return _cost(solution), relaxation.describe(value, solution)
+    return None
+
+
+def _cost(solution: Solution) -> float:
+    """Device seconds per sample, which plans for other batches and devices can be compared by."""
+    c = solution.problem.configuration
+    samples = c.dp * c.microbatch_size * c.num_microbatches
+    return solution.objective_seconds * c.pp * c.dp * c.tp / samples
 
 
 def _gib(size: int) -> str:

@@ -164,6 +164,8 @@ class Pricer:
                 transient_bytes=state.transient + cost.transient_bytes + again.transient_bytes,
                 weight_seconds=weight,
                 waiting_bytes=cost.waiting_bytes if config.splits_backward else 0,
+                gradient_bytes=state.gradients,
+                optimizer_bytes=state.optimizer,
             )
 
     def backward_seconds(

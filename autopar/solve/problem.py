@@ -19,7 +19,8 @@ class Option:
     is kept for every micro-batch in flight; ``transient_bytes`` is the peak on top of these
     while the layer runs, so a rank pays the largest of its layers once. Of ``backward_seconds``,
     ``weight_seconds`` make the gradients of parameters; a schedule that makes them later holds
-    ``waiting_bytes`` per micro-batch besides the activations until then.
+    ``waiting_bytes`` per micro-batch besides the activations until then. ``gradient_bytes`` and
+    ``optimizer_bytes`` are parts of ``state_bytes``.
     """
 
     key: str
@@ -34,6 +35,8 @@ class Option:
     transient_bytes: int
     weight_seconds: float = 0.0
     waiting_bytes: int = 0
+    gradient_bytes: int = 0
+    optimizer_bytes: int = 0
 
     def held_bytes(self, depth: Depth) -> int:
         """State, and what is kept for the micro-batches in flight."""

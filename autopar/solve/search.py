@@ -29,6 +29,7 @@ Progress = Callable[[int, int, float | None, float], None]
 # is better than asked for. The search still ends when the gap itself is met.
 AIM = 0.1
 BUDGETS = (2_000, 20_000, 200_000)
+VERIFYING = 0.5  # the gap that will do to show that something fits
 TOLERANCE = 2e-6  # of the MILP solvers, on a scale where the objective is 1
 ROUNDING = 1e-12
 
@@ -87,7 +88,7 @@ class _Search:
 def solve(
     candidates: Sequence[Candidate | Group], *, gap: float = 0.01, time_limit: float = 60.0,
     progress: Progress | None = None, solver: str = "highs",
-    relaxations: Sequence[Relaxation] = (),
+    relaxations: Sequence[Relaxation] | None = (),
 ) -> Solution:  # fmt: skip
     """The plan with the fewest seconds per step, to a relative ``gap`` if time allows.
 
@@ -97,7 +98,7 @@ def solve(
         time_limit: seconds after which the best plan so far is returned, as on Ctrl-C.
         progress: called with configurations done, their number, the best plan's seconds, the bound.
         solver: "highs" or "cbc".
-        relaxations: what the user could give up, tried if nothing fits.
+        relaxations: what the user could give up, tried if nothing fits; None: do not look why.
 
     Raises:
         InfeasiblePlanError: nothing fits, or nothing was found in time.
@@ -300,7 +301,7 @@ def _solve_offers(search: _Search, offers: Sequence[Offer]) -> float:
 
 
 def _failure(
-    search: _Search, relaxations: Sequence[Relaxation], time_limit: float
+    search: _Search, relaxations: Sequence[Relaxation] | None, time_limit: float
 ) -> InfeasiblePlanError:
     """Why there is no plan: it is proven that none fits, or time ran out before one was found."""
     if search.stopped or search.open:
@@ -310,7 +311,14 @@ def _failure(
             where=f"search over {search.queue.considered} configurations",
             hint="a larger time_limit, or pins that narrow the search",
         )
-    return diagnose(search.problems, relaxations=relaxations, verify=solve)
+    if relaxations is None:
+        return InfeasiblePlanError("no plan fits")
+    return diagnose(search.problems, relaxations=relaxations, verify=_verify)
+
+
+def _verify(candidates: Sequence[Candidate | Group], seconds: float) -> Solution:
+    """Some plan, soon: how good it is matters little, and why there is none not at all."""
+    return solve(candidates, gap=VERIFYING, time_limit=seconds, relaxations=None)
 
 
 def _solution(search: _Search, best: _Incumbent, seconds: float) -> Solution:

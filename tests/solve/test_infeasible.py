@@ -7,9 +7,9 @@ import pytest
 
 from autopar.errors import InfeasiblePlanError
 from autopar.solve.chain import relaxed_chain
-from autopar.solve.infeasible import diagnose, least_memory
+from autopar.solve.infeasible import Relaxation, diagnose, least_memory
 from autopar.solve.price import rank_memory_bytes
-from autopar.solve.problem import Configuration, Option, Problem
+from autopar.solve.problem import Candidate, Configuration, Option, Problem
 from autopar.solve.search import solve
 from tests.solve.instances import candidates, legal_plans, problem
 
@@ -18,7 +18,8 @@ GIB = 1024**3
 
 def _option(state: float, activation: float, transient: float) -> Option:
     sizes = (int(x * GIB) for x in (state, activation, transient))
-    return Option("k", 0, 0, "none", 1.0, 2.0, 0.1, *sizes)
+    parts = {"gradient_bytes": int(state * GIB / 4), "optimizer_bytes": int(state * GIB / 2)}
+    return Option("k", 0, 0, "none", 1.0, 2.0, 0.1, *sizes, **parts)
 
 
 def _problem(pp: int, limit: float) -> Problem:
@@ -27,15 +28,26 @@ def _problem(pp: int, limit: float) -> Problem:
                    baseline_bytes=GIB)  # fmt: skip
 
 
+def _relaxation(name: str, problems: list[Problem]) -> Relaxation:
+    """Values 0, 1, ... stand for these problems."""
+    return Relaxation(
+        range(len(problems)), lambda k: candidates([problems[k]]),
+        lambda k, s: f"{name}: value {k} of {len(problems)}, pp={s.problem.configuration.pp}",
+    )  # fmt: skip
+
+
 def test_the_closest_configuration_is_named_with_its_shortfall() -> None:
     # pp=1: 1 + 8 + 2 + 1 = 12 GiB; pp=2, stage 0: 1 + 4 + 2 * 1 + 1 = 8 GiB
     with pytest.raises(InfeasiblePlanError) as caught:
         solve(candidates([_problem(1, 7.5), _problem(2, 7.5)]))
     message = str(caught.value)
     assert "short by 0.50 GiB" in message
-    assert "needs 8.00 GiB = state 4.00 GiB + activations 2.00 GiB + transient 1.00 GiB" in message
+    assert (
+        "needs 8.00 GiB = parameters 1.00 GiB + gradients 1.00 GiB + optimizer 2.00 GiB"
+        " + activations 2.00 GiB + transient 1.00 GiB + buffers 1.00 GiB"
+    ) in message
     assert "stage 0 (ranks 0-3, layers 0-1) of pp=2 dp=4" in message
-    assert f"memory_limit={8 * GIB}" in caught.value.hint
+    assert caught.value.hint == f"fits with 0.50 GiB more per device (memory_limit={8 * GIB})"
     assert caught.value.expected == "at most 7.50 GiB on every device"
 
 
@@ -62,15 +74,31 @@ def test_least_memory_is_the_least_of_all_plans(seed: int) -> None:
 
 
 def test_only_relaxations_that_help_are_suggested() -> None:
-    tight = _problem(1, 7.5)
     relaxations = [
-        ("unpin recompute", lambda: candidates([_problem(1, 8.0)])),
-        ("unpin pp", lambda: candidates([_problem(4, 7.5)])),
+        _relaxation("recompute", [_problem(1, 8.0)]),
+        _relaxation("pp", [_problem(1, 8.0), _problem(4, 7.5), _problem(2, 12.0)]),
     ]
     with pytest.raises(InfeasiblePlanError) as caught:
-        solve(candidates([tight]), relaxations=relaxations)
-    assert caught.value.hint.startswith("unpin pp; or memory_limit=")
-    assert "recompute" not in caught.value.hint
+        solve(candidates([_problem(1, 7.5)]), relaxations=relaxations)
+    first, second = caught.value.hint.split("; or ")
+    assert first.startswith("fits with 4.50 GiB more"), "four times the devices are no cheaper"
+    assert second == "pp: value 1 of 3, pp=4", "the least change that fits"
+
+
+def test_what_is_not_verified_in_time_is_not_suggested(monkeypatch) -> None:
+    monkeypatch.setattr("autopar.solve.infeasible.SECONDS", 0.0)
+    with pytest.raises(InfeasiblePlanError) as caught:
+        solve(candidates([_problem(1, 7.5)]), relaxations=[_relaxation("pp", [_problem(4, 7.5)])])
+    assert caught.value.hint == f"memory_limit={12 * GIB} or more"
+
+
+def test_an_interrupt_does_not_lose_why_nothing_fits() -> None:
+    def interrupted(value: int) -> list[Candidate]:
+        raise KeyboardInterrupt
+
+    relaxation = Relaxation([1], interrupted, lambda *_: "")
+    with pytest.raises(InfeasiblePlanError, match=r"short by 4\.50 GiB"):
+        solve(candidates([_problem(1, 7.5)]), relaxations=[relaxation])
 
 
 def test_without_any_configuration_the_degrees_are_to_blame() -> None:
