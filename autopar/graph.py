@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 DTYPE_BYTES = {
@@ -90,6 +91,10 @@ class Op:
 
     def inputs(self) -> tuple[str, ...]:
         """Names of the values that the operation reads, in order of first use."""
+        return self._inputs
+
+    @cached_property
+    def _inputs(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(refs((self.args, self.kwargs))))
 
 

@@ -10,6 +10,7 @@ import pulp
 from autopar.cluster import Cluster
 from autopar.graph import Graph
 from autopar.solve.engine import run_solver
+from autopar.solve.highs import Rows, rows_of
 from autopar.solve.opmodel import OpModel, Weights, add_terms, build, read
 from autopar.strategies.sharding import Pattern, Sharding
 from autopar.strategies.states import R, State, shard
@@ -48,14 +49,20 @@ def shard_for_each(
     model = OpModel(graph, pattern, cluster, tp, fixed, batch, aims[0].steps, problem)
     if not build(model):
         return [None] * len(aims)
-    return [_solve_for(model, weights, layout, solver) for weights in aims]
+    rows = rows_of(problem)
+    return [_solve_for(model, rows, weights, layout, solver) for weights in aims]
 
 
-def _solve_for(model: OpModel, weights: Weights, layout: str, solver: str) -> Sharding | None:
+def _solve_for(
+    model: OpModel, rows: Rows, weights: Weights, layout: str, solver: str
+) -> Sharding | None:
     """The optimum under the prices of one aim."""
     terms: dict[Any, float] = {}
     add_terms(model, weights, terms)
     model.problem.setObjective(pulp.LpAffineExpression(terms))
-    if run_solver(model.problem, solver=solver, gap=1e-4, time_limit=20.0).status != "optimal":
+    outcome = run_solver(
+        model.problem, solver=solver, gap=1e-4, time_limit=20.0, rows=rows, relax_first=True
+    )
+    if outcome.status != "optimal":
         return None
     return read(model, layout)

@@ -133,7 +133,9 @@ def _solve(
         times = joint.classes.members.count(name) or 1
         add_terms(model, weights[name], terms, times)
     joint.problem.setObjective(pulp.LpAffineExpression(terms))
-    outcome = run_solver(joint.problem, solver=solver, gap=1e-3, time_limit=TIME_LIMIT)
+    outcome = run_solver(
+        joint.problem, solver=solver, gap=1e-3, time_limit=TIME_LIMIT, relax_first=True
+    )
     if outcome.status != "optimal":
         return None
     return {name: read(model, "open") for name, model in joint.models.items()}
