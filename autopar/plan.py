@@ -138,6 +138,22 @@ class Baseline:
 
 
 @dataclass(frozen=True)
+class RunnerUp:
+    """A good plan of another mesh or schedule, and the part of its step that it loses most by.
+
+    The best that was found of its kind, not proven to be the best there is.
+    """
+
+    mesh: Mesh
+    microbatch_size: int
+    schedule: str
+    virtual_stages: int
+    step_seconds: float
+    memory_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Provenance:
     """Which cost model priced the plan; not ``calibrated`` means figures from publications.
 
@@ -184,6 +200,7 @@ class Plan:
     program: dict[str, Any]
     notes: tuple[str, ...] = ()
     workload: str = ""
+    runners_up: tuple[RunnerUp, ...] = ()
 
     @property
     def plan_id(self) -> str:

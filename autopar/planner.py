@@ -16,7 +16,7 @@ from autopar.cost.moves import move_seconds, tp_group
 from autopar.cost.ops import op_cost
 from autopar.errors import UsageError
 from autopar.graph import Graph, Op
-from autopar.plan import Baseline, Mesh, Plan, Provenance, SolverReport
+from autopar.plan import Baseline, Mesh, Plan, Prediction, Provenance, RunnerUp, SolverReport
 from autopar.solve.assemble import assemble
 from autopar.solve.baselines import run_baselines
 from autopar.solve.infeasible import Relaxation
@@ -24,6 +24,7 @@ from autopar.solve.intra import LAYOUTS
 from autopar.solve.menus import Pricer
 from autopar.solve.problem import Candidate, Configuration, Group, Solution
 from autopar.solve.relaxations import Asked, relaxations
+from autopar.solve.runners import family
 from autopar.solve.search import solve
 from autopar.solve.shardings import Shardings
 from autopar.solve.space import Task, check_pins, configurations, degrees
@@ -217,6 +218,7 @@ def _solve(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> Solution:
         progress=request.progress,
         solver=request.solver,
         relaxations=_relaxations(traced, pricer),
+        runners=True,
     )
 
 
@@ -253,7 +255,7 @@ def _baselines(
     """
     if solution.status == "interrupted":
         return solution, ()
-    found = [solution]
+    found = [solution, *solution.runners_up]
 
     def solve_pinned(pins: dict[str, Any]) -> Solution:
         own = _with_pins(traced, pricer, pins)
@@ -264,12 +266,17 @@ def _baselines(
         return replace(result, objective_seconds=_step_seconds(traced, pricer, result))
 
     request = traced.request
-    baselines = run_baselines(solve_pinned, request.world_size, request.cluster.devices_per_node)
-    eligible = found[:1] if request.pins else found
+    node = request.cluster.devices_per_node
+    try:
+        baselines = run_baselines(solve_pinned, request.world_size, node)
+    except KeyboardInterrupt:
+        return solution, ()
+    eligible = found[: 1 + len(solution.runners_up)] if request.pins else found
     best = min(eligible, key=lambda s: _step_seconds(traced, pricer, s))
+    others = tuple(s for s in (solution, *solution.runners_up) if s is not best)
     best = replace(best, bound_seconds=solution.bound_seconds, status=solution.status,
                    gap=1 - solution.bound_seconds / best.objective_seconds,
-                   candidates=solution.candidates)  # fmt: skip
+                   candidates=solution.candidates, runners_up=others)  # fmt: skip
     return best, baselines
 
 
@@ -308,7 +315,33 @@ def _plan(traced: _Traced, pricer: Pricer, solution: Solution, baselines: tuple[
         program=_program(traced, pricer, solution),
         notes=(*_notes(traced, config), *_extrapolated(cluster, config)),
         workload=request.source,
+        runners_up=_runners_up(traced, pricer, solution, prediction),
     )  # fmt: skip
+
+
+def _runners_up(
+    traced: _Traced, pricer: Pricer, solution: Solution, plan: Prediction
+) -> tuple[RunnerUp, ...]:
+    """The runners-up of other families than the plan's, each simulated, fastest first."""
+    own = family(solution.problem.configuration)
+    found = []
+    for other in solution.runners_up:
+        config = other.problem.configuration
+        if family(config) == own:
+            continue
+        priced = assemble(pricer, traced.names, other)[2]
+        found.append(RunnerUp(
+            Mesh(config.pp, config.dp, config.tp), config.microbatch_size, config.schedule,
+            config.virtual_stages, priced.step_seconds, priced.memory_bytes, _lost(priced, plan),
+        ))  # fmt: skip
+    return tuple(sorted(found, key=lambda runner: runner.step_seconds))
+
+
+def _lost(runner: Prediction, plan: Prediction) -> str:
+    """The part of the step that grows most: "0.12 s more bubble"."""
+    more = {part: runner.breakdown[part] - plan.breakdown[part] for part in plan.breakdown}
+    part = max(more, key=lambda p: more[p])
+    return f"{more[part]:.2g} s more {part}" if more[part] > 0 else "equally fast"
 
 
 def _program(traced: _Traced, pricer: Pricer, solution: Solution) -> dict[str, Any]:

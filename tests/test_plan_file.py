@@ -75,8 +75,8 @@ def test_numbers_that_are_none(saved, number):
 
 
 def test_newer_schema_asks_for_an_upgrade(saved):
-    rewrite(saved, schema_version=2)
-    assert "upgrade" in refused(saved, "schema_version 2").hint
+    rewrite(saved, schema_version=3)
+    assert "upgrade" in refused(saved, "schema_version 3").hint
 
 
 @pytest.mark.parametrize("version", [None, "1", 0, True, 1.0])
@@ -95,7 +95,7 @@ def test_wrong_types_are_located(saved):
 def test_missing_and_unknown_fields(saved):
     rewrite(saved, extra=1)
     refused(saved, "extra")
-    saved.write_text('{"schema_version": 1}')
+    saved.write_text('{"schema_version": 2}')
     refused(saved, "required")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -176,6 +177,24 @@ def test_bound_is_no_more_than_the_objective(plans):
         assert report.gap <= 0.01
         # The closed form charges every transfer to both stages, the simulation once.
         assert plan.prediction.step_seconds <= report.objective * (1 + 1e-6)
+
+
+def test_runners_up_are_slower_and_of_another_kind(plans):
+    plan = plans["free"]
+    meshes = [(r.mesh, r.schedule, r.virtual_stages) for r in plan.runners_up]
+    assert meshes
+    assert (plan.mesh, plan.schedule, plan.virtual_stages) not in meshes
+    for runner in plan.runners_up:
+        assert runner.step_seconds >= plan.prediction.step_seconds
+        assert runner.memory_bytes <= plan.memory_limit_bytes
+        assert re.fullmatch(r".* s more \w+|equally fast", runner.reason)
+        assert runner.mesh.pp * runner.mesh.dp * runner.mesh.tp == 4
+
+
+def test_no_baseline_is_faster_than_the_plan(plans):
+    plan = plans["free"]
+    fastest = min(b.step_seconds for b in plan.baselines if b.step_seconds is not None)
+    assert fastest >= plan.prediction.step_seconds * (1 - 1e-9)
 
 
 def test_single_layers_are_pinned():

@@ -33,7 +33,18 @@ class Report:
 
 def report(plan: Plan, path: str = "plan.json") -> Report:
     """Everything there is to say about ``plan``; ``path`` is where the next commands find it."""
-    sections = (_choices, _stages, _memory, _time, layer_table, _baselines, _search, _costs, _notes)
+    sections = (
+        _choices,
+        _stages,
+        _memory,
+        _time,
+        layer_table,
+        _baselines,
+        _runners_up,
+        _search,
+        _costs,
+        _notes,
+    )
     built = (section(plan) for section in sections)
     return Report(
         title=f"{plan.model} on {plan.world_size} x {plan.cluster.name} (plan {plan.plan_id})",
@@ -184,6 +195,23 @@ def _baseline_row(base: Baseline, step_seconds: float) -> tuple[str, ...]:
     ratio = f"{base.step_seconds / step_seconds:.2f} x the time"
     memory = size(base.memory_bytes or 0)
     return (base.name, duration(base.step_seconds), ratio, memory, base.description)
+
+
+def _runners_up(plan: Plan) -> Section | None:
+    if not plan.runners_up:
+        return None
+    rows = tuple(
+        (
+            f"pp={r.mesh.pp} dp={r.mesh.dp} tp={r.mesh.tp} microbatch_size={r.microbatch_size}"
+            + (f" {r.schedule}" if r.mesh.pp > 1 else ""),
+            duration(r.step_seconds),
+            size(r.memory_bytes),
+            r.reason,
+        )
+        for r in plan.runners_up
+    )
+    columns = ("plan", "per step", "memory", "why it lost")
+    return Section("Runners-up", (Table(columns, rows),))
 
 
 def _search(plan: Plan) -> Section:

@@ -154,7 +154,8 @@ class Solution:
     """The best assignment found, with an honest bound over everything that was considered.
 
     ``boundaries[p]`` is the first layer of stage p; ``options[i]`` is the choice for layer i.
-    ``candidates`` counts configurations by what became of them.
+    ``candidates`` counts configurations by what became of them. ``runners_up`` are plans of
+    other families, see ``runners.py``.
     """
 
     problem: Problem
@@ -167,3 +168,4 @@ class Solution:
     seconds: float
     candidates: dict[str, int]
     solver: str
+    runners_up: tuple[Solution, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from autopar.solve.price import problem_bound
@@ -84,6 +84,13 @@ class Queue:
         if hurry and self._tries < PATIENCE:
             return self._listed
         return min(self._groups, self._listed, key=lambda heap: heap[0][:2])
+
+    def listed(self) -> Iterator[Problem]:
+        """Takes what has been listed but not built, least bound first; groups stay closed."""
+        while self._listed:
+            item = heapq.heappop(self._listed)[2]
+            if isinstance(item, Candidate):
+                yield item.build()
 
     def built(self) -> list[Entry]:
         """The problems that are in the queue, least bound first."""

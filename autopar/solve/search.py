@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from autopar.solve.patterns import OutOfTimeError
 from autopar.solve.price import objective_seconds, violations
 from autopar.solve.problem import Candidate, Group, Option, Problem, Solution
 from autopar.solve.queue import Queue
+from autopar.solve.runners import runners_up
 from autopar.solve.windows import Offer, Open, offer_columns
 
 Progress = Callable[[int, int, float | None, float], None]
@@ -51,7 +53,8 @@ class _Search:
 
     No plan costs less than ``bound``: the least of ``dropped`` (everything excluded by a bound),
     ``unexplored`` (candidates not built yet) and the bounds of the chains in ``open``.
-    ``problems`` are those built while there was no plan, to explain why there is none.
+    ``problems`` are those built while there was no plan, to explain why there is none; ``seen``
+    are those that were tried, the most promising first.
     """
 
     queue: Queue
@@ -66,6 +69,7 @@ class _Search:
     fate: dict[int, str] = field(default_factory=dict)
     stopped: str = ""
     problems: list[Problem] = field(default_factory=list)
+    seen: list[Problem] = field(default_factory=list)
 
     @property
     def target(self) -> float:
@@ -88,7 +92,7 @@ class _Search:
 def solve(
     candidates: Sequence[Candidate | Group], *, gap: float = 0.01, time_limit: float = 60.0,
     progress: Progress | None = None, solver: str = "highs",
-    relaxations: Sequence[Relaxation] | None = (),
+    relaxations: Sequence[Relaxation] | None = (), runners: bool = False,
 ) -> Solution:  # fmt: skip
     """The plan with the fewest seconds per step, to a relative ``gap`` if time allows.
 
@@ -99,6 +103,7 @@ def solve(
         progress: called with configurations done, their number, the best plan's seconds, the bound.
         solver: "highs" or "cbc".
         relaxations: what the user could give up, tried if nothing fits; None: do not look why.
+        runners: whether to look for runners-up too.
 
     Raises:
         InfeasiblePlanError: nothing fits, or nothing was found in time.
@@ -116,7 +121,29 @@ def solve(
         search.stopped = "interrupted"
     if search.best is None:
         raise _failure(search, relaxations, time_limit)
-    return _solution(search, search.best, time.monotonic() - begun)
+    solution = _solution(search, search.best, time.monotonic() - begun)
+    return replace(solution, runners_up=_runners_up(search, solution)) if runners else solution
+
+
+def _runners_up(search: _Search, solution: Solution) -> tuple[Solution, ...]:
+    """Plans of other families, none where the caller is in a hurry."""
+    if search.stopped:
+        return ()
+    built = [entry.problem for entry in search.queue.built()]
+    others = itertools.chain(search.seen, built, search.queue.listed())
+    try:
+        return runners_up(solution.problem.configuration, others, _rounded, search.deadline)
+    except KeyboardInterrupt:  # the plan is there: return it
+        return ()
+
+
+def _rounded(problem: Problem) -> Solution:
+    """A good plan of a problem, without proof."""
+    own = _Search(Queue([]), 0.0, np.inf, None, "highs")
+    _try(own, 0, problem)
+    if own.best is None:
+        raise InfeasiblePlanError("no plan fits")
+    return _solution(own, own.best, 0.0)
 
 
 def _explore(search: _Search) -> None:
@@ -147,6 +174,7 @@ def _try_what_is_built(search: _Search) -> None:
 
 def _try(search: _Search, number: int, problem: Problem) -> str:
     """Opens the chains of a problem; returns what became of it so far."""
+    search.seen.append(problem)
     if search.best is None:
         search.problems.append(problem)
     fate = "infeasible"

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from autopar.plan import Mesh, RunnerUp
 from autopar.show.parts import Facts
 from autopar.show.report import launch_command, report
 
@@ -72,6 +73,15 @@ def test_several_impossible_baselines(sample_plan):
     base = sample_plan.baselines[0]
     plan = replace(sample_plan, baselines=(base, replace(base, name="gpipe")))
     assert len(cells(plan, "What you would have typed")) == 2
+
+
+def test_runners_up_and_why_they_lost(sample_plan):
+    runner = RunnerUp(Mesh(4, 4, 1), 1, "1f1b", 1, 0.82, 2**34, "0.12 s more bubble")
+    (row,) = cells(replace(sample_plan, runners_up=(runner,)), "Runners-up")
+    assert row[0] == "pp=4 dp=4 tp=1 microbatch_size=1 1f1b"
+    assert row[-1] == "0.12 s more bubble"
+    titles = [section.title for section in report(sample_plan).sections]
+    assert "Runners-up" not in titles
 
 
 def test_search_and_provenance(sample_plan):
