@@ -366,6 +366,7 @@ def _program(traced: _Traced, pricer: Pricer, solution: Solution) -> dict[str, A
         "graph": graph_json.encode(traced.graph),
         "patterns": patterns,
         "parts": {name: encode_pattern(p) for name, p in classes.parts.items()},
+        "device": pricer.cluster.device,
         "members": members,
         "reads": [list(slots) for slots in classes.reads],
         "writes": [list(slots) for slots in classes.writes],

@@ -20,7 +20,6 @@ SCHEDULES = {
 MULTI = ("interleaved_1f1b", "zero_bubble")
 # What each of the program's helper functions calls in turn.
 NEEDS = {
-    "all_reduce_enter": ("enter", "all_reduce"),
     "sharded_cross_entropy": ("all_reduce",),
     "sharded_batch_norm": ("narrow",),
 }
@@ -44,12 +43,8 @@ HELPERS = (
 )
 # Helpers that call torch.nn.functional.
 FUNCTIONAL_HELPERS = ("sharded_embedding", "rows_cross_entropy", "sharded_batch_norm")
-# Which names of torch.distributed.tensor a helper mentions.
-PLACEMENTS = {
-    "Partial": ("enter", "all_gather", "all_reduce", "reduce_scatter"),
-    "Replicate": (),
-    "Shard": ("all_gather", "gather", "reduce_scatter", "scatter"),
-}
+# Names of torch.distributed.tensor that generated code may mention.
+PLACEMENTS = ("Partial", "Replicate", "Shard")
 Tensor = tuple[tuple[str, ...], str]
 
 
@@ -94,6 +89,7 @@ class Program:
         precision: "fp32" or "bf16".
         seed: of the initialisation and of dropout.
         predicted_step_seconds, predicted_memory_bytes: printed beside what is measured.
+        gloo: whether it is for ranks that share the cores of CPU hosts.
         workload: "module:function" that returns the user's model, "" if there is none.
         inputs: names of the model's inputs in the order of a tuple of them.
         blocks: module paths of the repeated blocks, in execution order.
@@ -144,6 +140,7 @@ class Program:
     virtual_stages: int = 1
     precision: str = "fp32"
     seed: int = 1234
+    gloo: bool = False
     predicted_step_seconds: float = 0.0
     predicted_memory_bytes: int = 0
     workload: str = ""
@@ -253,7 +250,7 @@ def render(program: Program) -> str:
     text = environment.get_template("program.py.j2").render(
         p=_with_partial(program),
         used=used,
-        tensor_imports=", ".join(tensor_imports(program, used)),
+        tensor_imports=", ".join(tensor_imports(program)),
         ends_partial=partial_parameters("\n".join(p.code for p in program.parts), "model"),
         flow=flow_text(program),
         parts_parameters=[part.parameters for part in program.parts],
@@ -312,13 +309,11 @@ def helpers(code: str) -> frozenset[str]:
     return frozenset(called.union(*(NEEDS.get(name, ()) for name in called)))
 
 
-def tensor_imports(program: Program, used: frozenset[str]) -> list[str]:
+def tensor_imports(program: Program) -> list[str]:
     """What the program imports from torch.distributed.tensor, sorted."""
     names = {"DTensor"}
     texts = [*program.classes, *program.ends_placements.values()]
-    for name, users in PLACEMENTS.items():
-        if used.intersection(users) or any(f"{name}(" in text for text in texts):
-            names.add(name)
+    names |= {name for name in PLACEMENTS if any(f"{name}(" in text for text in texts)}
     if program.tp > 1:
         names |= {"Replicate", "distribute_tensor"}
     if program.shards:

@@ -106,6 +106,7 @@ def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
         schedule=plan.schedule,
         virtual_stages=plan.virtual_stages,
         precision=plan.precision,
+        gloo=plan.program.get("device") == "cpu" and plan.world_size > 1,
         predicted_step_seconds=plan.prediction.step_seconds,
         predicted_memory_bytes=plan.prediction.memory_bytes,
         workload=model or plan.workload,

@@ -29,6 +29,7 @@ def plan_of(sample_plan):
             "graph": graph_json.encode(graph),
             "patterns": {key: encode_pattern(p) for key, p in classes.patterns.items()},
             "parts": {key: encode_pattern(p) for key, p in classes.parts.items()},
+            "device": "cpu",
             "members": list(classes.members),
             "reads": [list(slots) for slots in classes.reads],
             "writes": [list(slots) for slots in classes.writes],
@@ -66,6 +67,16 @@ def test_text(name, weights, plan_of):
     ]
     classes = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
     assert (f"Parallel{CLASS[name]}" in classes) == (weights is SPLIT)
+
+
+@pytest.mark.parametrize(("known", "calmed"), [
+    ({"device": "cpu"}, True), ({"device": "cuda"}, False), ({}, False),
+], ids=["cpu", "cuda", "plan without device"])  # fmt: skip
+def test_gloo_is_calmed_where_the_plan_is_for_cpu_hosts(known, calmed, plan_of):
+    plan = plan_of(NAMES[0])
+    program = {key: value for key, value in plan.program.items() if key != "device"} | known
+    text = program_text(dataclasses.replace(plan, program=program), "package.module:workload")
+    assert ("gloo_tcp_loop" in text) is calmed
 
 
 def test_every_name_is_defined(plan_of):
