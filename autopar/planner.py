@@ -257,8 +257,8 @@ def _baselines(
         return solution, ()
     found = [solution, *solution.runners_up]
 
-    def solve_pinned(pins: dict[str, Any]) -> Solution:
-        own = _with_pins(traced, pricer, pins)
+    def solve_pinned(pins: dict[str, Any], even: bool) -> Solution:
+        own = replace(_with_pins(traced, pricer, pins), equal_stages=even)
         candidates = _candidates(traced, own, pins)
         limit = min(BASELINE_SECONDS, traced.seconds_left)
         result = solve(candidates, time_limit=limit, solver=traced.request.solver)

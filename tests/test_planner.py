@@ -197,6 +197,12 @@ def test_no_baseline_is_faster_than_the_plan(plans):
     assert fastest >= plan.prediction.step_seconds * (1 - 1e-9)
 
 
+def test_the_even_pipeline_is_a_baseline(plans):
+    (even,) = [b for b in plans["free"].baselines if b.name == "Even pipeline"]
+    assert even.step_seconds is not None
+    assert "pp=2 dp=2 tp=1" in even.description
+
+
 def test_single_layers_are_pinned():
     pin = {"pp": 1, "recompute": {"transformer.h.0": "full"}, "zero": {"*.h.1": 3}}
     layers = {layer.name: layer for layer in make(pin=pin).layers}

@@ -15,7 +15,7 @@ from autopar.solve.price import rank_memory_bytes
 from autopar.solve.problem import Solution
 
 Pins = dict[str, Any]
-SolvePinned = Callable[[Pins], Solution]
+SolvePinned = Callable[[Pins, bool], Solution]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class Machines:
     devices_per_node: int
 
     @property
+    def nodes(self) -> int:
+        """Nodes that the devices take."""
+        return -(-self.world_size // self.devices_per_node)
+
+    @property
     def node(self) -> int:
         """Devices of one node that divide the world size evenly."""
         most = min(self.world_size, self.devices_per_node)
@@ -34,11 +39,15 @@ class Machines:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named baseline; ``attempts`` yields pins to try until some can run."""
+    """A named baseline; ``attempts`` yields pins to try until some can run.
+
+    ``even``: the blocks are divided equally over the stages, or the first get one more.
+    """
 
     name: str
     description: str
     attempts: Callable[[Machines], Iterator[Pins]]
+    even: bool = False
 
 
 def _divisors(number: int) -> list[int]:
@@ -83,6 +92,13 @@ def _gpipe(machines: Machines) -> Iterator[Pins]:
         yield {"dp": dp, "tp": 1, "pp": pp, "zero": 0, "recompute": "full", "schedule": "gpipe"}
 
 
+def _even_pipeline(machines: Machines) -> Iterator[Pins]:
+    """A stage per node, or the next number of stages that can run; data parallel inside."""
+    for pp in sorted(_divisors(machines.world_size)[1:], key=lambda pp: abs(pp - machines.nodes)):
+        dp = machines.world_size // pp
+        yield {"dp": dp, "tp": 1, "pp": pp, "zero": 0, "recompute": "none", "schedule": "1f1b"}
+
+
 RECIPES = (
     Recipe("DDP", "one replica per device", _ddp),
     Recipe("FSDP", "ZeRO-3 over all devices", _fsdp),
@@ -90,6 +106,7 @@ RECIPES = (
     Recipe("TP in the node", "tensor parallel within a node, replicas across", _tensor_in_node),
     Recipe("Megatron rule", "tp up to the node until it fits, then pp, then recomputation",
            _megatron),
+    Recipe("Even pipeline", "equal layers per stage, 1f1b, replicas within", _even_pipeline, True),
     Recipe("GPipe", "stages only, gpipe schedule, full recomputation", _gpipe),
 )  # fmt: skip
 
@@ -100,35 +117,36 @@ def run_baselines(
     """Every recipe with its predicted step, or with the reason why it cannot run.
 
     Args:
-        solve_pinned: solves the task under these pins; raises AutoparError if that is impossible.
+        solve_pinned: solves the task under these pins, with equal stages or the best ones; raises
+            AutoparError if that is impossible.
         world_size: number of devices.
         devices_per_node: how many of them share the fast links.
     """
     machines = Machines(world_size, devices_per_node)
-    known: dict[tuple[tuple[str, Any], ...], Solution | AutoparError] = {}
+    known: dict[tuple[Any, ...], Solution | AutoparError] = {}
 
-    def once(pins: Pins) -> Solution | AutoparError:
-        key = tuple(sorted(pins.items()))
+    def once(pins: Pins, even: bool) -> Solution | AutoparError:
+        key = (even, *sorted(pins.items()))
         if key not in known:
-            known[key] = _attempt(solve_pinned, pins)
+            known[key] = _attempt(solve_pinned, pins, even)
         return known[key]
 
     return tuple(_run(recipe, machines, once) for recipe in RECIPES)
 
 
-def _attempt(solve_pinned: SolvePinned, pins: Pins) -> Solution | AutoparError:
+def _attempt(solve_pinned: SolvePinned, pins: Pins, even: bool) -> Solution | AutoparError:
     try:
-        return solve_pinned(dict(pins))
+        return solve_pinned(dict(pins), even)
     except AutoparError as error:
         return error
 
 
 def _run(
-    recipe: Recipe, machines: Machines, once: Callable[[Pins], Solution | AutoparError]
+    recipe: Recipe, machines: Machines, once: Callable[[Pins, bool], Solution | AutoparError]
 ) -> Baseline:
     reason = "needs more than one device"
     for pins in recipe.attempts(machines):
-        result = once(pins)
+        result = once(pins, recipe.even)
         if not isinstance(result, AutoparError):
             memory = max(rank_memory_bytes(result.problem, result.boundaries, result.options))
             described = f"{recipe.description} ({_degrees(pins)})"

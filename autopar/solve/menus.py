@@ -44,6 +44,7 @@ class Pricer:
     pins: dict[str, Any]
     memory_limit_bytes: int
     names: tuple[str, ...] = ()
+    equal_stages: bool = False
     _costs: dict[tuple[str, int, str, int, int], LayerCost] = field(default_factory=dict)
     _useful: dict[tuple[str, int, str, int], tuple[int, ...]] = field(default_factory=dict)
 
@@ -280,7 +281,7 @@ class Pricer:
             p2p_seconds=self.p2p_seconds(config),
             baseline_bytes=self.buffer_bytes(config),
             linked=tuple(pairwise(i for i, m in enumerate(members) if m in parts)),
-            cuts=self.even_cuts(config),
+            cuts=self.equal_cuts(config) if self.equal_stages else self.even_cuts(config),
             uniform=self.uniform(config, [member for member, *_ in order]),
         )
 
@@ -310,6 +311,13 @@ class Pricer:
             near = range(max(1, ceil(even) - 1), min(len(blocks) - 1, floor(even) + 1) + 1)
             cuts.append(tuple(blocks[k] for k in near))
         return tuple(cuts)
+
+    def equal_cuts(self, config: Configuration) -> tuple[tuple[int, ...], ...]:
+        """The one place where each stage begins if the blocks are spread evenly."""
+        members, parts = self.classes.members, self.classes.parts
+        blocks = [i for i, member in enumerate(members) if member not in parts]
+        first = [-(-len(blocks) * stage // config.stages) for stage in range(1, config.stages)]
+        return ((0,), *((blocks[k],) for k in first))
 
     @property
     def interleaves(self) -> bool:

@@ -19,7 +19,7 @@ def _solution(pins: dict[str, Any]) -> Solution:
 def test_each_recipe_runs_where_everything_fits() -> None:
     asked = []
 
-    def solve_pinned(pins: dict[str, Any]) -> Solution:
+    def solve_pinned(pins: dict[str, Any], even: bool) -> Solution:
         asked.append(pins)
         return _solution(pins)
 
@@ -31,10 +31,11 @@ def test_each_recipe_runs_where_everything_fits() -> None:
     assert "pp=16 dp=1" in found["GPipe"].description
     assert all(p["pp"] * p["dp"] * p["tp"] == 16 for p in asked)
     assert len({tuple(sorted(p.items())) for p in asked}) == len(asked)
+    assert "pp=2 dp=8" in found["Even pipeline"].description, "a stage per node"
 
 
 def test_the_megatron_rule_grows_tp_then_pp_then_recomputes() -> None:
-    def solve_pinned(pins: dict[str, Any]) -> Solution:
+    def solve_pinned(pins: dict[str, Any], even: bool) -> Solution:
         if pins["tp"] * pins["pp"] < 16 or pins["recompute"] == "none":
             raise InfeasiblePlanError("too big\nby far")
         return _solution(pins)
@@ -48,13 +49,13 @@ def test_the_megatron_rule_grows_tp_then_pp_then_recomputes() -> None:
 
 
 def test_one_device_has_no_pipeline() -> None:
-    found = {b.name: b for b in run_baselines(_solution, 1, 8)}
+    found = {b.name: b for b in run_baselines(lambda pins, _: _solution(pins), 1, 8)}
     assert found["GPipe"].reason == "needs more than one device"
     assert found["DDP"].step_seconds == 3.0
 
 
 def test_illegal_pins_are_a_reason_too() -> None:
-    def solve_pinned(pins: dict[str, Any]) -> Solution:
+    def solve_pinned(pins: dict[str, Any], even: bool) -> Solution:
         raise UsageError(f"pin tp={pins['tp']}", expected="1")
 
     assert {b.reason for b in run_baselines(solve_pinned, 4, 8)} == {"pin tp=1", "pin tp=2"}
@@ -66,7 +67,7 @@ def test_a_node_that_does_not_divide_the_world() -> None:
 
 
 def test_tp_that_does_not_divide_the_heads_gives_way_to_the_next() -> None:
-    def solve_pinned(pins: dict[str, Any]) -> Solution:
+    def solve_pinned(pins: dict[str, Any], even: bool) -> Solution:
         if 12 % pins["tp"]:
             raise UsageError("pin tp=8")
         return _solution(pins)
