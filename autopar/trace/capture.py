@@ -10,6 +10,7 @@ import os
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,7 +78,8 @@ def capture(
     Of blocks that are equal three are traced, and the others take over their operations. Where the
     blocks turn out not to be used equally, or where anything else goes wrong, all are traced.
     """
-    example = tree_map(_to_meta, (args, kwargs, target))
+    inputs = tree_map(partial(_to_meta, dtype=dtype), (args, kwargs))
+    example = (*inputs, tree_map(_to_meta, target))
     repeats = find_repeats(model, find_blocks(model))
     if repeats:
         try:
@@ -124,10 +126,17 @@ def _disable_cache(model: nn.Module) -> None:
             config.use_cache = False  # type: ignore[union-attr]
 
 
-def _to_meta(leaf: Any) -> Any:
+def _to_meta(leaf: Any, dtype: torch.dtype = torch.float32) -> Any:
+    """A tensor of two samples without data. Mixed precision casts floating inputs to ``dtype``.
+
+    The program does so where it cuts micro-batches. Neither touches the target, nor any
+    input in float32.
+    """
     if not isinstance(leaf, Tensor):
         return leaf
-    return torch.empty((TRACE_BATCH, *leaf.shape[1:]), dtype=leaf.dtype, device="meta")
+    cast = leaf.is_floating_point() and dtype != torch.float32
+    kind = dtype if cast else leaf.dtype
+    return torch.empty((TRACE_BATCH, *leaf.shape[1:]), dtype=kind, device="meta")
 
 
 def _export(step: nn.Module, example: tuple[Any, ...], recorder: Recorder) -> ExportedProgram:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autopar.errors import TraceError
 from autopar.graph import Call, Ref
 from autopar.trace.private import tree_flatten, tree_unflatten
 
@@ -129,7 +130,8 @@ class Recorder:
 
     ``stack`` holds the paths of the modules that are running, so that an error can
     name the module in which the trace stopped. ``samples`` holds, for the units in ``watched``,
-    the arguments as they were passed and the output as it was handed on.
+    the arguments as they were passed and the output as it was handed on. ``passed`` holds, for each
+    unit that is running, its arguments and what they were when it was called.
     """
 
     calls: dict[str, tuple[str, Any, Any]] = field(default_factory=dict)
@@ -138,6 +140,7 @@ class Recorder:
     stack: list[str] = field(default_factory=list)
     watched: frozenset[str] = frozenset()
     samples: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    passed: list[tuple[Any, Any]] = field(default_factory=list)
 
     def attach(self, model: nn.Module, units: tuple[str, ...]) -> None:
         """Registers the hooks on ``model``, which is a private copy and is thrown away later."""
@@ -160,12 +163,14 @@ class Recorder:
             (args, kwargs), tree = _mark_tree((args, kwargs), f"{path}#{count}:in")
             self.calls[path] = (type(module).__name__, tree, None)
             self.parameters[path] = tuple(inspect.signature(module.forward).parameters)
+            self.passed.append(((args, kwargs), tree_flatten((args, kwargs))))
             return args, kwargs
 
         return hook
 
     def _leave_unit(self, path: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            _check_unchanged(path, type(module).__name__, *self.passed.pop())
             output, tree = _mark_tree(output, f"{path}#{self.counts[path]}:out")
             name, inputs, _ = self.calls[path]
             self.calls[path] = (name, inputs, tree)
@@ -174,6 +179,24 @@ class Recorder:
             return output
 
         return hook
+
+
+def _check_unchanged(path: str, name: str, arguments: Any, before: tuple[list[Any], Any]) -> None:
+    """Refuses a unit that changes a list or dict that it was passed.
+
+    Marks rebuild these containers, and so do the stages that a program cuts the model into:
+    the caller would not see the change.
+    """
+    leaves, spec = tree_flatten(arguments)
+    same = len(leaves) == len(before[0])
+    same = same and all(a is b for a, b in zip(leaves, before[0], strict=True))
+    if spec != before[1] or not same:
+        raise TraceError(
+            f"{name}.forward changes a list or dict that it is passed",
+            expected="a forward that hands on what it makes by returning it",
+            where=path,
+            hint="return the new items, or a new list such as [*items, x]",
+        )
 
 
 def _mark_tree(tree: Any, tag: str) -> tuple[Any, Any]:

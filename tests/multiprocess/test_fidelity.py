@@ -154,3 +154,14 @@ def test_bf16_follows_the_single_device(ranks, tmp_path, references, name):
     for result in results:
         assert result["losses"] == pytest.approx(reference["losses"], rel=1e-2)
         assert result["kinds"] == plan.stages[0].prediction.collectives
+
+
+@pytest.mark.parametrize("name", ["vit", "convolutions"])
+def test_bf16_casts_images(ranks, tmp_path, references, name):
+    """Inputs that are no tokens: parameters and images have one dtype."""
+    plan = make_plan(name, 1, 2, 1, {"zero": 2, "microbatch_size": 2}, precision="bf16")
+    path = str(tmp_path / "program.py")
+    plan.emit(path, model="tests:none")
+    reference = references.setdefault(name, single_device(name))
+    for result in ranks(2).run(train, path, name, timeout=120.0):
+        assert result["losses"] == pytest.approx(reference["losses"], rel=1e-2)

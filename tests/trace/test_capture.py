@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from autopar.errors import TraceError
 from autopar.graph import Size
 from autopar.trace import trace
-from tests.trace.models import Branches, Chain, HoldsTensor, InplaceView, graph_of, targets
+from tests.trace.models import (
+    Branches,
+    Chain,
+    Collects,
+    HoldsTensor,
+    InplaceView,
+    graph_of,
+    targets,
+)
 
 
 def refused(model, **more):
@@ -39,6 +47,20 @@ def test_plain_tensor_attribute():
     error = refused(Chain(HoldsTensor))
     assert "'blocks.0.scale'" in error.found
     assert "register_buffer" in error.hint
+
+
+def test_block_that_appends_to_an_argument():
+    error = refused(Collects())
+    assert error.found == "Appends.forward changes a list or dict that it is passed"
+    assert error.where == "blocks.0"
+    assert "[*items, x]" in error.hint
+
+
+def test_mixed_precision_casts_floating_inputs_and_no_target():
+    x = torch.ones(2, 8)
+    graph = trace(Chain(), (x,), {}, target=x, loss_fn=F.mse_loss, precision="bf16")
+    dtypes = {key: graph.values[name].dtype for key, name in graph.inputs.items()}
+    assert dtypes == {"args.0": "bfloat16", "target": "float32"}
 
 
 def test_loss_of_many_elements():
