@@ -12,6 +12,7 @@ import traceback
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -20,7 +21,7 @@ from rich.text import Text
 from autopar import __version__
 from autopar import cli_arguments as arguments
 from autopar.errors import AutoparError, InfeasiblePlanError, UsageError
-from autopar.plan_file import write_atomically
+from autopar.plan_file import layout, write_atomically
 from autopar.public_plan import Plan, load_plan
 from autopar.show import diff, report, to_html
 from autopar.show.clusters import clusters_report
@@ -132,6 +133,8 @@ def run_verb(args: Namespace) -> int:
         _dump(result)
     else:
         _say(measured_report(result, f"{plan.model}, plan {plan.plan_id}"), to_stdout=True)
+    beside = Path(args.plan).with_suffix(".measured.json")
+    write_atomically(beside, layout({"plan_id": plan.plan_id, **result}) + "\n")
     return OK
 
 

@@ -25,8 +25,6 @@ PRECISION_DTYPE = {"fp32": "float32", "bf16": "bfloat16"}
 OVERHEADS = {
     "op_forward": "Python and autograd of one operation in forward, beyond its launch",
     "op_backward": "the autograd engine's work for one operation, beyond its launch",
-    "tp_move_forward": "a change of state on the tp axis, beyond the collective",
-    "tp_move_backward": "its backward",
     "tp_parameter": "reading a DTensor parameter on shards, and its gradient, per micro-batch",
     "checkpoint": "recomputing one block, beyond its operations",
     "shard_forward": "the hooks of one fully_shard unit around a forward and its backward",
@@ -35,7 +33,6 @@ OVERHEADS = {
     "shard_parameter": "a step of the optimizer on one DTensor parameter, beyond a plain one",
     "clip_parameter": "norm and scaling of one parameter's gradient",
     "pipeline_action": "one forward or backward of torch's pipeline stage, beyond the block",
-    "step": "what every optimizer step pays once: the loop, the loss, the norm",
 }
 _HERE = Path(__file__).parent
 _AGAIN = "write it again with `autopar calibrate -o MODEL.json`"

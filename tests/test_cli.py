@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from autopar import cli
 from autopar.errors import InfeasiblePlanError, TraceError
+from autopar.public_plan import load_plan
 
 
 @pytest.fixture
@@ -221,6 +223,8 @@ def test_run(saved, stand_in, capsys):
     )
     assert cli.main(["run", saved, "--steps", "3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == figures
+    kept = json.loads(Path(saved).with_suffix(".measured.json").read_text(encoding="utf-8"))
+    assert kept == {"plan_id": load_plan(saved).plan_id, **figures}
     assert calls[0] == {
         "workload": "toy.py:workload",
         "steps": 3,

@@ -199,9 +199,9 @@ def test_overheads_are_a_fixed_part_and_what_is_copied(data):
     cluster = Cluster.from_dict(data)
     assert cluster.overhead_seconds("shard_gather", 1e6) == pytest.approx(2e-3)
     assert cluster.overhead_seconds("checkpoint", 1e6) == pytest.approx(2e-3)
-    assert cluster.overhead_seconds("step") == 0.0
+    assert cluster.overhead_seconds("op_forward") == 0.0
     with pytest.raises(KeyError):
-        cluster.overhead_seconds("steps")
+        cluster.overhead_seconds("step")
 
 
 @pytest.mark.parametrize("name", OVERHEADS)
@@ -211,7 +211,7 @@ def test_every_overhead_may_stand_in_a_file(data, name):
 
 
 @pytest.mark.parametrize(
-    "found", [{"steps": {"seconds": 1e-3}}, {"step": {"seconds": 5.0}}, {"step": {}}]
+    "found", [{"steps": {"seconds": 1e-3}}, {"checkpoint": {"seconds": 5.0}}, {"checkpoint": {}}]
 )
 def test_overheads_are_known_and_plausible(data, found):
     data["curves"]["overheads"] = found

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from autopar.calibration.fit import collective_curves, compute_curves, fit_errors
+from autopar.calibration.fit_overheads import overheads
 from autopar.calibration.kernels import Kernels
 from autopar.calibration.points import COLLECTIVES, SWEEPS
 from autopar.calibration.ranks import group_sizes, measure_collectives
@@ -32,6 +33,10 @@ CPU_RANKS = 4
 _MOST_CPU_RANKS = 64
 # What the share of compute in the budget is; the rest goes to collectives.
 _COMPUTE_SHARE = 0.55
+_DETAIL = (
+    "low percentile of interleaved samples; error on held-out points",
+    "difference of toy steps on two ranks, less what other curves price",
+)
 
 
 @dataclass(frozen=True)
@@ -135,10 +140,11 @@ def _one_thread(host: Host) -> Iterator[None]:
 def _collectives(host: Host, rows: Rows, ranks: int, deadline: float, report: Progress) -> Rows:
     """Every group size gets an equal part of what is left of the time."""
     sizes = group_sizes(ranks)
-    for done, size in enumerate(sizes):
-        report(f"collectives of {size} ranks", done, len(sizes))
-        share = max(1.0, deadline - time.monotonic()) / (len(sizes) - done)
-        measure_collectives(rows.path, host.device, host.name, size, ranks, share)
+    worlds = [(2, 2)] * bool(sizes) + [(size, ranks) for size in sizes if ranks > 2]
+    for done, (size, world) in enumerate(worlds):
+        report(f"collectives of {size} ranks", done, len(worlds))
+        share = max(1.0, deadline - time.monotonic()) / (len(worlds) - done)
+        measure_collectives(rows.path, host.device, host.name, size, world, share)
     return Rows(rows.path, host.name)
 
 
@@ -155,6 +161,10 @@ def _model(host: Host, rows: Rows, ranks: int, name: str) -> dict[str, Any]:
             curves["collectives"][kind] += _across_nodes(known, kind)
     draft = _head(host, name, known, measured) | {"curves": curves}
     draft["provenance"] = _provenance(curves, {}, known, measured)
+    if measured:
+        curves["overheads"] = overheads(rows, Cluster.from_dict(draft))
+    elif known is not None and "overheads" in known.curves:
+        curves["overheads"] = known.curves["overheads"]
     errors = fit_errors(rows, Cluster.from_dict(draft))
     return draft | {"provenance": _provenance(curves, errors, known, measured)}
 
@@ -187,12 +197,13 @@ def _provenance(
     names = [f"{curve}.{dtype}" for curve in ("gemm", "attention") for dtype in curves[curve]]
     names += ["elementwise", "optimizer"]
     names += [f"collectives.{kind}" for kind in COLLECTIVES] if measured else []
+    names += [f"overheads.{name}" for name in curves.get("overheads", ())] if measured else []
     names += ["contention"] if "contention" in errors else []
     own = {
         name: {
             "source": "measured here",
             "date": _today(),
-            "detail": "low percentile of interleaved samples; error on held-out points",
+            "detail": _DETAIL[name.startswith("overheads")],
             "fit_error": errors.get(name),
         }
         for name in names
@@ -202,7 +213,9 @@ def _provenance(
 
 def _taken_over_origins(known: Cluster, measured: bool) -> dict[str, Any]:
     """Of the collectives, all or, where those of one node were measured, the rest."""
-    kept = ("collectives.across_nodes",) if measured else ("collectives.", "contention")
+    kept = (
+        ("collectives.across_nodes",) if measured else ("collectives.", "contention", "overheads.")
+    )
     return {name: origin for name, origin in known.provenance.items() if name.startswith(kept)}
 
 

@@ -20,6 +20,13 @@ TRAFFIC = (
 )  # fmt: skip
 ATTENTION = ("causal_forward", "causal_backward", "full_forward", "full_backward")
 OPTIMIZERS = ("sgd", "adamw")
+# What the toys behind the overheads consist of: layers, or micro-batches; and parameters.
+OVERHEAD_UNITS, OVERHEAD_PARAMETERS = 8, 16
+_SIZED_TOYS = ("both", "unreduced", "zero0", "zero2", "zero3")
+_SMALL_TOYS = (
+    "forward", "checkpoint", "pipeline", "read_plain", "read_split", "update_plain",
+    "update_split", "clip",
+)  # fmt: skip
 
 # The smallest call of each kind: what it takes is the cost of launching one.
 GEMM_LAUNCH = (1, 8, 8)
@@ -33,11 +40,12 @@ class Point:
     """One thing to time.
 
     Attributes:
-        curve: "gemm", "attention", "elementwise", "optimizer" or "collectives".
+        curve: "gemm", "attention", "elementwise", "optimizer", "collectives" or "overheads".
         variant: dtype and layout ("float32/linear"), dtype and pass, kind of operation,
-            optimizer, or kind of collective.
+            optimizer, kind of collective, or what a toy does.
         shape: gemm (m, n, k); attention (batch * heads, length, head_dim); elementwise
-            (bytes moved,); optimizer (elements,); collectives (bytes, group size, groups).
+            (bytes moved,); optimizer (elements,); collectives (bytes, group size, groups);
+            overheads (bytes of parameters, ranks).
         held_out: whether it judges the curve instead of shaping it.
     """
 
@@ -60,6 +68,7 @@ class Sweep:
     traffic_bytes: tuple[int, ...]
     elements: tuple[int, ...]
     payload_bytes: tuple[int, ...]
+    unit_bytes: tuple[int, ...]
 
     def compute_points(self) -> list[Point]:
         """Everything that runs on one device."""
@@ -82,6 +91,14 @@ class Sweep:
         together = ranks // size
         shared = [(b, size, together) for b in between] if together > 1 else []
         return points + [Point("collectives", "all_reduce", shape, True) for shape in shared]
+
+    def overhead_points(self) -> list[Point]:
+        """Steps of toys on two ranks."""
+        small = self.unit_bytes[0]
+        sized = product(_SIZED_TOYS, self.unit_bytes)
+        return [Point("overheads", toy, (size, 2)) for toy, size in sized] + [
+            Point("overheads", toy, (small, 2)) for toy in _SMALL_TOYS
+        ]
 
     def _gemm(self) -> Iterable[Point]:
         for dtype, axis in self.gemm.items():
@@ -136,6 +153,7 @@ CPU = Sweep(
     payload_bytes=(
         256, 4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, MIB, 4 * MIB, 16 * MIB,
     ),
+    unit_bytes=(2 * KIB, 128 * KIB, MIB, 4 * MIB),
 )  # fmt: skip
 
 # On a GPU, from one micro-batch of a small model to the layers of the largest.
@@ -157,5 +175,6 @@ CUDA = Sweep(
     payload_bytes=(
         256, 16 * KIB, 64 * KIB, 256 * KIB, MIB, 4 * MIB, 16 * MIB, 64 * MIB, 256 * MIB, 1024 * MIB,
     ),
+    unit_bytes=(2 * KIB, 4 * MIB, 64 * MIB, 256 * MIB),
 )  # fmt: skip
 SWEEPS = {"cpu": CPU, "cuda": CUDA}

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from autopar.calibration.overheads import overhead_seconds
 from autopar.calibration.points import SWEEPS, Point
 from autopar.calibration.rows import Rows
 from autopar.calibration.sampling import LEAST_ROUNDS, ROUNDS, missing
@@ -26,7 +27,8 @@ from autopar.errors import CostModelError
 _START_SECONDS = 60.0
 _LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 _SAMPLE_BYTES = 2**20  # a sample repeats a collective until about so much was sent
-_MOST_REPEATS = 20
+_LEAST_REPEATS, _MOST_REPEATS = 4, 10
+_COMPUTE_WIDTH = 384  # of a product that takes about a millisecond on a core
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class Job:
 
     def points(self) -> list[Point]:
         """The points of this group size."""
-        return SWEEPS[self.device].collective_points(self.size, self.ranks)
+        sweep = SWEEPS[self.device]
+        toys = sweep.overhead_points() if self.size == self.ranks == 2 else []
+        return toys + sweep.collective_points(self.size, self.ranks)
 
 
 def group_sizes(ranks: int) -> list[int]:
@@ -129,12 +133,18 @@ def _sample_all(rank: int, job: Job) -> None:
     groups = [dist.new_group(list(range(start, start + job.size))) for start in starts]
     mine = groups[rank // job.size]
     points = job.points()
+    steps: dict[Point, Callable[[], object]] = {}
+    calm_gloo()
     for number in range(ROUNDS):
         for index in _agreed(rows, points, number, job):
             point = points[index]
-            taking_part = rank < job.size * point.shape[2]
             dist.barrier()
-            seconds = _sample(point, mine, job.device) if taking_part else 0.0
+            if point.curve == "overheads":
+                seconds = overhead_seconds(point, job.device, steps)
+            else:
+                taking_part = rank < job.size * point.shape[2]
+                seconds = _sample(point, mine, job.device) if taking_part else 0.0
+            calm_gloo()
             if rows is not None:
                 rows.add(point, seconds)
 
@@ -152,20 +162,44 @@ def _agreed(rows: Rows | None, points: list[Point], number: int, job: Job) -> li
 def _sample(point: Point, group: dist.ProcessGroup, device: str) -> float:
     payload, size, _ = point.shape
     call = _CALLS[point.variant](group, payload // 4, size, device)
-    repeats = min(_MOST_REPEATS, max(1, _SAMPLE_BYTES // payload))
-    synchronize: Callable[[], object] = torch.cuda.synchronize if device == "cuda" else _nothing
+    repeats = min(_MOST_REPEATS, max(_LEAST_REPEATS, _SAMPLE_BYTES // payload))
     call()
-    synchronize()
+    timed = _repeated if device == "cuda" else _between_computing
+    messages = 2 if point.variant == "send_recv" else 1
+    return timed(call, repeats) / (repeats * messages)
+
+
+def _repeated(call: Callable[[], object], repeats: int) -> float:
+    """Seconds of ``repeats`` calls that a device works through one after the other."""
+    torch.cuda.synchronize()
     start = time.perf_counter()
     for _ in range(repeats):
         call()
-    synchronize()
-    messages = 2 if point.variant == "send_recv" else 1
-    return (time.perf_counter() - start) / (repeats * messages)
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
-def _nothing() -> None:
-    """A CPU has nothing to wait for."""
+def _between_computing(call: Callable[[], object], repeats: int) -> float:
+    """Seconds of the calls alone, each behind some computing, as in a training step.
+
+    Threads that wait for a collective on a CPU have to be woken, and ranks never arrive
+    together: in a loop of nothing but collectives neither shows.
+    """
+    work = torch.ones(_COMPUTE_WIDTH, _COMPUTE_WIDTH)
+    seconds = 0.0
+    for _ in range(repeats):
+        torch.mm(work, work)
+        start = time.perf_counter()
+        call()
+        seconds += time.perf_counter() - start
+    return seconds
+
+
+def calm_gloo() -> None:
+    """As emitted programs do on CPU hosts: see ``emit/templates/setup.py.j2``."""
+    for task in os.listdir("/proc/self/task") if hasattr(os, "SCHED_BATCH") else ():
+        if Path(f"/proc/self/task/{task}/comm").read_text().strip() == "gloo_tcp_loop":
+            os.sched_setscheduler(int(task), os.SCHED_BATCH, os.sched_param(0))
 
 
 # --- the collectives, each with ``elements`` of float32 in the full tensor ---

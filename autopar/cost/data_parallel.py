@@ -203,21 +203,23 @@ def dp_cost(
     ``again_seconds`` of recomputation in backward hide communication as backward itself does.
     """
     held = -(-cost.parameter_elements // (setting.dp if zero else 1))
-    step = optimizer_seconds(cluster, held, setting.optimizer, cost.parameter_tensors)
+    step = _update_seconds(cluster, cost, setting, held)
     tp_sync = _tp_sync_seconds(cluster, cost, setting, zero)
+    hooks = cluster.overhead_seconds("shard_forward") if setting.wrapped else 0.0
     if setting.dp == 1:
-        return DpCost(0.0, 0.0, tp_sync, step)
+        return DpCost(0.0, hooks, tp_sync, step)
     group = dp_group(cluster, setting)
     n, m = cost.parameter_elements, setting.num_microbatches
     slow = cluster.contention(setting.dp, setting.world_size)
     kind = "reduce_scatter" if zero else "all_reduce"
     parts = 1 if setting.traffic.flat else max(1, cost.parameter_tensors)
 
-    def wire(kind: str, payload_bytes: int) -> float:
-        return slow * parts * collective_seconds(cluster, kind, -(-payload_bytes // parts), group)
+    def moved(kind: str, overhead: str, payload_bytes: int) -> float:
+        each = collective_seconds(cluster, kind, -(-payload_bytes // parts), group)
+        return slow * parts * each + cluster.overhead_seconds(overhead, payload_bytes)
 
-    gather = wire("all_gather", setting.gather_bytes * n)
-    reduce = wire(kind, setting.traffic.reduce_bytes * n)
+    gather = moved("all_gather", "shard_gather", setting.gather_bytes * n)
+    reduce = moved(kind, "shard_reduce", setting.traffic.reduce_bytes * n)
     times = gathers(setting, zero, stage)
     count = reductions(setting, zero)
     counts = Counter({"all_gather": times, kind: count})
@@ -231,11 +233,21 @@ def dp_cost(
         backward = exposed(gather + (reduce if count > 1 else 0.0), behind)
         backward *= min(1.0, (times - m) / m if times > m else 1.0)
         sync = tp_sync + (0.0 if count > 1 else exposed(reduce, behind))
-        return DpCost(forward, backward, sync, step, counts)
+        return DpCost(forward, backward + hooks, sync, step, counts)
     backward = exposed(reduce, behind) if count > 1 else 0.0
     sync = 0.0 if count > 1 else exposed(reduce, behind)
     first = times * exposed(gather, cost.forward_seconds) if zero == 2 else 0.0
-    return DpCost(0.0, backward, sync + first + tp_sync, step, counts)
+    return DpCost(0.0, backward + hooks, sync + first + tp_sync, step, counts)
+
+
+def _update_seconds(cluster: Cluster, cost: LayerCost, setting: Setting, held: int) -> float:
+    """The optimizer step of one rank on ``held`` elements, and its part of the clipping."""
+    tensors = cost.parameter_tensors
+    kernels = optimizer_seconds(cluster, held, setting.optimizer, tensors)
+    each = cluster.overhead_seconds("clip_parameter")
+    if setting.wrapped or setting.tp > 1:
+        each += cluster.overhead_seconds("shard_parameter")
+    return kernels + tensors * each
 
 
 def _tp_sync_seconds(cluster: Cluster, cost: LayerCost, setting: Setting, zero: int) -> float:

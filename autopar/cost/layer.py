@@ -122,11 +122,17 @@ def layer_cost(
     tp_backward = sum(s[1] for _, s in comm)
     inner_count = sum(len(s.collectives) for s in sharding.strategies.values())
     calls = sum(s[0] > 0 for _, s in comm) + inner_count, sum(s[1] > 0 for _, s in comm)
-    host_forward, host_backward = _host_seconds(graph, pattern, cluster, compute, calls)
-    device_backward = sum(c.backward_seconds for c in compute)
+    issued, issued_backward = _issued(graph, pattern, compute)
+    host_forward = (issued + calls[0]) * cluster.dispatch_seconds
+    host_backward = (issued_backward + calls[1]) * cluster.dispatch_seconds
+    device_forward = sum(c.forward_seconds for c in compute)
+    device_forward += issued * cluster.overhead_seconds("op_forward")
+    computed_backward = sum(c.backward_seconds for c in compute)
+    device_backward = computed_backward + issued_backward * cluster.overhead_seconds("op_backward")
+    device_backward += _parameter_seconds(cluster, sharding)
     backward = max(device_backward, host_backward - tp_backward)
     return LayerCost(
-        forward_seconds=max(sum(c.forward_seconds for c in compute), host_forward - tp_forward),
+        forward_seconds=max(device_forward, host_forward - tp_forward),
         backward_seconds=backward,
         tp_forward_seconds=tp_forward,
         tp_backward_seconds=tp_backward,
@@ -144,7 +150,7 @@ def layer_cost(
         tp_backward=_count(m.backward for m, _ in comm),
         tp_again=_count(sharding.moves[k].move.forward for k in again) + _inner_counts(sharding),
         tp_again_seconds=sum(comm[k][1][0] for k in again) + inner,
-        input_seconds=sum(c.input_seconds for c in compute) + backward - device_backward,
+        input_seconds=sum(c.input_seconds for c in compute) + backward - computed_backward,
         weight_seconds=sum(c.weight_seconds for c in compute),
         waiting_bytes=_waiting_bytes(graph, pattern, sharding, batch),
         kept_seconds=sum(
@@ -164,22 +170,25 @@ def _op(graph: Graph, sharding: Sharding, cluster: Cluster, index: int, batch: i
     return op_cost(cluster, op, graph.values, shapes)
 
 
-def _host_seconds(
-    graph: Graph, pattern: Pattern, cluster: Cluster, compute: list[OpCost],
-    collectives: tuple[int, int],
-) -> tuple[float, float]:  # fmt: skip
-    """Seconds in which the host issues a forward and a backward pass of the layer.
+def _issued(graph: Graph, pattern: Pattern, compute: list[OpCost]) -> tuple[int, int]:
+    """How many operations the host issues in a forward and in a backward pass of the layer.
 
-    A device that computes and communicates faster than that waits. Backward issues a kernel
-    per gradient.
+    Collectives not counted. Backward has one operation per gradient.
     """
-    forward, backward = collectives
+    forward = backward = 0
     for index, cost in zip(pattern.ops, compute, strict=True):
         forward += cost.forward_seconds > 0
         if cost.backward_seconds > 0:
             values = (graph.values[n] for n in graph.ops[index].inputs())
             backward += max(1, sum(value.requires_grad for value in values))
-    return forward * cluster.dispatch_seconds, backward * cluster.dispatch_seconds
+    return forward, backward
+
+
+def _parameter_seconds(cluster: Cluster, sharding: Sharding) -> float:
+    """What reading DTensor parameters costs a micro-batch, most of it in their gradients."""
+    if sharding.unsplit:
+        return 0.0
+    return len(sharding.parameters) * cluster.overhead_seconds("tp_parameter")
 
 
 def _count(kinds: Iterable[str]) -> Counter[str]:

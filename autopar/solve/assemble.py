@@ -96,7 +96,7 @@ def _predict_stage(pricer: Pricer, config: Configuration, stage: _Stage) -> Stag
         forward += compute + parallel.forward_seconds
         whole, _ = pricer.backward_seconds(cost, config, whole=stage.index == 0)
         backward += whole - cost.tp_backward_seconds + again.seconds * slow
-        backward += parallel.backward_seconds
+        backward += parallel.backward_seconds + pricer.checkpoint_seconds(option.recompute)
         tp += cost.tp_forward_seconds + cost.tp_backward_seconds + again.tp_seconds
         sync += parallel.sync_seconds + pricer.shared_seconds(member, config, option.tp_option)
         optimizer += parallel.optimizer_seconds * slow

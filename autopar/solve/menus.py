@@ -152,6 +152,7 @@ class Pricer:
                 self.cluster, cost, setting, zero, stage=0, again_seconds=again.seconds
             )
             repeated = slow * again.seconds + again.tp_seconds
+            repeated += self.checkpoint_seconds(recompute)
             yield Option(
                 key=f"{zero}/{recompute}" + (f"/{aim}" if aim else ""),
                 tp_option=tp_option,
@@ -181,6 +182,10 @@ class Pricer:
             return cost.backward_seconds * slow + cost.tp_backward_seconds, 0.0
         weight = cost.weight_seconds * slow
         return cost.input_seconds * slow + cost.tp_backward_seconds + weight, weight
+
+    def checkpoint_seconds(self, recompute: str) -> float:
+        """What recomputing a layer costs per micro-batch beyond what it computes again."""
+        return 0.0 if recompute == "none" else self.cluster.overhead_seconds("checkpoint")
 
     def layer(self, member: str, config: Configuration, tp_option: int) -> LayerCost:
         """The cost without the parameters that an earlier part on the same rank holds too."""
@@ -243,7 +248,8 @@ class Pricer:
         near = config.dp * config.tp < self.cluster.devices_per_node
         group = Group(2, 2 if near else 1, 1 if near else self.cluster.devices_per_node)
         slow = self.cluster.contention(2, world_size(config))
-        return 2 * slow * collective_seconds(self.cluster, "send_recv", payload, group)
+        wire = slow * collective_seconds(self.cluster, "send_recv", payload, group)
+        return 2 * (wire + self.cluster.overhead_seconds("pipeline_action"))
 
     def buffer_bytes(
         self, config: Configuration, cuts: Sequence[int] | None = None, first: bool = True

@@ -8,7 +8,9 @@ from autopar.calibration.points import COLLECTIVES, SWEEPS, Point
 @pytest.mark.parametrize("device", SWEEPS)
 def test_held_out_points_are_not_grid_points(device):
     sweep = SWEEPS[device]
-    points = [*sweep.compute_points(), *sweep.collective_points(2, 4)]
+    points = [
+        *sweep.compute_points(), *sweep.collective_points(2, 4), *sweep.overhead_points(),
+    ]  # fmt: skip
     assert len(set(points)) == len(points)
     grid = {(p.curve, p.variant, p.shape) for p in points if not p.held_out}
     held_out = {(p.curve, p.variant, p.shape) for p in points if p.held_out}

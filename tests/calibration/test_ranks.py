@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from autopar.calibration import ranks
-from autopar.calibration.points import COLLECTIVES
+from autopar.calibration.points import COLLECTIVES, SWEEPS
 from autopar.calibration.rows import Rows
 from autopar.errors import CostModelError
 
@@ -22,8 +22,10 @@ def test_two_ranks_measure_every_kind(tmp_path):
     path = tmp_path / "a.csv"
     ranks.measure_collectives(path, "cpu", "chip", size=2, ranks=2, seconds=0.0)
     rows = Rows(path, "chip")
-    measured = {point.variant for point in rows.points()}
+    measured = {point.variant for point in rows.points() if point.curve == "collectives"}
     assert measured == set(COLLECTIVES)
+    toys = {point for point in rows.points() if point.curve == "overheads"}
+    assert toys == set(SWEEPS["cpu"].overhead_points())
     assert all(1e-6 < rows.seconds(point) < 10 for point in rows.points())
     assert multiprocessing.active_children() == []
 

@@ -194,3 +194,17 @@ def test_more_stages_per_rank_are_gathered_by_turns():
 def test_pipeline_stages_keep_what_backward_gathered(cost):
     alone, staged = (state_bytes(cost, setting(pp=pp, m=1), 3).parameters for pp in (1, 2))
     assert staged == alone + 2000
+
+
+def test_overheads_of_the_runtime_are_paid_per_unit_gather_and_parameter(cost):
+    names = ("shard_gather", "shard_reduce", "shard_forward", "clip_parameter", "shard_parameter")
+    curves = deepcopy(CLUSTER.curves) | {"overheads": {n: {"seconds": 1e-2} for n in names}}
+    slow = dataclasses.replace(CLUSTER, curves=curves)
+    for zero, passes, ends in ((0, 1, 1), (3, 4, 0)):
+        plain, paid = (dp_cost(c, cost, setting(), zero, 0) for c in (CLUSTER, slow))
+        forward = paid.forward_seconds + paid.backward_seconds
+        forward -= plain.forward_seconds + plain.backward_seconds
+        assert forward == pytest.approx(1e-2 * passes, rel=0.1)
+        assert paid.sync_seconds - plain.sync_seconds == pytest.approx(1e-2 * ends, rel=0.1)
+        step = paid.optimizer_seconds - plain.optimizer_seconds
+        assert step == pytest.approx(2e-2 * cost.parameter_tensors)

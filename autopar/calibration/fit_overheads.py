@@ -1,0 +1,105 @@
+"""From timed toys to the overheads of a cost model: differences, less what is priced elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from autopar.calibration.points import OVERHEAD_PARAMETERS, OVERHEAD_UNITS
+from autopar.calibration.rows import Rows
+from autopar.cluster import Cluster
+from autopar.cost.collectives import Group, collective_seconds
+
+Curve = dict[int, float]
+# Operations of a toy block that have a kernel: a norm, two products, an activation and a sum.
+_OPS = 5
+# Kernels that their backward launches: two per product, one for each of the rest.
+_BACKWARD_OPS = 7
+
+
+def overheads(rows: Rows, draft: Cluster) -> dict[str, dict[str, float]]:
+    """Seconds, and bytes per second where the size shows, of each overhead that was timed.
+
+    Args:
+        rows: raw samples.
+        draft: a cluster with the other curves: what these price is taken off.
+    """
+    times = _times(rows)
+    if not times:
+        return {}
+    per_unit = {name: _each(curve, OVERHEAD_UNITS) for name, curve in times.items()}
+    hooks = _less(per_unit["unreduced"], per_unit["both"])
+    gather = _less(per_unit["zero3"], per_unit["zero2"])
+    reduce = _less(_less(per_unit["zero0"], per_unit["both"]), hooks)
+    smallest = min(times["both"])
+    forward, both = per_unit["forward"][smallest], per_unit["both"][smallest]
+    found = {
+        "op_forward": {"seconds": _own(forward / _OPS - _launch(draft))},
+        "op_backward": {"seconds": _own((both - forward) / _BACKWARD_OPS - _launch(draft))},
+        "checkpoint": {"seconds": _own(per_unit["checkpoint"][smallest] - both - forward)},
+        "shard_forward": {"seconds": _own(hooks[smallest])},
+        "shard_gather": _line(_net(gather, draft, "all_gather")),
+        "shard_reduce": _line(_net(reduce, draft, "all_reduce")),
+        "pipeline_action": {"seconds": _pipeline(per_unit, smallest, draft)},
+    }
+    for name, (split, plain) in _PER_PARAMETER.items():
+        rest = times[plain] if plain else {}
+        seconds = times[split][smallest] - rest.get(smallest, 0.0)
+        found[name] = {"seconds": _own(seconds / OVERHEAD_PARAMETERS)}
+    return found
+
+
+_PER_PARAMETER = {
+    "tp_parameter": ("read_split", "read_plain"),
+    "shard_parameter": ("update_split", "update_plain"),
+    "clip_parameter": ("clip", ""),
+}
+
+
+def _times(rows: Rows) -> dict[str, Curve]:
+    found: dict[str, Curve] = {}
+    for point in rows.points():
+        if point.curve == "overheads":
+            found.setdefault(point.variant, {})[point.shape[0]] = rows.seconds(point)
+    return found
+
+
+def _each(curve: Curve, count: int) -> Curve:
+    return {size: seconds / count for size, seconds in curve.items()}
+
+
+def _less(curve: Mapping[int, float], other: Mapping[int, float]) -> Curve:
+    return {size: curve[size] - other[size] for size in curve if size in other}
+
+
+def _net(curve: Curve, draft: Cluster, kind: str) -> Curve:
+    pair = Group(2, 2)
+    return {b: s - collective_seconds(draft, kind, b, pair) for b, s in curve.items()}
+
+
+def _launch(draft: Cluster) -> float:
+    """Mean launch of the kernels of a toy block."""
+    traffic, gemm = draft.curves["elementwise"], draft.curves["gemm"]["float32"]
+    kinds = [traffic[kind]["launch_seconds"] for kind in ("elementwise", "activation")]
+    kinds.append(traffic["normalization"]["launch_seconds"])
+    return float(sum(kinds) + 2 * gemm["launch_seconds"]) / _OPS
+
+
+def _pipeline(per_unit: dict[str, Curve], size: int, draft: Cluster) -> float:
+    """A micro-batch passes a forward and a backward action on each of two stages in turn."""
+    block = per_unit["both"][size] / OVERHEAD_UNITS
+    wire = 2 * collective_seconds(draft, "send_recv", 8 * 16 * 4, Group(2, 2))
+    return _own((per_unit["pipeline"][size] - block - wire) / 2)
+
+
+def _line(curve: Curve) -> dict[str, float]:
+    """A fixed part and a rate through the smallest and the largest size."""
+    small, large = min(curve), max(curve)
+    fixed = _own(curve[small])
+    slope = (curve[large] - fixed) / large
+    line = {"seconds": fixed}
+    return line | {"bytes_per_second": float(f"{1 / slope:.4g}")} if slope > 1e-12 else line
+
+
+def _own(seconds: float) -> float:
+    """Noise must not make an overhead negative."""
+    return float(f"{max(0.0, seconds):.4g}")
