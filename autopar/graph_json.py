@@ -51,7 +51,8 @@ def encode(graph: Graph) -> dict[str, Any]:
             for op in graph.ops
         ],
         "calls": {
-            c.path: [c.class_name, *(encode_tree(t) for t in (c.args, c.kwargs, c.outputs))]
+            c.path: [c.class_name, *(encode_tree(t) for t in (c.args, c.kwargs, c.outputs)),
+                     list(c.parameters)]
             for c in graph.calls.values()
         },
         "context": list(graph.context),
@@ -72,8 +73,10 @@ def decode(data: dict[str, Any]) -> Graph:
         for target, args, kwargs, outputs, unit, no_grad in data["ops"]
     )
     calls = {
-        path: Call(path, name, decode_tree(args), decode_tree(kwargs), decode_tree(outputs))
-        for path, (name, args, kwargs, outputs) in data["calls"].items()
+        path: Call(
+            path, name, decode_tree(args), decode_tree(kwargs), decode_tree(outputs), tuple(names)
+        )
+        for path, (name, args, kwargs, outputs, names) in data["calls"].items()
     }
     tied = tuple(tuple(group) for group in data["tied"])
     return Graph(values, ops, calls, (), tuple(data["context"]), data["inputs"], data["loss"], tied)

@@ -134,7 +134,7 @@ def compare(plan: autopar.Plan, results: list[dict[str, Any]], reference: dict[s
         assert result["kinds"] == foretold, f"rank {rank}"
         predicted = plan.rank_memory(along).total
         # Never short by more than 5 %; on models this small the transient peak is an upper bound.
-        assert 0.95 * result["peak_bytes"] <= predicted <= 2.0 * result["peak_bytes"], (
+        assert 0.95 * result["peak_bytes"] <= predicted <= 2.25 * result["peak_bytes"], (
             f"rank {rank}"
         )
     for kind in ("gradients", "parameters"):
