@@ -22,6 +22,11 @@ RUNS = [
     ("alternating", 2, 1, 1, {}),
     ("alternating", 1, 1, 2, {"sequence_parallel": False}),
     ("alternating", 2, 1, 2, {}),
+    # no parameters outside the blocks: torch's root group is empty
+    ("mlp", 1, 2, 1, {"zero": 2}),
+    ("mlp", 1, 2, 1, {"zero": 3}),
+    ("convolutions", 1, 2, 1, {"zero": 2}),
+    ("convolutions", 1, 2, 1, {"zero": 3}),
 ]
 
 
