@@ -28,6 +28,12 @@ from autopar.solve.runners import family
 from autopar.solve.search import solve
 from autopar.solve.shardings import Shardings
 from autopar.solve.space import Task, check_pins, configurations, degrees
+from autopar.solve.statistics import (
+    Statistics,
+    check_precision,
+    find_statistics,
+    statistics_notes,
+)
 from autopar.strategies.choices import is_known
 from autopar.strategies.patterns import ENDS, Classes, find_classes, reduce
 from autopar.strategies.sharding import Sharding
@@ -143,12 +149,15 @@ def _trace(request: Request) -> _Traced:
     work = request.workload
     whole = trace(work.model, args, kwargs, target=work.example_target, loss_fn=work.loss_fn,
                   precision=request.precision)  # fmt: skip
+    statistics = find_statistics(whole)
+    check_precision(statistics, request.precision)
     graph, classes = reduce(whole, find_classes(whole))
     names = tuple(layer.name for layer in whole.layers)
     task = Task(
         request.world_size, request.global_batch_size,
         sum(layer.kind == "block" for layer in whole.layers), _heads(graph), request.pins, names,
         tuple(layer.name for layer in whole.layers if layer.kind != "block"),
+        statistics=statistics,
     )  # fmt: skip
     return _Traced(request, graph, classes, names, task, deadline)
 
@@ -182,11 +191,16 @@ def _candidates(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> list[G
             f"no legal factorisation of {task.world_size} devices",
             expected=f"pp * dp * tp = {task.world_size}, pp <= {task.blocks} blocks, dp dividing"
             f" the batch of {task.global_batch_size}, tp dividing the heads {list(task.heads)};"
-            " micro-batches that pp divides for interleaved_1f1b and zero_bubble",
+            " micro-batches that pp divides for interleaved_1f1b and zero_bubble"
+            + _one_replica(task.statistics),
             where=f"pins {pins}" if pins else "world_size, global_batch_size",
             hint="change the global batch, the number of devices or the pins",
         )
     return found
+
+
+def _one_replica(statistics: Statistics) -> str:
+    return f"; dp = 1, as {statistics} have statistics over samples" if statistics.mixing else ""
 
 
 def _expand(pricer: Pricer, task: Task) -> list[Candidate]:
@@ -313,7 +327,8 @@ def _plan(traced: _Traced, pricer: Pricer, solution: Solution, baselines: tuple[
         pins=request.pins,
         parameters=parameters_of(request.workload.model),
         program=_program(traced, pricer, solution),
-        notes=(*_notes(traced, config), *_extrapolated(cluster, config)),
+        notes=(*statistics_notes(traced.task.statistics, config.microbatch_size),
+               *_notes(traced, config), *_extrapolated(cluster, config)),
         workload=request.source,
         runners_up=_runners_up(traced, pricer, solution, prediction),
     )  # fmt: skip

@@ -123,6 +123,8 @@ class Body:
             lambda name: self._local(*shapes[name]),
         )
         special = strategy.special if strategy else ""
+        if name_of(op) == "batch_norm":
+            self._count_batch(op)
         text = _SPECIAL[special](self, op, states, writer) if special else writer.expression(op)
         self._assign(op, self._biased_linear(op, text), outputs)
 
@@ -181,6 +183,14 @@ class Body:
             "sharded_batch_norm", x, mean, variance, weight, bias, "self.training",
             str(op.args[6]), str(op.args[7]),
         )  # fmt: skip
+
+    def _count_batch(self, op: Op) -> None:
+        """What the user's module does beside the normalisation."""
+        mean = op.args[3]
+        if isinstance(mean, Ref) and op.args[5]:
+            self.used.add("count_batch")
+            owner = self._path(self.graph.values[mean.name].source).rpartition(".")[0]
+            self._line(f"count_batch({owner})", "")
 
     def _helper(self, function: str, *args: str, **options: Any) -> str:
         """A call of one of the program's own functions; options that are None are left out."""

@@ -39,6 +39,7 @@ HELPERS = (
     "sharded_cross_entropy",
     "rows_cross_entropy",
     "sharded_batch_norm",
+    "count_batch",
     "shard_rng",
 )
 # Helpers that call torch.nn.functional.

@@ -25,6 +25,7 @@ from autopar.solve.shardings import Offered, Shardings
 from autopar.solve.space import RECOMPUTE, ZERO
 from autopar.strategies.patterns import ENDS, Classes, restrict
 from autopar.strategies.sharding import local_elements
+from autopar.strategies.statistics import updates_statistics
 
 FIGURES = (
     "forward_seconds", "backward_seconds", "tp_forward_seconds", "tp_backward_seconds",
@@ -126,10 +127,16 @@ class Pricer:
         )
 
     def recomputes(self, member: str, layer: str = "") -> Sequence[str]:
-        """How a layer may be recomputed: the parts outside the blocks never are."""
+        """How a layer may be recomputed.
+
+        The parts outside the blocks never are, nor are layers that would update running
+        statistics a second time.
+        """
         if member in self.classes.parts:
             return ("none",)
         whole = self.classes.patterns[member]
+        if any(updates_statistics(self.graph.ops[i]) for i in whole.ops):
+            return ("none",)
         modes = [r for r in RECOMPUTE if r != "selective" or can_keep(self.graph, whole)]
         pinned = pin_of(self.pins.get("recompute"), layer)
         return [r for r in modes if pinned in (None, r)]

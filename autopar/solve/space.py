@@ -9,6 +9,7 @@ from typing import Any
 from autopar.errors import UsageError
 from autopar.solve.pins import LAYERED, check_layer_pins
 from autopar.solve.problem import Configuration
+from autopar.solve.statistics import NO_STATISTICS, Statistics, check_statistics
 
 SCHEDULES = ("gpipe", "1f1b", "interleaved_1f1b", "zero_bubble")
 RECOMPUTE = ("none", "selective", "full")
@@ -39,7 +40,8 @@ class Task:
     ``heads`` are the head counts of every attention in the model: tp must divide them all.
     ``blocks`` is the number of layers that can be spread over stages. ``names`` are those of all
     layers, ``parts`` of those that are no block. ``interleaves`` tells whether a rank may hold
-    several stages: none of its parameters is then on two of them.
+    several stages: none of its parameters is then on two of them. ``statistics`` are those
+    that data parallelism would change.
     """
 
     world_size: int
@@ -50,6 +52,7 @@ class Task:
     names: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
     interleaves: bool = True
+    statistics: Statistics = NO_STATISTICS
 
 
 def divisors(number: int) -> list[int]:
@@ -80,6 +83,7 @@ def check_pins(task: Task) -> None:
         task.pins, task.names, task.parts, {kind: _allowed(kind, task) for kind in LAYERED}
     )
     _check_product(task)
+    check_statistics(task.statistics, task.pins, task.world_size, task.parts)
 
 
 def _allowed(name: str, task: Task) -> Sequence[Any]:
@@ -125,6 +129,8 @@ def degrees(task: Task) -> Iterator[tuple[int, int, int]]:
             if task.world_size % (pp * tp):
                 continue
             dp = task.world_size // (pp * tp)
+            if dp > 1 and task.statistics.mixing:
+                continue
             if task.global_batch_size % dp == 0 and dp in _pinned(task, "dp", [dp]):
                 yield pp, dp, tp
 

@@ -143,6 +143,39 @@ class Convolutions(nn.Module):
         return self.classifier(torch.flatten(self.avgpool(self.features(images)), 1))
 
 
+class Normalized(nn.Module):
+    """Residual blocks with batch normalisation, whose widths tp divides.
+
+    A bias in front of it has no gradient but rounding errors, which Adam makes large.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
+        self.blocks = nn.ModuleList([Bottleneck(8, 32) for _ in range(2)])
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.stem(images))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean((2, 3)))
+
+
+class Bottleneck(nn.Module):
+    """Two convolutions, each with statistics over the samples."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.up = nn.Conv2d(width, inner, 3, padding=1, bias=False)
+        self.inner = nn.BatchNorm2d(inner)
+        self.down = nn.Conv2d(inner, width, 3, padding=1, bias=False)
+        self.outer = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.outer(self.down(F.relu(self.inner(self.up(x))))))
+
+
 def make_alexnet() -> nn.Module:
     """Large linear layers behind small convolutions, as in the real one."""
     from examples.alexnet import AlexNet
@@ -221,6 +254,7 @@ CASES = {
     "alternating": Case(Alternating, next_tokens, token_loss),
     "mlp": Case(make_mlp, classified_vectors, F.cross_entropy),
     "alexnet": Case(make_alexnet, large_images, F.cross_entropy),
+    "normalized": Case(Normalized, classified_images, F.cross_entropy),
     "convolutions": Case(Convolutions, classified_images, F.cross_entropy),
 }
 

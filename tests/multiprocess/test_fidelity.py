@@ -140,7 +140,10 @@ def compare(plan: autopar.Plan, results: list[dict[str, Any]], reference: dict[s
     for kind in ("gradients", "parameters"):
         for key, wanted in reference[kind].items():
             found = results[0][kind][key]
-            assert (found - wanted).norm() <= 1e-4 * wanted.norm() + 1e-7, (kind, key)
+            assert (found - wanted).double().norm() <= 1e-4 * wanted.double().norm() + 1e-7, (
+                kind,
+                key,
+            )
 
 
 @pytest.mark.parametrize("name", ["gpt", "gpt2", "llama"])
