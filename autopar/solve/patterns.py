@@ -31,9 +31,9 @@ class Request:
     """Which patterns are wanted.
 
     Those of fewer than ``cap_seconds``, without transfers; step seconds below ``quiet_step``
-    make no difference, because another stage has as many. At most ``budget`` rows are
-    tried, and none after ``deadline`` in ``time.monotonic`` seconds. Where the chain is coupled a
-    pattern is also wanted for its lead or its bytes.
+    make no difference, because another stage has as many, and above ``most_step`` none is wanted.
+    At most ``budget`` rows are tried, and none after ``deadline`` in ``time.monotonic`` seconds.
+    Where the chain is coupled a pattern is also wanted for its lead or its bytes.
     """
 
     chain: Chain
@@ -43,6 +43,7 @@ class Request:
     quiet_step: float
     budget: int
     deadline: float = math.inf
+    most_step: float = math.inf
 
     @property
     def counts(self) -> Ints:

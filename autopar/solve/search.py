@@ -1,21 +1,21 @@
-"""The search: candidates best bound first, then one MILP over what the bounds leave open."""
+"""The search: candidates best bound first, then an exact solve of what the bounds leave open."""
 
 from __future__ import annotations
 
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from autopar.errors import InfeasiblePlanError
+from autopar.solve.alone import solve_alone
 from autopar.solve.bounds import dense, good_paths, windows
-from autopar.solve.chain import Chain, Ints, chains, relaxed_chain
+from autopar.solve.chain import Chain, chains, relaxed_chain
 from autopar.solve.columns import relax, rounded_pattern
 from autopar.solve.engine import solver_name
-from autopar.solve.grid import Key, sharpen
 from autopar.solve.infeasible import Relaxation, diagnose
 from autopar.solve.milp import solve_milp
 from autopar.solve.patterns import OutOfTimeError
@@ -211,10 +211,8 @@ def _opened(chain: Chain, number: int) -> Open:
     return Open(chain, relaxed, windows(chain, relaxed).bound, number)
 
 
-def _improve_by_rounding(
-    search: _Search, opened: Open, known: Mapping[Key, Ints] | None = None
-) -> None:
-    """Looks for a better plan among the rounded patterns, or those that are ``known`` instead."""
+def _improve_by_rounding(search: _Search, opened: Open) -> None:
+    """Looks for a better plan among the rounded patterns."""
     chain, patterns = opened.chain, opened.relaxed.patterns
     lead = np.stack([dense(chain, a, chain.lead_transfers) for a, _, _ in patterns])
     pace = np.stack([dense(chain, b, chain.pace_transfers) for _, b, _ in patterns])
@@ -223,13 +221,10 @@ def _improve_by_rounding(
         if search.best and value >= search.best.seconds:
             continue
         ends = [*path[1:], len(chain.layers)]
-        keys = [
-            (chain.places[p], int(chain.content[i, j]), k)
+        filled = [
+            rounded_pattern(chain, chain.places[p], int(chain.content[i, j]), k)
             for p, (i, j, k) in enumerate(zip(path, ends, weighting, strict=True))
         ]
-        taken = [(known or {}).get(key, None) for key in keys]
-        filled = [rounded_pattern(chain, *key) if t is None else t
-                  for key, t in zip(keys, taken, strict=True)]  # fmt: skip
         _accept(search, opened, path, [row.tolist() for row in filled])
 
 
@@ -256,27 +251,13 @@ def _accept(
 
 
 def _close(search: _Search) -> None:
-    """Solves the MILP over the open chains, with more patterns each time, until the gap is met."""
-    _drop_beaten(search)
-    if search.open and not _closed(search):
-        _sharpen(search)
+    """Solves the open chains, with more patterns each time, until the gap is met."""
     for budget in BUDGETS:
         _drop_beaten(search)
         if not search.open or _closed(search):
             return
         _solve_open(search, budget)
         search.report()
-
-
-def _sharpen(search: _Search) -> None:
-    """Sharper bounds and better plans for the open chains, which are far fewer than all."""
-    search.open.sort(key=lambda o: o.bound)
-    for k, opened in enumerate(search.open):
-        if opened.bound < search.target and time.monotonic() < search.deadline:
-            sharp = sharpen(opened.chain, opened.relaxed, search.target)
-            bound = min(search.target, windows(opened.chain, sharp.relaxed).bound)
-            search.open[k] = replace(opened, relaxed=sharp.relaxed, bound=max(opened.bound, bound))
-            _improve_by_rounding(search, search.open[k], sharp.taken)
 
 
 def _drop_beaten(search: _Search) -> None:
@@ -296,20 +277,42 @@ def _closed(search: _Search) -> bool:
 
 
 def _solve_open(search: _Search, budget: int) -> None:
-    """One MILP over the open chains; afterwards their bounds are what it has proven."""
-    target = search.target
-    offers = [offer_columns(o, target, budget, search.deadline) for o in search.open]
-    answer_bound = _solve_offers(search, offers)
-    search.open = [
-        Open(o.chain, o.relaxed, max(o.bound, min(target, offer.residual, answer_bound)),
-             o.candidate)
-        for o, offer in zip(search.open, offers, strict=True)
-    ]  # fmt: skip
+    """Solves the open chains; afterwards their bounds are what has been proven."""
+    for k in sorted(range(len(search.open)), key=lambda k: search.open[k].bound):
+        if not search.open[k].chain.coupled:
+            _solve_alone(search, k, budget)
+    coupled = [k for k, opened in enumerate(search.open) if opened.chain.coupled]
+    if coupled:
+        _solve_together(search, coupled, budget)
 
 
-def _solve_offers(search: _Search, offers: Sequence[Offer]) -> float:
+def _solve_alone(search: _Search, k: int, budget: int) -> None:
+    """The best plan of a chain that no other has to be compared with."""
+    opened, target = search.open[k], search.target
+    if opened.bound >= target:
+        return
+    answer = solve_alone(opened, target, AIM * search.gap, budget, search.deadline)
+    if answer.plan is not None:
+        boundaries, patterns = answer.plan
+        _accept(search, opened, boundaries, [pattern.taken for pattern in patterns])
+    bound = min(target, search.target, answer.residual)
+    search.open[k] = replace(opened, bound=max(opened.bound, bound))
+
+
+def _solve_together(search: _Search, coupled: Sequence[int], budget: int) -> None:
+    """One MILP over the open chains whose stages share ranks or split backward."""
+    target, chosen = search.target, [search.open[k] for k in coupled]
+    offers = [offer_columns(opened, target, budget, search.deadline) for opened in chosen]
+    answer_bound = _solve_offers(search, chosen, offers)
+    for k, offer in zip(coupled, offers, strict=True):
+        opened = search.open[k]
+        bound = min(target, offer.residual, answer_bound)
+        search.open[k] = replace(opened, bound=max(opened.bound, bound))
+
+
+def _solve_offers(search: _Search, chosen: Sequence[Open], offers: Sequence[Offer]) -> float:
     """Runs the MILP, keeps its plan if it is the best, and returns its bound."""
-    pairs = zip(search.open, offers, strict=True)
+    pairs = zip(chosen, offers, strict=True)
     live = [(opened, offer) for opened, offer in pairs if offer.choices.columns]
     if not live:
         return np.inf

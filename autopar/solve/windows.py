@@ -33,8 +33,12 @@ class Offer:
 
 
 @dataclass(frozen=True)
-class _Arcs:
-    """Intervals as parallel arrays, one entry per (stage, start, end)."""
+class Arcs:
+    """Intervals as parallel arrays, one entry per (stage, start, end).
+
+    A pattern is of no use if it takes ``cap_seconds`` or ``cap_step`` per step; below
+    ``quiet_step`` another stage takes as many.
+    """
 
     stage: Ints
     start: Ints
@@ -42,6 +46,7 @@ class _Arcs:
     cap_seconds: Floats
     window: Windows
     quiet_step: Floats
+    cap_step: Floats
 
 
 def offer_columns(opened: Open, target: float, budget: int, deadline: float) -> Offer:
@@ -52,21 +57,21 @@ def offer_columns(opened: Open, target: float, budget: int, deadline: float) -> 
     """
     chain = opened.chain
     window = windows(chain, opened.relaxed)
-    arcs = _arcs(chain, opened.relaxed, window, target)
+    arcs = arcs_below(chain, opened.relaxed, window, target)
     columns, residual = [], np.inf
-    for (place, content), members in _groups(chain, arcs).items():
+    for (place, content), members in arcs_by_content(chain, arcs).items():
         cap, quiet = arcs.cap_seconds[members].max(), arcs.quiet_step[members].min()
         listing = list_patterns(
             Request(chain, place, content, float(cap), float(quiet), budget, deadline)
         )
-        residual = min(residual, _residual(chain, arcs, members, listing))
+        residual = min(residual, residual_seconds(chain, arcs, members, listing))
         columns += _columns(chain, arcs, members, listing, target)
     columns.sort(key=lambda c: (c.stage, c.start, c.end))
     slowest, step = _least(chain, opened.relaxed, window)
     return Offer(Choices(chain, tuple(columns), slowest, step), residual)
 
 
-def _arcs(chain: Chain, relaxed: Relaxed, window: Windows, target: float) -> _Arcs:
+def arcs_below(chain: Chain, relaxed: Relaxed, window: Windows, target: float) -> Arcs:
     """The intervals whose bound is below the target, and the seconds at which it is reached.
 
     With X = target - others - step, a pattern of lead a and pace b in m t = a + b is of use only
@@ -80,14 +85,19 @@ def _arcs(chain: Chain, relaxed: Relaxed, window: Windows, target: float) -> _Ar
     own_step = dense(chain, relaxed.step_seconds)[where] + window.rest_step[stage]
     finish = np.maximum(window.slowest_step[where], own_step)
     left, slowest = target - window.others_lead[where] - finish, window.slowest_pace[where]
+    lead = dense(chain, relaxed.lead, chain.lead_transfers)[where]
+    pace = dense(chain, relaxed.pace, chain.pace_transfers)[where] + window.rest_pace[stage]
+    busy = window.others_lead[where] + lead + np.maximum(slowest, pace)
+    cap_step = target - busy - window.rest_step[stage]
     cap = (left - window.rest_pace[stage]) / m
     if not chain.problem.configuration.splits_backward:
         slower = (m - 1 / v) * cap + window.rest_pace[stage] < slowest
         cap = np.where(slower, v * (left - slowest), cap)
-    return _Arcs(stage, start, end, cap - chain.transfer_seconds[stage], window, quiet)
+    cap -= chain.transfer_seconds[stage]
+    return Arcs(stage, start, end, cap, window, quiet, cap_step)
 
 
-def _groups(chain: Chain, arcs: _Arcs) -> dict[tuple[Place, int], list[int]]:
+def arcs_by_content(chain: Chain, arcs: Arcs) -> dict[tuple[Place, int], list[int]]:
     """Arcs of equal place and content have the same patterns."""
     found: dict[tuple[Place, int], list[int]] = defaultdict(list)
     contents = chain.content[arcs.start, arcs.end]
@@ -96,7 +106,7 @@ def _groups(chain: Chain, arcs: _Arcs) -> dict[tuple[Place, int], list[int]]:
     return found
 
 
-def _through(chain: Chain, arcs: _Arcs, k: int, seconds: float, lead: float, step: float) -> float:
+def _through(chain: Chain, arcs: Arcs, k: int, seconds: float, lead: float, step: float) -> float:
     """A bound on every plan with a pattern of these seconds, without transfers, on arc k.
 
     At least ``lead`` seconds are in front of it; the pace is what ``seconds`` leave.
@@ -111,7 +121,7 @@ def _through(chain: Chain, arcs: _Arcs, k: int, seconds: float, lead: float, ste
     return float(window.others_lead[where]) + lead + slowest + finish
 
 
-def _residual(chain: Chain, arcs: _Arcs, members: list[int], listing: Listing) -> float:
+def residual_seconds(chain: Chain, arcs: Arcs, members: list[int], listing: Listing) -> float:
     """What a plan with an unlisted pattern costs at least.
 
     Nothing is known of its lead where that is a figure of its own, but lead and pace add up.
@@ -125,7 +135,7 @@ def _residual(chain: Chain, arcs: _Arcs, members: list[int], listing: Listing) -
 
 
 def _columns(
-    chain: Chain, arcs: _Arcs, members: list[int], listing: Listing, target: float
+    chain: Chain, arcs: Arcs, members: list[int], listing: Listing, target: float
 ) -> list[Column]:
     """One column per arc and pattern whose bound stays below the target."""
     found = []
