@@ -32,6 +32,7 @@ from autopar.solve.statistics import (
     Statistics,
     check_precision,
     find_statistics,
+    listed,
     statistics_notes,
 )
 from autopar.strategies.choices import is_known
@@ -39,6 +40,7 @@ from autopar.strategies.patterns import ENDS, Classes, find_classes, reduce
 from autopar.strategies.sharding import Sharding
 from autopar.strategies.sharding_json import encode_pattern, encode_sharding
 from autopar.trace import trace
+from autopar.trace.norms import has_sync_norms
 from autopar.workload import Workload, parameters_of
 
 # What a search gets at least: even a time limit that the trace has used up may find a plan.
@@ -200,7 +202,8 @@ def _candidates(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> list[G
 
 
 def _one_replica(statistics: Statistics) -> str:
-    return f"; dp = 1, as {statistics} have statistics over samples" if statistics.mixing else ""
+    mixing = listed(statistics.mixing)
+    return f"; dp = 1, as {mixing} keep statistics over samples" if mixing else ""
 
 
 def _expand(pricer: Pricer, task: Task) -> list[Candidate]:
@@ -327,7 +330,7 @@ def _plan(traced: _Traced, pricer: Pricer, solution: Solution, baselines: tuple[
         pins=request.pins,
         parameters=parameters_of(request.workload.model),
         program=_program(traced, pricer, solution),
-        notes=(*statistics_notes(traced.task.statistics, config.microbatch_size),
+        notes=(*statistics_notes(traced.task.statistics, config.microbatch_size, config.dp),
                *_notes(traced, config), *_extrapolated(cluster, config)),
         workload=request.source,
         runners_up=_runners_up(traced, pricer, solution, prediction),
@@ -382,6 +385,7 @@ def _program(traced: _Traced, pricer: Pricer, solution: Solution) -> dict[str, A
         "patterns": patterns,
         "parts": {name: encode_pattern(p) for name, p in classes.parts.items()},
         "device": pricer.cluster.device,
+        "sync_norms": has_sync_norms(traced.request.workload.model),
         "members": members,
         "reads": [list(slots) for slots in classes.reads],
         "writes": [list(slots) for slots in classes.writes],

@@ -13,6 +13,7 @@ from autopar.graph import DTYPE_BYTES, Graph, Op
 from autopar.strategies.choices import uniform
 from autopar.strategies.sharding import Pattern, Sharding, local_elements, local_shape
 from autopar.strategies.states import R, V
+from autopar.strategies.statistics import is_synchronised
 
 # Ops whose result shares the memory of their input.
 _ALIASES = frozenset({
@@ -54,7 +55,8 @@ class LayerCost:
     ``input_seconds`` and ``weight_seconds`` are backward in two parts, see ``OpCost``, between
     which ``waiting_bytes`` are held besides what is saved. ``kept_seconds`` and ``kept_bytes`` are
     the forward of the ops that selective recomputation does not repeat and their results, of
-    which ``kept_saved_bytes`` are saved for backward as well.
+    which ``kept_saved_bytes`` are saved for backward as well. ``norm_channels`` are those on one
+    rank of each normalisation whose statistics are taken over the samples of all dp ranks.
     """
 
     forward_seconds: float
@@ -79,6 +81,12 @@ class LayerCost:
     kept_seconds: float = 0.0
     kept_bytes: int = 0
     kept_saved_bytes: int = 0
+    norm_channels: tuple[int, ...] = ()
+
+    @property
+    def norm_elements(self) -> int:
+        """Channels on one rank of all normalisations over the samples."""
+        return sum(self.norm_channels)
 
     @property
     def repeated_seconds(self) -> float:
@@ -139,9 +147,7 @@ def layer_cost(
         flops=sum(c.flops for c in compute),
         parameter_elements=_parameter_elements(graph, sharding),
         parameter_tensors=len(sharding.parameters),
-        partial_elements=sum(
-            graph.values[n].elements(1) for n, s in sharding.parameters.items() if s == V
-        ),
+        partial_elements=_partial_elements(graph, sharding),
         saved_bytes=sum(saved.values()) + _extra_bytes(graph, pattern, sharding, batch),
         input_bytes=boundary[0],
         output_bytes=boundary[1],
@@ -160,6 +166,7 @@ def layer_cost(
         ),
         kept_bytes=sum(kept.values()) + kept_extra,
         kept_saved_bytes=sum(saved.get(key, 0) for key in kept) + kept_extra,
+        norm_channels=_norm_channels(graph, pattern, sharding),
     )
 
 
@@ -168,6 +175,18 @@ def _op(graph: Graph, sharding: Sharding, cluster: Cluster, index: int, batch: i
     states = [*strategy.inputs, *zip(op.outputs, strategy.outputs, strict=True)]
     shapes = {n: local_shape(graph.values[n], s, sharding.tp, batch) for n, s in states}
     return op_cost(cluster, op, graph.values, shapes)
+
+
+def _norm_channels(graph: Graph, pattern: Pattern, sharding: Sharding) -> tuple[int, ...]:
+    """Channels on one rank of each op whose statistics are synchronised."""
+    found = []
+    for index in (i for i in pattern.ops if is_synchronised(graph.ops[i])):
+        out, state = (
+            graph.values[graph.ops[index].outputs[0]],
+            sharding.strategies[index].outputs[0],
+        )
+        found.append(local_shape(out, state, sharding.tp, 1)[1])
+    return tuple(found)
 
 
 def _issued(graph: Graph, pattern: Pattern, compute: list[OpCost]) -> tuple[int, int]:
@@ -204,6 +223,10 @@ def _parameter_elements(graph: Graph, sharding: Sharding) -> int:
         local_elements(graph.values[name], state, sharding.tp, 1)
         for name, state in sharding.parameters.items()
     )
+
+
+def _partial_elements(graph: Graph, sharding: Sharding) -> int:
+    return sum(graph.values[n].elements(1) for n, s in sharding.parameters.items() if s == V)
 
 
 def _moves_again(graph: Graph, pattern: Pattern, sharding: Sharding) -> list[int]:

@@ -271,7 +271,7 @@ class Body:
 
     def _count_uses(self, order: list[int], wanted: Iterable[str]) -> Counter[str]:
         """How often the text of each value would be repeated: once per read, once per move."""
-        uses: Counter[str] = Counter(wanted)
+        uses: Counter[str] = Counter(list(wanted))
         moves: set[tuple[str, State]] = set()
         for index in order:
             op = self.graph.ops[index]

@@ -111,6 +111,9 @@ class Program:
         context: statements that every stage runs first (masks, rotary tables).
         flow: the blocks and the code around them, in order; the last is a part.
         tokens_per_sample: to print tokens per second; 0 if samples have none.
+        sync_norms: whether ranks hold an ``nn.SyncBatchNorm`` of the user's.
+        mixes: whether batch normalisation takes statistics over the samples.
+        keeps: whether any block changes its buffers, as running statistics do.
         file_name: as the docstring's torchrun line spells it.
     """
 
@@ -146,6 +149,9 @@ class Program:
     predicted_memory_bytes: int = 0
     workload: str = ""
     tokens_per_sample: int = 0
+    sync_norms: bool = False
+    mixes: bool = False
+    keeps: bool = False
     file_name: str = "program.py"
 
     @property
@@ -199,9 +205,23 @@ class Program:
         return self.pp > 1 and self.schedule in MULTI
 
     @property
+    def norms(self) -> bool:
+        """Whether batch normalisation is replaced: by one over all dp ranks, or in bf16."""
+        return self.mixes and (self.dp > 1 or self.bf16)
+
+    @property
+    def scratch(self) -> bool:
+        """Whether blocks that are computed again would change their buffers again."""
+        return self.recomputes and self.keeps
+
+    @property
     def functional(self) -> bool:
         """Whether ``torch.nn.functional`` is used."""
-        return "F." in self.code or any(f"{name}(" in self.code for name in FUNCTIONAL_HELPERS)
+        return (
+            self.norms
+            or "F." in self.code
+            or any(f"{name}(" in self.code for name in FUNCTIONAL_HELPERS)
+        )
 
     @property
     def code(self) -> str:
@@ -252,6 +272,7 @@ def render(program: Program) -> str:
         p=_with_partial(program),
         used=used,
         tensor_imports=", ".join(tensor_imports(program)),
+        contexts=", ".join(context_imports(program, used)),
         ends_partial=partial_parameters("\n".join(p.code for p in program.parts), "model"),
         flow=flow_text(program),
         parts_parameters=[part.parameters for part in program.parts],
@@ -320,6 +341,12 @@ def tensor_imports(program: Program) -> list[str]:
     if program.shards:
         names.add("Shard")
     return sorted(names)
+
+
+def context_imports(program: Program, used: frozenset[str]) -> list[str]:
+    """What the program imports from contextlib, sorted."""
+    manager = "shard_rng" in used or program.norms or program.scratch
+    return ["contextmanager"] * manager + ["nullcontext"] * program.scratch
 
 
 def partial_parameters(code: str, owner: str) -> tuple[str, ...]:

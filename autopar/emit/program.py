@@ -19,6 +19,7 @@ from autopar.plan_file import write_atomically
 from autopar.strategies.patterns import ENDS, Classes, Crossing
 from autopar.strategies.sharding import Sharding
 from autopar.strategies.sharding_json import decode_pattern, decode_sharding
+from autopar.strategies.statistics import is_synchronised, updates_statistics
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,9 @@ def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
         predicted_memory_bytes=plan.prediction.memory_bytes,
         workload=model or plan.workload,
         tokens_per_sample=_tokens(graph),
+        sync_norms=plan.program.get("sync_norms", False) and plan.world_size > 1,
+        mixes=any(is_synchronised(op) for op in graph.ops),
+        keeps=any(updates_statistics(op) for op in graph.ops),
         file_name=file_name,
     )
 

@@ -167,8 +167,8 @@ class Writer:
             return REDUCTION[argument]
         if parameter in ("groups", "num_groups") and argument != 1 and self._channels_split(op):
             return Text(f"{argument} // TP")
-        if parameter == "training":
-            return Text("self.training")
+        if parameter == "training":  # without running statistics, those of the samples always count
+            return Text("self.training") if isinstance(op.args[3], Ref) else True
         alike = isinstance(argument, tuple) and len(argument) > 1 and len(set(argument)) == 1
         return argument[0] if alike and parameter in _PER_DIM else argument
 

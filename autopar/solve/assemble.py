@@ -9,6 +9,7 @@ from itertools import pairwise
 from autopar.cost.data_parallel import dp_cost, gathers, reductions, state_bytes
 from autopar.cost.layer import LayerCost
 from autopar.cost.simulator import simulate
+from autopar.cost.statistics import statistics_collectives, statistics_seconds
 from autopar.plan import (
     LayerPlan,
     Memory,
@@ -93,10 +94,12 @@ def _predict_stage(pricer: Pricer, config: Configuration, stage: _Stage) -> Stag
         parallel = dp_cost(pricer.cluster, cost, setting, option.zero, stage.index, again.seconds)
         held = state_bytes(cost, setting, option.zero)
         compute = cost.forward_seconds * slow
-        forward += compute + parallel.forward_seconds
+        norms = statistics_seconds(pricer.cluster, cost, setting, option.recompute)
+        forward += compute + parallel.forward_seconds + norms[0]
         whole, _ = pricer.backward_seconds(cost, config, whole=stage.index == 0)
         backward += whole - cost.tp_backward_seconds + again.seconds * slow
         backward += parallel.backward_seconds + pricer.checkpoint_seconds(option.recompute)
+        backward += norms[1]
         tp += cost.tp_forward_seconds + cost.tp_backward_seconds + again.tp_seconds
         sync += parallel.sync_seconds + pricer.shared_seconds(member, config, option.tp_option)
         optimizer += parallel.optimizer_seconds * slow
@@ -219,6 +222,7 @@ def _collectives(pricer: Pricer, config: Configuration, stage: _Stage) -> Counte
         again = cost.tp_again if option.recompute != "none" else Counter()
         for passed in (cost.tp_forward, cost.tp_backward, again):
             counts.update({kind: number * m for kind, number in passed.items()})
+        counts += statistics_collectives(cost, setting, option.recompute)
         if pricer.cost(member, config, option.tp_option).parameter_elements:
             groups["ends" if member in pricer.classes.parts else name] = option.zero
     for zero in groups.values() if config.dp > 1 else ():

@@ -16,6 +16,7 @@ from autopar.cost.collectives import Group, collective_seconds
 from autopar.cost.data_parallel import MASTER_BYTES, Setting, dp_cost, state_bytes
 from autopar.cost.layer import LayerCost, boundary_bytes, can_keep, layer_cost
 from autopar.cost.schedule import SINGLE
+from autopar.cost.statistics import statistics_seconds
 from autopar.graph import Graph
 from autopar.solve.chain import undominated
 from autopar.solve.pins import LAYERED, pin_of
@@ -25,13 +26,12 @@ from autopar.solve.shardings import Offered, Shardings
 from autopar.solve.space import RECOMPUTE, ZERO
 from autopar.strategies.patterns import ENDS, Classes, restrict
 from autopar.strategies.sharding import local_elements
-from autopar.strategies.statistics import updates_statistics
 
 FIGURES = (
     "forward_seconds", "backward_seconds", "tp_forward_seconds", "tp_backward_seconds",
     "tp_again_seconds", "parameter_elements", "parameter_tensors", "partial_elements",
     "saved_bytes", "transient_bytes", "kept_bytes", "repeated_seconds", "input_seconds",
-    "weight_seconds", "waiting_bytes",
+    "weight_seconds", "waiting_bytes", "norm_elements",
 )  # fmt: skip
 
 
@@ -129,14 +129,11 @@ class Pricer:
     def recomputes(self, member: str, layer: str = "") -> Sequence[str]:
         """How a layer may be recomputed.
 
-        The parts outside the blocks never are, nor are layers that would update running
-        statistics a second time.
+        The parts outside the blocks never are.
         """
         if member in self.classes.parts:
             return ("none",)
         whole = self.classes.patterns[member]
-        if any(updates_statistics(self.graph.ops[i]) for i in whole.ops):
-            return ("none",)
         modes = [r for r in RECOMPUTE if r != "selective" or can_keep(self.graph, whole)]
         pinned = pin_of(self.pins.get("recompute"), layer)
         return [r for r in modes if pinned in (None, r)]
@@ -160,13 +157,14 @@ class Pricer:
             )
             repeated = slow * again.seconds + again.tp_seconds
             repeated += self.checkpoint_seconds(recompute)
+            norms = statistics_seconds(self.cluster, cost, setting, recompute)
             yield Option(
                 key=f"{zero}/{recompute}" + (f"/{aim}" if aim else ""),
                 tp_option=tp_option,
                 zero=zero,
                 recompute=recompute,
-                forward_seconds=forward + parallel.forward_seconds,
-                backward_seconds=backward + repeated + parallel.backward_seconds,
+                forward_seconds=forward + parallel.forward_seconds + norms[0],
+                backward_seconds=backward + repeated + parallel.backward_seconds + norms[1],
                 step_seconds=parallel.sync_seconds + slow * parallel.optimizer_seconds + shared,
                 state_bytes=state.total,
                 activation_bytes=again.held_bytes,

@@ -9,7 +9,7 @@ from typing import Any
 from autopar.errors import UsageError
 from autopar.solve.pins import LAYERED, check_layer_pins
 from autopar.solve.problem import Configuration
-from autopar.solve.statistics import NO_STATISTICS, Statistics, check_statistics
+from autopar.solve.statistics import NO_STATISTICS, Statistics, allows, check_statistics
 
 SCHEDULES = ("gpipe", "1f1b", "interleaved_1f1b", "zero_bubble")
 RECOMPUTE = ("none", "selective", "full")
@@ -83,7 +83,7 @@ def check_pins(task: Task) -> None:
         task.pins, task.names, task.parts, {kind: _allowed(kind, task) for kind in LAYERED}
     )
     _check_product(task)
-    check_statistics(task.statistics, task.pins, task.world_size, task.parts)
+    check_statistics(task.statistics, task.pins, task.world_size)
 
 
 def _allowed(name: str, task: Task) -> Sequence[Any]:
@@ -129,7 +129,7 @@ def degrees(task: Task) -> Iterator[tuple[int, int, int]]:
             if task.world_size % (pp * tp):
                 continue
             dp = task.world_size // (pp * tp)
-            if dp > 1 and task.statistics.mixing:
+            if not allows(task.statistics, dp, schedule=""):
                 continue
             if task.global_batch_size % dp == 0 and dp in _pinned(task, "dp", [dp]):
                 yield pp, dp, tp
@@ -146,6 +146,8 @@ def configurations(task: Task, layouts: Sequence[str]) -> Iterator[Configuration
             for schedule, v in _schedules(task, pp, count):
                 if schedule == "zero_bubble" and tp > 1:
                     continue  # its collectives have not been compared with the plan's
+                if not allows(task.statistics, dp, schedule):
+                    continue
                 for layout in _layouts(task, tp, layouts):
                     yield Configuration(pp, dp, tp, size, count, schedule, layout, v)
 

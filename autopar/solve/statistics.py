@@ -1,37 +1,35 @@
-"""What statistics over samples forbid: data parallelism, recomputation, mixed precision.
+"""What statistics over samples mean for a plan: which are synchronised, and what they forbid.
 
-The single device normalises a whole micro-batch, once. A data-parallel rank would normalise its
-share, and a layer that is computed again would update its running statistics again.
+The single device normalises a whole micro-batch, once. Batch normalisation does so under data
+parallelism too: its statistics are those of all dp ranks' samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 from autopar.errors import UsageError
 from autopar.graph import Graph
-from autopar.solve.pins import pin_of
-from autopar.strategies.statistics import mixes_samples, updates_statistics
+from autopar.strategies.spec import name_of
+from autopar.strategies.statistics import is_synchronised, mixes_samples, updates_statistics
 
-REPLACE = "replace BatchNorm by GroupNorm or LayerNorm, which treat each sample alone"
+REPLACE = "replace it by GroupNorm or LayerNorm, which treat each sample alone"
 
 
 @dataclass(frozen=True)
 class Statistics:
     """Names of the layers that have operations with statistics over the samples.
 
-    ``mixing`` are all of them, ``running`` those that keep running statistics in buffers.
+    ``synchronised`` are those whose statistics programs take over all dp ranks, ``mixing``
+    those that would differ under data parallelism. Of the latter some keep buffers that
+    mixed precision cannot use: ``single``.
     """
 
+    synchronised: tuple[str, ...] = ()
     mixing: tuple[str, ...] = ()
-    running: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        more = len(self.mixing) - 3
-        return ", ".join(self.mixing[:3]) + (f" and {more} more" if more > 0 else "")
+    single: tuple[str, ...] = ()
 
 
 NO_STATISTICS = Statistics()
@@ -44,40 +42,47 @@ def find_statistics(graph: Graph) -> Statistics:
         found = (x for x in graph.layers if any(test(graph.ops[i]) for i in x.ops))
         return tuple(layer.name for layer in found)
 
-    return Statistics(having(mixes_samples), having(updates_statistics))
+    return Statistics(
+        having(is_synchronised),
+        having(lambda op: mixes_samples(op) and not is_synchronised(op)),
+        having(lambda op: updates_statistics(op) and name_of(op) != "batch_norm"),
+    )
 
 
-def check_statistics(
-    found: Statistics, pins: dict[str, Any], world_size: int, parts: Sequence[str]
-) -> None:
+def listed(names: tuple[str, ...]) -> str:
+    """The first three of the names, and how many more there are."""
+    more = len(names) - 3
+    return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")
+
+
+def check_statistics(found: Statistics, pins: dict[str, Any], world_size: int) -> None:
     """Refuses pins that layers with statistics over samples forbid.
 
     Args:
         found: these layers.
         pins: all pins.
         world_size: number of devices.
-        parts: layers that are no block; they are never recomputed.
 
     Raises:
-        UsageError: data parallelism, or recomputation of one of these layers, is pinned.
+        UsageError: data parallelism is pinned, or together with a schedule in which
+            synchronised statistics do not work.
     """
     dp = _pinned_dp(pins, world_size)
+    pinned = f"pin dp={dp}" if "dp" in pins else f"dp={dp}, as pp and tp are pinned"
     if found.mixing and dp > 1:
         raise UsageError(
-            f"pin dp={dp}" if "dp" in pins else f"dp={dp}, as pp and tp are pinned",
+            pinned,
             expected="dp=1: every rank would take the statistics of its own samples instead of"
             " those of the whole micro-batch",
-            where=f"layers {found}", hint=f"use pp and tp, or {REPLACE}",
+            where=f"layers {listed(found.mixing)}", hint=f"use pp and tp, or {REPLACE}",
         )  # fmt: skip
-    for layer in (name for name in found.running if name not in parts):
-        mode = pin_of(pins.get("recompute"), layer)
-        if mode not in (None, "none"):
-            raise UsageError(
-                f"pin recompute={mode} for {layer}",
-                expected="none: computing it again would update its running statistics twice",
-                where=f"layer {layer}",
-                hint=f'pin recompute={{"{layer}": "none", ...}}, or {REPLACE}',
-            )
+    if found.synchronised and dp > 1 and pins.get("schedule") == "zero_bubble":
+        raise UsageError(
+            f"{pinned} with schedule=zero_bubble",
+            expected="1f1b, gpipe or interleaved_1f1b: backward in two parts would add up the"
+            " gradients of synchronised statistics twice",
+            where=f"layers {listed(found.synchronised)}", hint="pin schedule=1f1b",
+        )  # fmt: skip
 
 
 def _pinned_dp(pins: dict[str, Any], world_size: int) -> int:
@@ -87,27 +92,40 @@ def _pinned_dp(pins: dict[str, Any], world_size: int) -> int:
     return world_size // prod(others) if len(others) == 2 else 1
 
 
+def allows(found: Statistics, dp: int, schedule: str) -> bool:
+    """Whether programs run these layers with a data-parallel degree under a schedule."""
+    return dp == 1 or not (found.mixing or (found.synchronised and schedule == "zero_bubble"))
+
+
 def check_precision(found: Statistics, precision: str) -> None:
-    """Refuses mixed precision where statistics are kept.
+    """Refuses mixed precision where instance normalisation keeps statistics.
 
     Raises:
         UsageError: mixed precision has parameters in bfloat16 and buffers in float32, which
-            torch's batch normalisation does not take together.
+            torch's instance normalisation does not take together.
     """
-    if precision == "bf16" and found.running:
+    if precision == "bf16" and found.single:
         raise UsageError(
             "precision='bf16' with running statistics",
             expected="precision='fp32': torch normalises no bfloat16 parameters with float32"
             " statistics",
-            where=f"layers {found}", hint=f"pass precision='fp32', or {REPLACE}",
+            where=f"layers {listed(found.single)}", hint=f"pass precision='fp32', or {REPLACE}",
         )  # fmt: skip
 
 
-def statistics_notes(found: Statistics, microbatch_size: int) -> tuple[str, ...]:
+def statistics_notes(found: Statistics, microbatch_size: int, dp: int) -> tuple[str, ...]:
     """What a plan says about these layers."""
-    if not found.mixing:
-        return ()
-    return (
-        f"layers {found} have statistics over the samples of a micro-batch ({microbatch_size} here)"
-        ": no data parallelism, and no recomputation where statistics are kept",
-    )
+    notes = []
+    if found.synchronised:
+        samples = f"{microbatch_size} here" if dp == 1 else f"{dp} x {microbatch_size} here"
+        shared = ", synchronised over the dp ranks: two small collectives per normalisation"
+        notes.append(
+            f"layers {listed(found.synchronised)} have statistics over the samples of a"
+            f" micro-batch ({samples}){shared if dp > 1 else ''}"
+        )
+    if found.mixing:
+        notes.append(
+            f"layers {listed(found.mixing)} keep statistics over the samples of a micro-batch"
+            f" ({microbatch_size} here): no data parallelism"
+        )
+    return tuple(notes)

@@ -24,8 +24,15 @@ MIXING: dict[str, Callable[[Op], bool]] = {
     "batch_norm": _of_the_batch,
     "instance_norm": updates_statistics,
 }
+# Programs take these statistics over the samples of all dp ranks.
+SYNCHRONISED = frozenset({"batch_norm"})
 
 
 def mixes_samples(op: Op) -> bool:
     """Whether a rank that has only some samples of a micro-batch would compute something else."""
     return name_of(op) in MIXING and MIXING[name_of(op)](op)
+
+
+def is_synchronised(op: Op) -> bool:
+    """Whether the op mixes samples in a way that programs extend to those of all dp ranks."""
+    return name_of(op) in SYNCHRONISED and mixes_samples(op)

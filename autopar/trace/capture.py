@@ -21,6 +21,7 @@ from autopar.errors import TraceError
 from autopar.graph import Op, Ref, Size, Value
 from autopar.trace.expand import expand
 from autopar.trace.model import Recorder, find_blocks, find_units, meta_copy
+from autopar.trace.norms import call_plain_norms
 from autopar.trace.private import tree_flatten_with_path, tree_map, tree_unflatten
 from autopar.trace.repeats import Repeat, find_repeats
 from autopar.trace.stand_in import attach_stand_ins
@@ -102,6 +103,7 @@ def _capture(
     blocks = find_blocks(model)
     copy = meta_copy(model, dtype, hollow=omitted).train()
     _disable_cache(copy)
+    call_plain_norms(copy)
     recorder = Recorder()
     units = tuple(path for path in find_units(model, blocks) if path not in omitted)
     recorder.attach(copy, units)

@@ -176,6 +176,24 @@ class Bottleneck(nn.Module):
         return F.relu(x + self.outer(self.down(F.relu(self.inner(self.up(x))))))
 
 
+def make_vectors() -> nn.Module:
+    """Statistics with parameters and buffers, without parameters, without buffers."""
+    return nn.Sequential(
+        nn.Linear(16, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU(),
+        nn.Linear(32, 32, bias=False), nn.BatchNorm1d(32, affine=False), nn.ReLU(),
+        nn.Linear(32, 32, bias=False), nn.BatchNorm1d(32, track_running_stats=False), nn.ReLU(),
+        nn.Linear(32, CLASSES),
+    )  # fmt: skip
+
+
+def make_instances() -> nn.Module:
+    """Statistics of each sample, of which running means over the samples are kept."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, track_running_stats=True), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES),
+    )  # fmt: skip
+
+
 def make_alexnet() -> nn.Module:
     """Large linear layers behind small convolutions, as in the real one."""
     from examples.alexnet import AlexNet
@@ -255,6 +273,8 @@ CASES = {
     "mlp": Case(make_mlp, classified_vectors, F.cross_entropy),
     "alexnet": Case(make_alexnet, large_images, F.cross_entropy),
     "normalized": Case(Normalized, classified_images, F.cross_entropy),
+    "vectors": Case(make_vectors, classified_vectors, F.cross_entropy),
+    "instances": Case(make_instances, classified_images, F.cross_entropy),
     "convolutions": Case(Convolutions, classified_images, F.cross_entropy),
 }
 

@@ -1,4 +1,4 @@
-"""Batch normalisation has the single device's statistics; what is refused for its sake."""
+"""Batch normalisation has the single device's statistics, whatever shares its samples."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ from tests.multiprocess.test_fidelity import RATE, STEPS, compare, make_plan, tr
 MICROBATCH = 2
 
 
-def single_device(name):
-    """Runs the micro-batches of each step one after the other, as their statistics demand."""
+def single_device(name, dp=1):
+    """Runs the global micro-batches of each step one after the other, as statistics demand.
+
+    One of them is what all dp ranks run at the same time.
+    """
     model = build(name)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
     losses, gradients = [], {}
     for step in range(STEPS):
-        (images,), labels = batch(name, step)
+        (x,), y = batch(name, step)
+        parts = [[share.split(MICROBATCH) for share in tensor.chunk(dp)] for tensor in (x, y)]
+        count = len(parts[0][0])
         total = 0.0
-        for x, y in zip(images.split(MICROBATCH), labels.split(MICROBATCH), strict=True):
-            loss = loss_of(name, model, (x,), y) * MICROBATCH / SAMPLES
+        for i in range(count):
+            inputs, target = (torch.cat([share[i] for share in shares]) for shares in parts)
+            loss = loss_of(name, model, (inputs,), target) / count
             loss.backward()
             total += loss.item()
         if step == 0:
@@ -32,41 +38,70 @@ def single_device(name):
     return {"losses": losses, "gradients": gradients, "parameters": model.state_dict()}
 
 
+PLANS = [
+    # model, (pp, dp, tp), pins
+    ("normalized", (2, 1, 1), {"recompute": "full"}),
+    ("normalized", (1, 1, 2), {"recompute": "selective"}),
+    ("normalized", (1, 2, 1), {"zero": 3, "recompute": "selective"}),
+    ("normalized", (2, 2, 1), {"schedule": "1f1b", "recompute": "full"}),
+    ("normalized", (1, 2, 2), {"zero": 2, "sequence_parallel": False}),
+    ("vectors", (1, 2, 1), {"zero": 0}),
+]
+
+
 @pytest.mark.multiprocess
-@pytest.mark.parametrize(("pp", "tp"), [(2, 1), (1, 2)])
-def test_equals_single_device_and_plan(ranks, tmp_path, pp, tp):
-    plan = make_plan("normalized", pp, 1, tp, {"microbatch_size": MICROBATCH}, cluster="cpu")
+@pytest.mark.parametrize(("name", "degrees", "pins"), PLANS)
+def test_equals_single_device_and_plan(ranks, tmp_path, name, degrees, pins):
+    pp, dp, tp = degrees
+    plan = make_plan(name, pp, dp, tp, {"microbatch_size": MICROBATCH, **pins}, cluster="cpu")
     path = str(tmp_path / "program.py")
     plan.emit(path, model="tests:none")
-    reference = single_device("normalized")
-    results = ranks(2).run(train, path, "normalized", timeout=120.0)
-    compare(plan, results, reference)
-    counts = {n: b for n, b in results[0]["parameters"].items() if n.endswith("tracked")}
-    assert len(counts) == 5
-    assert set(map(int, counts.values())) == {STEPS * SAMPLES // MICROBATCH}
-    assert any("statistics over the samples" in note for note in plan.notes)
-    assert {layer.recompute for layer in plan.layers} == {"none"}
+    results = ranks(pp * dp * tp).run(train, path, name, timeout=120.0)
+    compare(plan, results, single_device(name, dp))
+    counts = [b for n, b in results[0]["parameters"].items() if n.endswith("tracked")]
+    assert set(map(int, counts)) == {STEPS * SAMPLES // (dp * MICROBATCH)}
+    notes = [note for note in plan.notes if "statistics over the samples" in note]
+    assert len(notes) == 1
+    assert ("synchronised" in notes[0]) == (dp > 1)
 
 
-def refused(pp, dp, tp, pins, **more):
+@pytest.mark.multiprocess
+def test_bf16_keeps_statistics_in_fp32(ranks, tmp_path):
+    pins = {"microbatch_size": MICROBATCH, "recompute": "full"}
+    plan = make_plan("normalized", 1, 2, 1, pins, precision="bf16")
+    path = str(tmp_path / "program.py")
+    plan.emit(path, model="tests:none")
+    reference = single_device("normalized", dp=2)
+    for result in ranks(2).run(train, path, "normalized", timeout=120.0):
+        assert result["losses"] == pytest.approx(reference["losses"], rel=1e-2)
+        assert result["kinds"] == plan.stages[0].prediction.collectives
+        for name, found in result["parameters"].items():
+            if "running" in name:
+                assert found.dtype == torch.float32
+                torch.testing.assert_close(
+                    found, reference["parameters"][name], rtol=0.05, atol=0.01
+                )
+
+
+def refused(name, pp, dp, tp, pins, **more):
     with pytest.raises(UsageError) as caught:
-        make_plan("normalized", pp, dp, tp, pins, **more)
+        make_plan(name, pp, dp, tp, pins, **more)
     return caught.value
 
 
-def test_data_parallelism_is_refused():
-    error = refused(1, 2, 1, {})
+def test_statistics_that_are_not_synchronised_refuse_data_parallelism():
+    error = refused("instances", 1, 2, 1, {})
     assert error.found == "pin dp=2"
-    assert "blocks.0" in error.where
+    assert "embedding" in error.where or "1" in error.where
     assert "GroupNorm" in error.hint
 
 
-def test_recomputation_is_refused():
-    error = refused(2, 1, 1, {"recompute": {"blocks.1": "full"}})
-    assert error.found == "pin recompute=full for blocks.1"
-    assert "twice" in error.expected
+def test_synchronised_statistics_refuse_backward_in_two_parts():
+    error = refused("normalized", 2, 2, 1, {"schedule": "zero_bubble"})
+    assert "zero_bubble" in error.found
+    assert "1f1b" in error.hint
 
 
-def test_mixed_precision_is_refused():
-    error = refused(2, 1, 1, {}, precision="bf16")
+def test_mixed_precision_is_refused_for_instance_statistics():
+    error = refused("instances", 2, 1, 1, {}, precision="bf16")
     assert "fp32" in error.hint
