@@ -63,7 +63,14 @@ class Value:
 
     def elements(self, batch: int) -> int:
         """Number of elements for a micro-batch of ``batch`` samples."""
-        return math.prod(size.at(batch) for size in self.shape)
+        coefficient, power = self._elements
+        return coefficient * int(batch**power)
+
+    @cached_property
+    def _elements(self) -> tuple[int, int]:
+        """Coefficient and power of the batch of all dims together."""
+        powers = sum(size.power for size in self.shape)
+        return math.prod(size.coefficient for size in self.shape), powers
 
     def bytes(self, batch: int) -> int:
         """Size in bytes for a micro-batch of ``batch`` samples."""

@@ -14,6 +14,7 @@ from autopar.strategies.choices import uniform
 from autopar.strategies.sharding import Pattern, Sharding, local_elements, local_shape
 from autopar.strategies.states import R, V
 from autopar.strategies.statistics import is_synchronised
+from autopar.strategies.strategy import Strategy
 
 # Ops whose result shares the memory of their input.
 _ALIASES = frozenset({
@@ -109,11 +110,20 @@ class LayerCost:
         )
 
 
+# Prices of operations by their index, strategy, tp degree and micro-batch size.
+OpCosts = dict[tuple[int, Strategy, int, int], OpCost]
+
+
 def layer_cost(
-    graph: Graph, pattern: Pattern, sharding: Sharding, cluster: Cluster, batch: int
-) -> LayerCost:
-    """Prices ``pattern`` under ``sharding`` for micro-batches of ``batch`` samples."""
-    compute = [_op(graph, sharding, cluster, i, batch) for i in pattern.ops]
+    graph: Graph, pattern: Pattern, sharding: Sharding, cluster: Cluster, batch: int,
+    known: OpCosts | None = None,
+) -> LayerCost:  # fmt: skip
+    """Prices ``pattern`` under ``sharding`` for micro-batches of ``batch`` samples.
+
+    Most operations run alike in many shardings: ``known`` keeps what they cost on ``cluster``.
+    """
+    known = {} if known is None else known
+    compute = [_op(graph, sharding, cluster, i, batch, known) for i in pattern.ops]
     comm = [
         (m.move, move_seconds(cluster, m.move, graph.values[m.value], sharding.tp, batch))
         for m in sharding.moves
@@ -170,11 +180,16 @@ def layer_cost(
     )
 
 
-def _op(graph: Graph, sharding: Sharding, cluster: Cluster, index: int, batch: int) -> OpCost:
+def _op(
+    graph: Graph, sharding: Sharding, cluster: Cluster, index: int, batch: int, known: OpCosts
+) -> OpCost:
     op, strategy = graph.ops[index], sharding.strategies[index]
-    states = [*strategy.inputs, *zip(op.outputs, strategy.outputs, strict=True)]
-    shapes = {n: local_shape(graph.values[n], s, sharding.tp, batch) for n, s in states}
-    return op_cost(cluster, op, graph.values, shapes)
+    key = index, strategy, sharding.tp, batch
+    if key not in known:
+        states = [*strategy.inputs, *zip(op.outputs, strategy.outputs, strict=True)]
+        shapes = {n: local_shape(graph.values[n], s, sharding.tp, batch) for n, s in states}
+        known[key] = op_cost(cluster, op, graph.values, shapes)
+    return known[key]
 
 
 def _norm_channels(graph: Graph, pattern: Pattern, sharding: Sharding) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import pulp
 
 from autopar.errors import AutoparError, UsageError
-from autopar.solve.highs import Rows, rows_of, run
+from autopar.solve.highs import run
 
 STATUS = {
     pulp.LpStatusOptimal: "optimal",
@@ -80,21 +80,17 @@ def solver_name(solver: str) -> str:
 
 def run_solver(
     problem: Any, *, solver: str = "highs", gap: float = 1e-4, time_limit: float = 60.0,
-    watch: Watch | None = None, rows: Rows | None = None,
-    relax_first: bool = False,
+    watch: Watch | None = None,
 ) -> Outcome:  # fmt: skip
     """Minimises ``problem`` in place to a relative ``gap`` within ``time_limit`` seconds.
 
-    ``watch`` is told the bound from time to time (HiGHS only). ``rows`` are the problem's
-    constraints, where it is solved for several objectives. ``relax_first`` saves time where the
-    linear relaxation is likely to have a whole solution (HiGHS only).
+    ``watch`` is told the bound from time to time (HiGHS only).
     """
     kind = available(solver)
     watcher = _Watcher(watch) if watch and kind is pulp.HiGHS else None
     configured = kind(msg=False, gapRel=gap, timeLimit=time_limit, threads=1, **_callback(watcher))
     if kind is pulp.HiGHS:
-        own = rows_of(problem) if rows is None else rows
-        run(problem, configured, own, relax_first=relax_first)
+        run(problem, configured)
     else:
         problem.solve(configured)
     status = STATUS[problem.status]
@@ -119,8 +115,7 @@ def _bound(problem: Any, kind: Any, gap: float) -> float | None:
     if STATUS[problem.status] == "infeasible":
         return math.inf
     if kind is pulp.HiGHS:
-        info, relaxed = problem.solverModel.getInfo(), not problem.solverModel.getLp().integrality_
-        bound = info.objective_function_value if relaxed else info.mip_dual_bound
+        bound = problem.solverModel.getInfo().mip_dual_bound
         return bound if math.isfinite(bound) else None
     if problem.sol_status == pulp.LpSolutionOptimal:
         value = float(pulp.value(problem.objective))

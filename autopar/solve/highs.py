@@ -25,13 +25,12 @@ _ENDS = {
     "kTimeLimit": (pulp.LpStatusOptimal, pulp.LpSolutionIntegerFeasible),
     "kIterationLimit": (pulp.LpStatusOptimal, pulp.LpSolutionIntegerFeasible),
 }
-WHOLE = 1e-6  # what a whole number may be off by, as in HiGHS
 _NOTHING = (pulp.LpStatusNotSolved, pulp.LpSolutionNoSolutionFound)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The constraints of a problem, sparse row by row, whatever its objective is.
+    """The constraints of a problem, sparse row by row.
 
     ``number`` gives each variable its column; row k has ``index`` and ``value`` from ``start[k]``
     up to ``start[k + 1]``, and lies between ``lower[k]`` and ``upper[k]``.
@@ -45,8 +44,7 @@ class Rows:
     upper: list[float]
 
 
-def rows_of(problem: Any) -> Rows:
-    """The rows of a problem; they serve for every objective that it is given."""
+def _rows_of(problem: Any) -> Rows:
     rows = Rows({}, [0], [], [], [], [])
     constraints = problem.constraints
     # PuLP 3.3 has a mapping there, which in later releases is to be called for a list.
@@ -61,39 +59,18 @@ def rows_of(problem: Any) -> Rows:
     return rows
 
 
-def run(problem: Any, configured: Any, rows: Rows, *, relax_first: bool = False) -> None:
-    """Minimises ``problem`` with a ``configured`` ``pulp.HiGHS``; leaves what PuLP would leave.
-
-    With ``relax_first`` the linear relaxation is solved first; where its solution is whole it is
-    the optimum, and its objective the bound.
-    """
+def run(problem: Any, configured: Any) -> None:
+    """Minimises ``problem`` with a ``configured`` ``pulp.HiGHS``; leaves what PuLP would leave."""
+    rows = _rows_of(problem)
     for variable in problem.objective:
         rows.number.setdefault(variable, len(rows.number))
-    model = _model(problem, rows)
-    if not (relax_first and _relaxation_is_whole(problem, configured, model)):
-        _solve(problem, configured, model)
+    configured.createAndConfigureSolver(problem)
+    problem.solverModel.passModel(_model(problem, rows))
+    problem.solverModel.run()
     values = problem.solverModel.getSolution().col_value
     for variable, column in rows.number.items():
         variable.varValue = values[column] if column < len(values) else None
     problem.assignStatus(*_end(problem.solverModel))
-
-
-def _solve(problem: Any, configured: Any, model: Any) -> None:
-    configured.createAndConfigureSolver(problem)
-    problem.solverModel.passModel(model)
-    problem.solverModel.run()
-
-
-def _relaxation_is_whole(problem: Any, configured: Any, model: Any) -> bool:
-    """Solves the model without integrality, and tells whether its solution keeps to it."""
-    kinds, model.integrality_ = model.integrality_, []
-    _solve(problem, configured, model)
-    model.integrality_ = kinds
-    if _end(problem.solverModel)[1] != pulp.LpSolutionOptimal:
-        return False
-    values = np.array(problem.solverModel.getSolution().col_value)
-    values = values[[kind.name == "kInteger" for kind in kinds]]
-    return bool((np.abs(values - values.round()) <= WHOLE).all())
 
 
 def _end(solved: Any) -> tuple[int, int]:

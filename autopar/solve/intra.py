@@ -3,21 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import pulp
+from dataclasses import dataclass, field
 
 from autopar.cluster import Cluster
 from autopar.graph import Graph
-from autopar.solve.engine import run_solver
-from autopar.solve.highs import Rows, rows_of
-from autopar.solve.opmodel import OpModel, Weights, add_terms, build, read
+from autopar.solve.opmodel import OpModel, op_model, read
+from autopar.solve.opprices import Prices, Weights, prices
+from autopar.solve.program import Solver, solver_of
 from autopar.strategies.sharding import Pattern, Sharding
 from autopar.strategies.states import R, State, shard
 
-__all__ = ["LAYOUTS", "Weights", "shard_for_each", "shard_pattern"]
+__all__ = ["LAYOUTS", "Sharder", "Weights", "shard_for_each", "shard_pattern"]
 
 LAYOUTS = {"replicate": R, "sequence": shard(1)}
+GAP = 1e-4
+TIME_LIMIT = 20.0
+
+
+@dataclass
+class Sharder:
+    """A pattern's model in a solver, to be minimised for every layout, micro-batch and aim."""
+
+    model: OpModel
+    cluster: Cluster
+    solver: str = "highs"
+    _program: Solver | None = None
+    _prices: dict[tuple[int, float], Prices] = field(default_factory=dict)
+
+    def prices(self, batch: int, steps: float) -> Prices:
+        """Those of the model's columns."""
+        key = batch, steps
+        if key not in self._prices:
+            self._prices[key] = prices(self.model, self.cluster, batch, steps)
+        return self._prices[key]
+
+    def shard(
+        self, layout: str, states: Mapping[str, State], batch: int, aims: Sequence[Weights]
+    ) -> list[Sharding | None]:
+        """The cheapest sharding for each aim with these states at the boundary, None if none is.
+
+        ``batch`` is the micro-batch size at which time is traded against memory. What one call
+        returns does not depend on those before it.
+        """
+        fixed = self.model.fixed(states, batch) if self.model.possible else None
+        if fixed is None:
+            return [None] * len(aims)
+        if self._program is None:
+            self._program = solver_of(
+                self.model.program, solver=self.solver, gap=GAP, time_limit=TIME_LIMIT
+            )
+        self._program.restart()
+        found = []
+        for weights in aims:
+            cost = self.prices(batch, weights.steps).weighted(weights)
+            values = self._program.minimise(cost, fixed)
+            found.append(None if values is None else read(self.model, values, layout))
+        return found
 
 
 def shard_pattern(
@@ -36,33 +77,7 @@ def shard_pattern(
 def shard_for_each(
     graph: Graph, pattern: Pattern, cluster: Cluster, tp: int, layout: str, batch: int,
     aims: Sequence[Weights], *, solver: str = "highs",
-    boundary: Mapping[str, State] | None = None,
 ) -> list[Sharding | None]:  # fmt: skip
-    """The cheapest sharding for each of ``aims``, which must agree in ``steps``.
-
-    The model is built once, which takes longer than to solve it; the aims change its objective.
-    ``boundary`` gives the states at the boundary where ``layout`` is none of ``LAYOUTS``.
-    """
-    states = pattern.boundary(LAYOUTS[layout]) if boundary is None else boundary
-    fixed = {name: {state: 1} for name, state in states.items()}
-    problem = pulp.LpProblem(f"shard_{tp}", pulp.LpMinimize)
-    model = OpModel(graph, pattern, cluster, tp, fixed, batch, aims[0].steps, problem)
-    if not build(model):
-        return [None] * len(aims)
-    rows = rows_of(problem)
-    return [_solve_for(model, rows, weights, layout, solver) for weights in aims]
-
-
-def _solve_for(
-    model: OpModel, rows: Rows, weights: Weights, layout: str, solver: str
-) -> Sharding | None:
-    """The optimum under the prices of one aim."""
-    terms: dict[Any, float] = {}
-    add_terms(model, weights, terms)
-    model.problem.setObjective(pulp.LpAffineExpression(terms))
-    outcome = run_solver(
-        model.problem, solver=solver, gap=1e-4, time_limit=20.0, rows=rows, relax_first=True
-    )
-    if outcome.status != "optimal":
-        return None
-    return read(model, layout)
+    """The cheapest sharding of a pattern for each of ``aims``."""
+    sharder = Sharder(op_model(graph, pattern, tp), cluster, solver)
+    return sharder.shard(layout, pattern.boundary(LAYOUTS[layout]), batch, aims)

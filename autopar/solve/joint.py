@@ -8,97 +8,116 @@ layout on its own (``intra.py``), so that layers of one layout fit together what
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-import pulp
+import numpy as np
 
 from autopar.cluster import Cluster
-from autopar.graph import Graph, Value
-from autopar.solve.engine import run_solver
-from autopar.solve.opmodel import OpModel, Weights, add_terms, build, read
+from autopar.graph import Graph
+from autopar.solve.opmodel import OpModel, op_model, read
+from autopar.solve.opprices import Prices, Weights, prices
+from autopar.solve.program import Floats, Program, solver_of
 from autopar.strategies.patterns import Classes
 from autopar.strategies.sharding import Sharding
-from autopar.strategies.states import R, State, divides, divides_batch, shard
+from autopar.strategies.states import R, State
 
 # Pattern -> activation at its boundary -> state.
 Layout = dict[str, dict[str, State]]
+GAP = 1e-3
 TIME_LIMIT = 5.0
 _Place = tuple[str, str]  # pattern, activation
 
 
 @dataclass
 class _Joint:
-    """One problem for all classes; ``groups`` are the places that must have equal states."""
+    """The programs of all classes as one; ``shift`` is what each one's column numbers grew by.
 
-    graph: Graph
+    ``fixed`` are the columns that must not be taken.
+    """
+
     classes: Classes
-    cluster: Cluster
-    tp: int
-    batch: int
-    problem: Any
-    models: dict[str, OpModel] = field(default_factory=dict)
+    models: Mapping[str, OpModel]
+    program: Program
+    shift: dict[str, int]
+    fixed: dict[int, float]
 
 
 def propose_layouts(
     graph: Graph, classes: Classes, cluster: Cluster, tp: int, batch: int,
     aims: Sequence[Mapping[str, Weights]], *, solver: str = "highs",
+    models: Mapping[str, OpModel] | None = None,
 ) -> list[dict[str, Sharding]]:  # fmt: skip
     """The cheapest sharding of every pattern together, for each aim; each layout once.
 
     ``aims`` give the prices of each pattern and must agree in ``steps``. ``batch`` is the
     micro-batch size at which time is traded against memory; samples are divided over tp only if
-    it is a multiple of tp.
+    it is a multiple of tp. ``models`` are those of the patterns, where they are at hand.
     """
-    problem = pulp.LpProblem(f"joint_{tp}", pulp.LpMinimize)
-    joint = _Joint(graph, classes, cluster, tp, batch, problem)
-    if not _build(joint, next(iter(aims[0].values())).steps):
+    if models is None:
+        models = {name: op_model(graph, p, tp) for name, p in classes.patterns.items()}
+    if not all(model.possible for model in models.values()):
         return []
+    joint = _join(classes, models, batch)
+    engine = solver_of(joint.program, solver=solver, gap=GAP, time_limit=TIME_LIMIT)
+    steps = next(iter(aims[0].values())).steps
+    priced = {name: prices(model, cluster, batch, steps) for name, model in models.items()}
     found: dict[str, dict[str, Sharding]] = {}
     for weights in aims:
-        shardings = _solve(joint, weights, solver)
-        if shardings is not None:
+        values = engine.minimise(_cost(joint, priced, weights), joint.fixed)
+        if values is not None:
+            shardings = _read(joint, values)
             layout = {name: sharding.boundary for name, sharding in shardings.items()}
             found.setdefault(repr(layout), shardings)
     return list(found.values())
 
 
-def _build(joint: _Joint, steps: float) -> bool:
-    indicators = _indicators(joint)
-    for number, (name, pattern) in enumerate(joint.classes.patterns.items()):
-        boundary = {n: indicators[name, n] for n in (*pattern.received, *pattern.sent)}
-        model = OpModel(
-            joint.graph, pattern, joint.cluster, joint.tp, boundary, joint.batch, steps,
-            joint.problem, label=f"c{number}_",
-        )  # fmt: skip
-        joint.models[name] = model
-        if not build(model):
-            return False
-    return True
+def _join(classes: Classes, models: Mapping[str, OpModel], batch: int) -> _Joint:
+    program = Program()
+    shift = {name: program.append(model.program) for name, model in models.items()}
+    fixed = {shift[n] + c: 0.0 for n, model in models.items() for c in model.of_samples(batch)}
+    joint = _Joint(classes, models, program, shift, fixed)
+    for group in _groups(classes):
+        _agree(joint, group)
+    return joint
 
 
-def _indicators(joint: _Joint) -> dict[_Place, dict[State, Any]]:
-    """b[group, state], of which one is 1: the state of every place of the group."""
-    indicators: dict[_Place, dict[State, Any]] = {}
-    for number, group in enumerate(_groups(joint.classes)):
-        values = [joint.graph.values[name] for _, name in group]
-        states = [s for s in _states(joint, values[0]) if all(_fits(joint, s, v) for v in values)]
-        chosen = {s: pulp.LpVariable(f"b_{number}_{k}", cat="Binary") for k, s in enumerate(states)}
-        joint.problem += pulp.lpSum(chosen.values()) == 1
-        indicators |= dict.fromkeys(group, chosen)
-    return indicators
+def _agree(joint: _Joint, group: list[_Place]) -> None:
+    """The places that hold one activation have equal states, which all of them can have."""
+    columns = [_columns(joint, place) for place in group]
+    common = set.intersection(*(set(by_state) for by_state in columns))
+    for by_state in columns:
+        joint.fixed |= {c: 0.0 for state, c in by_state.items() if state not in common}
+    for by_state in columns[1:]:
+        for state in sorted(common):
+            joint.program.row([columns[0][state]], [by_state[state]], least=0.0, most=0.0)
 
 
-def _states(joint: _Joint, value: Value) -> list[State]:
-    dims = range(len(value.shape)) if value.requires_grad else ()
-    return [R, *(shard(dim) for dim in dims)]
+def _columns(joint: _Joint, place: _Place) -> dict[State, int]:
+    """The indicators of a place; what has no gradient is whole there."""
+    name, activation = place
+    model, shift = joint.models[name], joint.shift[name]
+    found = {state: shift + c for state, c in model.boundary[activation].items()}
+    if not model.graph.values[activation].requires_grad:
+        joint.fixed |= {c: 0.0 for state, c in found.items() if state != R}
+        return {R: found[R]}
+    return found
 
 
-def _fits(joint: _Joint, state: State, value: Value) -> bool:
-    if state == R:
-        return True
-    samples = divides_batch(state, value) and joint.batch % joint.tp
-    return not samples and divides(value.shape[state.dim], state.outer, joint.tp)
+def _cost(joint: _Joint, priced: Mapping[str, Prices], weights: Mapping[str, Weights]) -> Floats:
+    """The objective over all layers."""
+    cost = np.zeros(len(joint.program.whole))
+    for name, own in priced.items():
+        times = joint.classes.members.count(name) or 1
+        start = joint.shift[name]
+        cost[start : start + len(own.seconds)] = times * own.weighted(weights[name])
+    return cost
+
+
+def _read(joint: _Joint, values: Floats) -> dict[str, Sharding]:
+    return {
+        name: read(model, values[joint.shift[name] :], "open")
+        for name, model in joint.models.items()
+    }
 
 
 def _groups(classes: Classes) -> list[list[_Place]]:
@@ -123,19 +142,3 @@ def _groups(classes: Classes) -> list[list[_Place]]:
     for place in root:
         groups.setdefault(find(place), []).append(place)
     return list(groups.values())
-
-
-def _solve(
-    joint: _Joint, weights: Mapping[str, Weights], solver: str
-) -> dict[str, Sharding] | None:
-    terms: dict[Any, float] = {}
-    for name, model in joint.models.items():
-        times = joint.classes.members.count(name) or 1
-        add_terms(model, weights[name], terms, times)
-    joint.problem.setObjective(pulp.LpAffineExpression(terms))
-    outcome = run_solver(
-        joint.problem, solver=solver, gap=1e-3, time_limit=TIME_LIMIT, relax_first=True
-    )
-    if outcome.status != "optimal":
-        return None
-    return {name: read(model, "open") for name, model in joint.models.items()}

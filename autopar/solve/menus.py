@@ -14,7 +14,7 @@ import numpy as np
 from autopar.cluster import Cluster
 from autopar.cost.collectives import Group, collective_seconds
 from autopar.cost.data_parallel import MASTER_BYTES, Setting, dp_cost, state_bytes
-from autopar.cost.layer import LayerCost, boundary_bytes, can_keep, layer_cost
+from autopar.cost.layer import LayerCost, OpCosts, boundary_bytes, can_keep, layer_cost
 from autopar.cost.schedule import SINGLE
 from autopar.cost.statistics import statistics_seconds
 from autopar.graph import Graph
@@ -48,6 +48,8 @@ class Pricer:
     equal_stages: bool = False
     _costs: dict[tuple[str, int, str, int, int], LayerCost] = field(default_factory=dict)
     _useful: dict[tuple[str, int, str, int], tuple[int, ...]] = field(default_factory=dict)
+    _ops: OpCosts = field(default_factory=dict)
+    _widest: dict[tuple[int, str, int], int] = field(default_factory=dict)
 
     @property
     def graph(self) -> Graph:
@@ -76,7 +78,7 @@ class Pricer:
             whole = self.offered(member, config)[tp_option].sharding
             own = restrict(whole, pattern, self.graph)
             self._costs[key] = layer_cost(
-                self.graph, pattern, own, self.cluster, config.microbatch_size
+                self.graph, pattern, own, self.cluster, config.microbatch_size, self._ops
             )
         return _contended(self._costs[key], self.cluster, config)
 
@@ -243,7 +245,11 @@ class Pricer:
 
     def widest_cut(self, config: Configuration) -> int:
         """The cut that the most bytes cross; the search prices every stage boundary as this."""
-        return max(range(len(self.classes.cuts)), key=lambda cut: self.cut_bytes(cut, config))
+        key = config.tp, config.layout, config.microbatch_size
+        if key not in self._widest:
+            cuts = range(len(self.classes.cuts))
+            self._widest[key] = max(cuts, key=lambda cut: self.cut_bytes(cut, config))
+        return self._widest[key]
 
     def p2p_seconds(self, config: Configuration, cut: int | None = None) -> float:
         """Activations forward and gradients backward across one stage boundary."""

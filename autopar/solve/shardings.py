@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autopar.cluster import Cluster
-from autopar.cost.layer import layer_cost, replicated
+from autopar.cost.layer import LayerCost, layer_cost, replicated
 from autopar.graph import Graph
-from autopar.solve.intra import LAYOUTS, Weights, shard_for_each
+from autopar.solve.intra import LAYOUTS, Sharder, Weights
 from autopar.solve.joint import Layout, propose_layouts
+from autopar.solve.opmodel import op_model
 from autopar.strategies.patterns import ENDS, Classes
 from autopar.strategies.sharding import Sharding
 from autopar.strategies.spec import name_of
@@ -56,6 +57,8 @@ class Shardings:
     cluster: Cluster
     solver: str = "highs"
     device_samples: float = 8.0
+    _whole: dict[tuple[str, int], LayerCost] = field(default_factory=dict)
+    _sharders: dict[tuple[str, int], Sharder] = field(default_factory=dict)
     _open: dict[int, dict[str, Layout]] = field(default_factory=dict)
     _found: dict[tuple[str, int, str], tuple[Offered, ...]] = field(default_factory=dict)
 
@@ -99,8 +102,9 @@ class Shardings:
                 for aim in OPEN_AIMS
             ]
             found = propose_layouts(
-                self.graph, self.classes, self.cluster, tp, batch, aims, solver=self.solver
-            )
+                self.graph, self.classes, self.cluster, tp, batch, aims, solver=self.solver,
+                models={name: self._sharder(name, tp).model for name in names},
+            )  # fmt: skip
             fresh = [proposed for proposed in found if self._is_new(proposed)]
             self._open[tp] = {
                 f"open.{k}": {name: sharding.boundary for name, sharding in proposed.items()}
@@ -138,15 +142,13 @@ class Shardings:
         whole = self.classes.patterns[pattern]
         if tp == 1:
             return (Offered("", replicated(self.graph, whole)),)
-        boundary = None if layout in LAYOUTS else self._open_layouts(tp)[layout][pattern]
-        batch, steps = REFERENCE_BATCH, Weights().steps
-        if boundary is not None:
+        if layout in LAYOUTS:
+            states, batch, steps = whole.boundary(LAYOUTS[layout]), REFERENCE_BATCH, Weights().steps
+        else:
+            states = self._open_layouts(tp)[layout][pattern]
             batch, steps = self._open_reference(tp)
         aims = [self._weights(pattern, shares, batch, steps) for shares in AIMS.values()]
-        results = shard_for_each(
-            self.graph, whole, self.cluster, tp, layout, batch, aims, solver=self.solver,
-            boundary=boundary,
-        )  # fmt: skip
+        results = self._sharder(pattern, tp).shard(layout, states, batch, aims)
         different: dict[Any, Offered] = {}
         for aim, sharding in zip(AIMS, results, strict=True):
             if sharding is not None:
@@ -154,16 +156,31 @@ class Shardings:
                 different.setdefault(key, Offered(aim, sharding))
         return tuple(different.values())
 
+    def _sharder(self, pattern: str, tp: int) -> Sharder:
+        """The pattern's model at one degree, which serves for all layouts."""
+        key = (pattern, tp)
+        if key not in self._sharders:
+            model = op_model(self.graph, self.classes.patterns[pattern], tp)
+            self._sharders[key] = Sharder(model, self.cluster, self.solver)
+        return self._sharders[key]
+
     def _weights(self, pattern: str, shares: Weights, batch: int, steps: float) -> Weights:
         """Prices per byte from shares of the unsplit layer's time, so that no size is special."""
-        whole = self.classes.patterns[pattern]
-        cost = layer_cost(self.graph, whole, replicated(self.graph, whole), self.cluster, batch)
+        cost = self._unsplit(pattern, batch)
         seconds = cost.forward_seconds + cost.backward_seconds
         return Weights(
             parameter=shares.parameter * seconds / max(1, 4 * cost.parameter_elements),
             activation=shares.activation * seconds / max(1, cost.saved_bytes),
             steps=steps,
         )
+
+    def _unsplit(self, pattern: str, batch: int) -> LayerCost:
+        key = (pattern, batch)
+        if key not in self._whole:
+            whole = self.classes.patterns[pattern]
+            sharding = replicated(self.graph, whole)
+            self._whole[key] = layer_cost(self.graph, whole, sharding, self.cluster, batch)
+        return self._whole[key]
 
     def _divides(self, sharding: Sharding, *, samples: bool = False) -> bool:
         """Whether any product or attention runs on shards; those of samples count on request.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from autopar.strategies.states import State
 
@@ -23,6 +24,14 @@ class Strategy:
     outputs: tuple[State, ...]
     special: str = ""
     collectives: tuple[tuple[str, str], ...] = ()
+
+    def __hash__(self) -> int:
+        """Worked out once: strategies are keys of what their operations cost."""
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.inputs, self.outputs, self.special, self.collectives))
 
     def state_of(self, name: str) -> State:
         """The state in which the op reads the value ``name``."""

@@ -7,7 +7,6 @@ import pulp
 import pytest
 
 from autopar.solve.engine import run_solver
-from autopar.solve.highs import rows_of
 
 
 def _covering() -> Any:
@@ -21,27 +20,10 @@ def _covering() -> Any:
     return problem
 
 
-@pytest.mark.parametrize("capacity", [4.0, 3.5])
-def test_relaxing_first_gives_the_same_optimum(capacity: float) -> None:
-    def knapsack() -> Any:
-        problem = pulp.LpProblem("knapsack", pulp.LpMinimize)
-        take = [pulp.LpVariable(f"x{i}", cat="Binary") for i in range(3)]
-        problem += -5 * take[0] - 4 * take[1] - 3 * take[2]
-        problem += 2 * take[0] + 2 * take[1] + 2 * take[2] <= capacity
-        return problem
-
-    plain, relaxed = (run_solver(knapsack(), gap=0.0, relax_first=first) for first in (False, True))
-    assert relaxed.status == plain.status == "optimal"
-    assert relaxed.objective == pytest.approx(plain.objective)
-    assert relaxed.bound == pytest.approx(plain.objective)
-
-
-def test_rows_serve_for_another_objective() -> None:
-    problem = _covering()
-    rows = rows_of(problem)
-    first = run_solver(problem, gap=0.0, rows=rows)
-    problem.setObjective(pulp.lpSum(problem.variables()))
-    second = run_solver(problem, gap=0.0, rows=rows)
-    assert first.objective == pytest.approx(run_solver(_covering(), gap=0.0).objective)
-    assert second.objective == pytest.approx(run_solver(problem, gap=0.0).objective)
-    assert second.objective < first.objective
+def test_arrays_give_what_pulp_gives() -> None:
+    mine, pulps = _covering(), _covering()
+    outcome = run_solver(mine, gap=0.0)
+    pulps.solve(pulp.HiGHS(msg=False, gapRel=0.0))
+    assert outcome.objective == pytest.approx(pulp.value(pulps.objective))
+    assert outcome.bound == pytest.approx(outcome.objective)
+    assert all(abs(v.varValue - round(v.varValue)) < 1e-6 for v in mine.variables())

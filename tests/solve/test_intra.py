@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from autopar.cluster import Cluster
-from autopar.solve import intra
-from autopar.solve.engine import run_solver
-from autopar.solve.intra import LAYOUTS, Weights, shard_pattern
+from autopar.solve.intra import LAYOUTS, Sharder, Weights, shard_pattern
+from autopar.solve.opmodel import op_model
+from autopar.solve.opprices import prices
+from autopar.solve.program import solver_of
 from autopar.strategies.patterns import ENDS
 from autopar.strategies.states import CONSTANT_MOVES, MOVES, R, V
 from tests.solve.sharded import check_pattern
@@ -99,18 +100,30 @@ def test_every_move_exists(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_cbc_finds_the_same_optimum(name, monkeypatch):
-    found = []
+def test_cbc_finds_the_same_optimum(name):
+    graph, classes = reduced(name)
+    pattern = classes.patterns[block_of(name)]
+    model = op_model(graph, pattern, 2)
+    fixed = model.fixed(pattern.boundary(LAYOUTS["sequence"]), 1)
+    cost = prices(model, CLUSTER, 1, DEAR.steps).weighted(DEAR)
+    highs, cbc = (
+        solver_of(model.program, solver=solver, gap=1e-4, time_limit=20.0).minimise(cost, fixed)
+        for solver in ("highs", "cbc")
+    )
+    assert cost @ highs == pytest.approx(cost @ cbc, rel=3e-4)
 
-    def watched(*args, **kwargs):
-        found.append(run_solver(*args, **kwargs))
-        return found[-1]
 
-    monkeypatch.setattr(intra, "run_solver", watched)
-    for solver in ("highs", "cbc"):
-        shard(name, block_of(name), "sequence", solver=solver)
-    highs, cbc = (outcome.objective for outcome in found)
-    assert highs == pytest.approx(cbc, rel=3e-4)
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_sharder_returns_does_not_depend_on_what_it_was_asked_before(name):
+    graph, classes = reduced(name)
+    pattern = classes.patterns[block_of(name)]
+    states = {layout: pattern.boundary(state) for layout, state in LAYOUTS.items()}
+    asked = [("sequence", 2), ("replicate", 1), ("sequence", 1)]
+    kept = Sharder(op_model(graph, pattern, 2), CLUSTER)
+    for layout, batch in asked:
+        fresh = Sharder(op_model(graph, pattern, 2), CLUSTER)
+        own = (layout, states[layout], batch, [*WEIGHTS.values()])
+        assert kept.shard(*own) == fresh.shard(*own)
 
 
 def test_without_pressure_a_tiny_block_stays_whole():

@@ -10,7 +10,7 @@ import torch
 from autopar.cluster import Cluster
 from autopar.solve import joint
 from autopar.solve.joint import propose_layouts
-from autopar.solve.opmodel import Weights
+from autopar.solve.opprices import Weights
 from autopar.strategies.patterns import ENDS, Classes, find_classes, reduce
 from autopar.strategies.sharding import Pattern
 from autopar.strategies.states import shard
