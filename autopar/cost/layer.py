@@ -128,10 +128,7 @@ def layer_cost(
         (m.move, move_seconds(cluster, m.move, graph.values[m.value], sharding.tp, batch))
         for m in sharding.moves
     ]
-    inner = sum(
-        inner_seconds(cluster, s, graph.values, sharding.tp, batch)
-        for s in sharding.strategies.values()
-    )
+    inner = _inner_seconds(graph, sharding, cluster, batch)
     again = _moves_again(graph, pattern, sharding)
     saved = _saved(graph, pattern, sharding, batch)
     kept, kept_extra = _kept(graph, pattern, sharding, batch)
@@ -169,15 +166,23 @@ def layer_cost(
         input_seconds=sum(c.input_seconds for c in compute) + backward - computed_backward,
         weight_seconds=sum(c.weight_seconds for c in compute),
         waiting_bytes=_waiting_bytes(graph, pattern, sharding, batch),
-        kept_seconds=sum(
-            c.forward_seconds
-            for i, c in zip(pattern.ops, compute, strict=True)
-            if is_kept(graph.ops[i])
-        ),
+        kept_seconds=_kept_seconds(graph, pattern, compute),
         kept_bytes=sum(kept.values()) + kept_extra,
         kept_saved_bytes=sum(saved.get(key, 0) for key in kept) + kept_extra,
         norm_channels=_norm_channels(graph, pattern, sharding),
     )
+
+
+def _inner_seconds(graph: Graph, sharding: Sharding, cluster: Cluster, batch: int) -> float:
+    """Collectives that the layer's ops issue in their forward."""
+    strategies = sharding.strategies.values()
+    return sum(inner_seconds(cluster, s, graph.values, sharding.tp, batch) for s in strategies)
+
+
+def _kept_seconds(graph: Graph, pattern: Pattern, compute: list[OpCost]) -> float:
+    """Forward of the ops that selective recomputation does not repeat."""
+    pairs = zip(pattern.ops, compute, strict=True)
+    return sum(cost.forward_seconds for i, cost in pairs if is_kept(graph.ops[i]))
 
 
 def _op(
