@@ -127,6 +127,8 @@ def run_verb(args: Namespace) -> int:
         steps=args.steps,
         data=args.data,
         checkpoint=args.checkpoint,
+        learning_rate=args.lr,
+        nodes=args.nodes,
         timeout_seconds=args.timeout,
     ).as_dict()
     if args.json:

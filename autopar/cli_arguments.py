@@ -122,6 +122,10 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=positive(int), default=10)
     parser.add_argument("--data", metavar="MODULE:FUNCTION", help="makes the batch of a step")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR")
+    parser.add_argument("--lr", type=positive(float), help="learning rate of AdamW")
+    parser.add_argument(
+        "--nodes", type=positive(int), default=1, help="torchrun agents on this host"
+    )
     parser.add_argument("--timeout", type=positive(float), default=600.0, metavar="SECONDS")
 
 

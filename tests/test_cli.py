@@ -230,6 +230,8 @@ def test_run(saved, stand_in, capsys):
         "steps": 3,
         "data": None,
         "checkpoint": None,
+        "learning_rate": None,
+        "nodes": 1,
         "timeout_seconds": 600.0,
     }
     assert cli.main(["run", saved]) == 0

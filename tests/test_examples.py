@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 
+import pytest
 import torch
 
 from examples.gpt import GPT, GPTConfig, batches, loss_fn, make
+from examples.run import list_systems
+from examples.systems import SYSTEMS
+from examples.table import README, read_measured, readme
 
 
 def test_loss_falls_well_below_guessing():
@@ -39,3 +44,38 @@ def test_make_is_a_plain_mapping():
     output = workload["model"](*workload["example_inputs"])
     assert workload["loss_fn"](output, workload["example_target"]).ndim == 0
     assert workload["model"].lm_head.weight is workload["model"].transformer["wte"].weight
+
+
+def test_readme_is_the_table():
+    assert README.read_text(encoding="utf-8") == readme(read_measured()), (
+        "run python examples/table.py"
+    )
+
+
+def test_measured_losses_fell():
+    measured = read_measured()["systems"]
+    assert set(measured) <= {system.name for system in SYSTEMS}
+    for name, found in measured.items():
+        for kind in ("system", "choice"):
+            first, last = found[kind]["losses"]
+            assert last < 0.8 * first, (name, kind)
+
+
+@pytest.mark.parametrize("file", sorted({(s.workload, s.make) for s in SYSTEMS}))
+def test_shares_of_every_workload(file):
+    module = importlib.import_module(f"examples.{file[0].removesuffix('.py')}")
+    made = getattr(module, file[1])()
+    (whole,), target = module.batches(3, 8)
+    shares = [module.batches(3, 2, rank, 4) for rank in range(4)]
+    assert torch.equal(torch.cat([inputs[0] for inputs, _ in shares]), whole)
+    assert torch.equal(torch.cat([part for _, part in shares]), target)
+    assert not torch.equal(module.batches(4, 8)[1], target)
+    output = made["model"](*made["example_inputs"])
+    assert made["loss_fn"](output, made["example_target"]).ndim == 0
+
+
+def test_list(capsys):
+    list_systems()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [system.name for system in SYSTEMS]
+    assert len({system.name for system in SYSTEMS}) == len(SYSTEMS)

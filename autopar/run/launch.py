@@ -6,13 +6,16 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from autopar.emit import write_program
-from autopar.errors import RunError
+from autopar.errors import RunError, UsageError
 from autopar.plan import Plan
 from autopar.run.measure import RunResult, read_result
 
@@ -28,6 +31,8 @@ def run_plan(
     steps: int = 10,
     data: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    learning_rate: float | None = None,
+    nodes: int = 1,
     timeout_seconds: float = 600.0,
 ) -> RunResult:
     """Trains ``steps`` steps on ranks of this host.
@@ -38,51 +43,91 @@ def run_plan(
         steps: optimizer steps.
         data: "module:function" of (step, batch_size, rank, size); default: the example batch.
         checkpoint: directory to resume from and to save to.
+        learning_rate: AdamW's; default: the program's own.
+        nodes: how many torchrun agents start the ranks, each its share, as nodes would. On this
+            host they share its devices, so more than one is for ranks on the CPU.
         timeout_seconds: when to give up.
 
     Raises:
         RunError: a rank failed, or the run took too long.
     """
-    options = {"--data": data, "--checkpoint": checkpoint, "--workload": workload}
+    options = {
+        "--data": data, "--checkpoint": checkpoint, "--workload": workload,
+        "--lr": None if learning_rate is None else str(learning_rate),
+    }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="autopar-") as folder:
         program, measured = Path(folder) / "program.py", Path(folder) / "measured.json"
         write_program(plan, program, model=workload)
         command = [str(program), "--steps", str(steps), "--json", str(measured)]
         for name, value in options.items():
             command += [name, os.fspath(value)] if value is not None else []
-        torchrun(command, plan.world_size, Path(folder), timeout_seconds)
+        torchrun(command, plan.world_size, Path(folder), timeout_seconds, nodes)
         return read_result(measured)
 
 
-def torchrun(command: list[str], ranks: int, folder: Path, timeout_seconds: float) -> None:
-    """Runs a program under torchrun and leaves no process behind.
+def torchrun(
+    command: list[str], ranks: int, folder: Path, timeout_seconds: float, nodes: int = 1
+) -> None:
+    """Runs a program under one torchrun agent per node and leaves no process behind.
 
     Raises:
         RunError: with the first rank that failed and its error.
+        UsageError: the ranks cannot be dealt out evenly.
     """
-    errors = folder / "error.json"
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    with (folder / "output.txt").open("w+", encoding="utf-8", errors="replace") as output:
-        process = subprocess.Popen(
-            [sys.executable, *launcher, *command],
+    if ranks % nodes:
+        raise UsageError(f"{nodes} nodes", expected=f"a divisor of {ranks} ranks", where="nodes")
+    deadline = time.monotonic() + timeout_seconds
+    with ExitStack() as stack:
+        agents = []
+        for node, options in enumerate(rendezvous(nodes)):
+            launcher = [*options, "--nproc-per-node", str(ranks // nodes)]
+            agents.append(start_agent([*launcher, *command], folder, node))
+            stack.callback(end_group, agents[-1])
+        for node, agent in enumerate(agents):
+            output = output_of(folder, node)
+            try:
+                code = agent.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                raise RunError(
+                    f"the run had not ended after {timeout_seconds:g} s",
+                    where=last_lines(output),
+                    hint="fewer steps, or a longer timeout",
+                ) from None
+            if code:
+                raise failure(errors_of(folder, node), output, ranks)
+
+
+def rendezvous(nodes: int) -> list[list[str]]:
+    """What tells each node's agent of the others; they are all on this host."""
+    if nodes == 1:
+        return [["--standalone"]]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = ["--nnodes", str(nodes), "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    return [[*shared, "--node-rank", str(node)] for node in range(nodes)]
+
+
+def start_agent(command: list[str], folder: Path, node: int) -> subprocess.Popen[bytes]:
+    """Starts torchrun in a group of its own, so that it and all its ranks can be ended together."""
+    with output_of(folder, node).open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *command],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment(errors),
-            # A group of its own, so that the launcher and all ranks can be ended together.
+            env=environment(errors_of(folder, node)),
             start_new_session=True,
         )
-        try:
-            code = process.wait(timeout_seconds)
-        except subprocess.TimeoutExpired:
-            raise RunError(
-                f"the run had not ended after {timeout_seconds:g} s",
-                where=last_lines(folder / "output.txt"),
-                hint="fewer steps, or a longer timeout",
-            ) from None
-        finally:
-            end_group(process)
-    if code:
-        raise failure(errors, folder / "output.txt", ranks)
+
+
+def output_of(folder: Path, node: int) -> Path:
+    """Where what a node's ranks print goes."""
+    return folder / f"output{node}.txt"
+
+
+def errors_of(folder: Path, node: int) -> Path:
+    """Where torchelastic records the error of a node's first rank that failed."""
+    return folder / f"error{node}.json"
 
 
 def environment(errors: Path) -> dict[str, str]:

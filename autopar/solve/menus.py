@@ -17,6 +17,7 @@ from autopar.cost.data_parallel import MASTER_BYTES, Setting, dp_cost, state_byt
 from autopar.cost.layer import LayerCost, OpCosts, boundary_bytes, can_keep, layer_cost
 from autopar.cost.schedule import SINGLE
 from autopar.cost.statistics import statistics_seconds
+from autopar.errors import UsageError
 from autopar.graph import Graph
 from autopar.solve.chain import undominated
 from autopar.solve.pins import LAYERED, pin_of
@@ -83,10 +84,12 @@ class Pricer:
         return _contended(self._costs[key], self.cluster, config)
 
     def useful(self, member: str, config: Configuration) -> tuple[int, ...]:
-        """The shardings of a class that no other one beats in every figure.
+        """The shardings of a class that no other one beats in every figure, or the pinned one.
 
         All parts take the same one, so theirs are compared as a pair.
         """
+        if config.tp > 1 and "sharding" in self.pins:
+            return (self._pinned_sharding(member, config),)
         home = self.classes.home(member)
         key = (home, config.tp, config.layout, config.microbatch_size)
         if key not in self._useful:
@@ -96,6 +99,23 @@ class Pricer:
             kept = undominated(np.array(rows, dtype=np.float64))
             self._useful[key] = tuple(k for k in number if kept[k])
         return self._useful[key]
+
+    def _pinned_sharding(self, member: str, config: Configuration) -> int:
+        """The sharding of a class with the pinned aim.
+
+        Raises:
+            UsageError: it divides none of the products that others divide.
+        """
+        pinned, offered = self.pins["sharding"], self.offered(member, config)
+        found = [k for k, each in enumerate(offered) if pinned in each.aims]
+        if not found:
+            raise UsageError(
+                f"pin sharding={pinned!r}, which would divide none of the work of {member}",
+                expected="one of " + ", ".join(aim for each in offered for aim in each.aims),
+                where=f"pin, at tp={config.tp} and layout {config.layout}",
+                hint="choose one of these, or pin tp and sequence_parallel too",
+            )
+        return found[0]
 
     def _figures(
         self, members: Sequence[str], config: Configuration, tp_option: int

@@ -38,10 +38,15 @@ PRODUCTS = frozenset({
 
 @dataclass(frozen=True)
 class Offered:
-    """A sharding under the name of the first aim that led to it; "" where nothing is split."""
+    """A sharding and the aims that led to it; none where nothing is split."""
 
-    aim: str
+    aims: tuple[str, ...]
     sharding: Sharding
+
+    @property
+    def aim(self) -> str:
+        """The first of the aims, "" where nothing is split."""
+        return self.aims[0] if self.aims else ""
 
 
 @dataclass
@@ -141,7 +146,7 @@ class Shardings:
     def _search(self, pattern: str, tp: int, layout: str) -> tuple[Offered, ...]:
         whole = self.classes.patterns[pattern]
         if tp == 1:
-            return (Offered("", replicated(self.graph, whole)),)
+            return (Offered((), replicated(self.graph, whole)),)
         if layout in LAYOUTS:
             states, batch, steps = whole.boundary(LAYOUTS[layout]), REFERENCE_BATCH, Weights().steps
         else:
@@ -149,12 +154,14 @@ class Shardings:
             batch, steps = self._open_reference(tp)
         aims = [self._weights(pattern, shares, batch, steps) for shares in AIMS.values()]
         results = self._sharder(pattern, tp).shard(layout, states, batch, aims)
-        different: dict[Any, Offered] = {}
+        different: dict[Any, Sharding] = {}
+        aims_of: dict[Any, tuple[str, ...]] = {}
         for aim, sharding in zip(AIMS, results, strict=True):
             if sharding is not None:
                 key = tuple(sharding.strategies.items())
-                different.setdefault(key, Offered(aim, sharding))
-        return tuple(different.values())
+                different.setdefault(key, sharding)
+                aims_of[key] = (*aims_of.get(key, ()), aim)
+        return tuple(Offered(aims_of[key], sharding) for key, sharding in different.items())
 
     def _sharder(self, pattern: str, tp: int) -> Sharder:
         """The pattern's model at one degree, which serves for all layouts."""

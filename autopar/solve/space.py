@@ -9,6 +9,7 @@ from typing import Any
 from autopar.errors import UsageError
 from autopar.solve.pins import LAYERED, check_layer_pins
 from autopar.solve.problem import Configuration
+from autopar.solve.shardings import AIMS
 from autopar.solve.statistics import NO_STATISTICS, Statistics, allows, check_statistics
 
 SCHEDULES = ("gpipe", "1f1b", "interleaved_1f1b", "zero_bubble")
@@ -30,6 +31,7 @@ PINS = {
     "zero": "0, 2 or 3",
     "recompute": " or ".join(RECOMPUTE),
     "sequence_parallel": "True or False",
+    "sharding": "what the division of layers over tp aims at",
 }
 
 
@@ -98,6 +100,7 @@ def _allowed(name: str, task: Task) -> Sequence[Any]:
         "zero": ZERO,
         "recompute": RECOMPUTE,
         "sequence_parallel": (False, True),
+        "sharding": tuple(AIMS),
     }
     return fixed[name]
 

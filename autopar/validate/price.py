@@ -48,14 +48,14 @@ class Split(Shardings):
     def _one(self, pattern: str, tp: int, layout: str) -> tuple[Offered, ...]:
         whole = self.classes.patterns[pattern]
         if tp == 1:
-            return (Offered("", replicated(self.graph, whole)),)
+            return (Offered((), replicated(self.graph, whole)),)
         for aim in ASKED:
             (sharding,) = shard_for_each(
                 self.graph, whole, self.cluster, tp, layout, REFERENCE_BATCH,
                 [self._weights(pattern, AIMS[aim], REFERENCE_BATCH, AIMS[aim].steps)],
             )  # fmt: skip
             if sharding is not None and self._divides(sharding):
-                return (Offered(aim, sharding),)
+                return (Offered((aim,), sharding),)
         raise InexpressibleError(f"nothing is split in a {layout} layout with tp = {tp}")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from autopar.emit.chassis import render
-from autopar.errors import RunError
+from autopar.errors import RunError, UsageError
 from autopar.run import launch
 from autopar.run.launch import last_lines, run_plan, torchrun
 from examples.gpt import GPTConfig
@@ -65,6 +65,21 @@ def test_timeout(tmp_path):
     with pytest.raises(RunError, match="had not ended after 6 s"):
         torchrun(command, 2, tmp_path, 6)
     assert alive(tmp_path) == []
+
+
+def test_nodes(tmp_path):
+    """An agent per node deals out its share of the ranks, and an error of either is found."""
+    told = "print(*(os.environ[k] for k in ('RANK', 'LOCAL_RANK', 'GROUP_RANK', 'WORLD_SIZE')))"
+    path = tmp_path / "script.py"
+    path.write_text(f"import os\n{told}\n", encoding="utf-8")
+    torchrun([str(path)], 2, tmp_path, 120, nodes=2)
+    outputs = [(tmp_path / f"output{node}.txt").read_text() for node in (0, 1)]
+    assert [output.strip().splitlines()[-1] for output in outputs] == ["0 0 0 2", "1 0 1 2"]
+    path.write_text("import os\nassert os.environ['RANK'] == '0', 'lost'\n", encoding="utf-8")
+    with pytest.raises(RunError, match="rank 1 of 2"):
+        torchrun([str(path)], 2, tmp_path, 120, nodes=2)
+    with pytest.raises(UsageError, match="2 nodes"):
+        torchrun([str(path)], 3, tmp_path, 120, nodes=2)
 
 
 def test_last_lines(tmp_path):

@@ -8,10 +8,11 @@ from functools import cache
 import pytest
 
 from autopar.cluster import Cluster
+from autopar.errors import UsageError
 from autopar.solve.menus import Pricer, world_size
 from autopar.solve.price import problem_bound
 from autopar.solve.problem import Configuration
-from autopar.solve.shardings import Shardings
+from autopar.solve.shardings import AIMS, Shardings
 from tests.zoo import block_of, reduced
 
 CLUSTER = Cluster.load("h100-80g")
@@ -46,6 +47,26 @@ def test_pins_leave_one_option():
     pinned = pricer(zero=3, recompute="full")
     assert [o.key for o in pinned.menu(BLOCK, DATA)] == ["3/full"]
     assert [o.key for o in pinned.menu("head", DATA)] == ["3/none"]
+
+
+def test_pinned_sharding_is_the_only_one():
+    free = shared()
+    for aim in AIMS:
+        pinned = pricer(sharding=aim)
+        (k,) = pinned.useful(BLOCK, TENSOR)
+        offered = pinned.offered(BLOCK, TENSOR)
+        assert aim in offered[k].aims
+        assert sum(aim in each.aims for each in offered) == 1, "an aim has one sharding"
+        assert pinned.useful(BLOCK, ALONE) == free.useful(BLOCK, ALONE), "nothing is divided"
+
+
+def test_pinned_sharding_that_divides_nothing():
+    pinned = pricer(sharding="lean")
+    key = (pinned.classes.home(BLOCK), TENSOR.tp, TENSOR.layout)
+    others = [o for o in pinned.offered(BLOCK, TENSOR) if "lean" not in o.aims]
+    pinned.shardings._found[key] = tuple(others)
+    with pytest.raises(UsageError, match="sharding='lean'"):
+        pinned.useful(BLOCK, TENSOR)
 
 
 def test_recomputation_keeps_the_input_and_runs_forward_again():
