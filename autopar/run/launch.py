@@ -22,6 +22,7 @@ from autopar.run.measure import RunResult, read_result
 # torchrun gives a dead rank's peers this long to end before it kills them.
 SHUTDOWN_SECONDS = 10.0
 LAST_LINES = 15
+WATCH_SECONDS = 0.05
 
 
 def run_plan(
@@ -76,25 +77,34 @@ def torchrun(
     """
     if ranks % nodes:
         raise UsageError(f"{nodes} nodes", expected=f"a divisor of {ranks} ranks", where="nodes")
-    deadline = time.monotonic() + timeout_seconds
     with ExitStack() as stack:
         agents = []
         for node, options in enumerate(rendezvous(nodes)):
             launcher = [*options, "--nproc-per-node", str(ranks // nodes)]
             agents.append(start_agent([*launcher, *command], folder, node))
             stack.callback(end_group, agents[-1])
-        for node, agent in enumerate(agents):
-            output = output_of(folder, node)
-            try:
-                code = agent.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                raise RunError(
-                    f"the run had not ended after {timeout_seconds:g} s",
-                    where=last_lines(output),
-                    hint="fewer steps, or a longer timeout",
-                ) from None
-            if code:
-                raise failure(errors_of(folder, node), output, ranks)
+        codes = wait(agents, time.monotonic() + timeout_seconds)
+    if codes is None:
+        raise RunError(
+            f"the run had not ended after {timeout_seconds:g} s",
+            where=last_lines(output_of(folder, 0)),
+            hint="fewer steps, or a longer timeout",
+        )
+    for node in (node for node, code in enumerate(codes) if code):
+        raise failure(errors_of(folder, node), output_of(folder, node), ranks)
+
+
+def wait(agents: list[subprocess.Popen[bytes]], deadline: float) -> list[int | None] | None:
+    """Exit codes once all have ended or one has failed, None if that takes too long.
+
+    All are watched: agents whose ranks have ended wait for minutes for one that has failed.
+    """
+    while time.monotonic() < deadline:
+        codes = [agent.poll() for agent in agents]
+        if any(codes) or None not in codes:
+            return codes
+        time.sleep(WATCH_SECONDS)
+    return None
 
 
 def rendezvous(nodes: int) -> list[list[str]]:
