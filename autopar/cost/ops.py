@@ -73,6 +73,17 @@ def _gemm(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
     return _product(cluster, factors, (m, n, k), batch)
 
 
+def _grouped(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
+    """Rows times the matrix of their expert. Every expert counts as having equally many rows.
+
+    A rank that holds some of the experts multiplies their rows alone.
+    """
+    (rows, k), (held, _, n) = (shapes[a.name] for a in op.args[:2])
+    experts = values[op.args[1].name].shape[0].coefficient
+    factors = tuple(values[a.name] for a in op.args[:2])
+    return _product(cluster, factors, (max(1, rows // experts), n, k), held)
+
+
 def _product(
     cluster: Cluster, factors: tuple[Value, ...], sizes: tuple[int, int, int], batch: int
 ) -> OpCost:
@@ -210,6 +221,7 @@ _PRICES: dict[str, Callable[[Cluster, Op, Values, Shapes], OpCost]] = {
     "matmul": _gemm,
     "mm": _gemm,
     "bmm": _gemm,
+    **dict.fromkeys(("_grouped_mm", "grouped_mm_fallback"), _grouped),
     "scaled_dot_product_attention": _attention,
     "embedding": _embedding,
     "cross_entropy_loss": _cross_entropy,

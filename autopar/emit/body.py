@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autopar.emit.lines import comment, wrap
-from autopar.emit.source import Namer, Writer, dimension, group, literal, local_dimensions
+from autopar.emit.source import HELPED, Namer, Writer, dimension, group, literal, local_dimensions
 from autopar.graph import Call, Graph, Op, Ref, Size, Value, refs
 from autopar.strategies.rules import POINTWISE, RANDOM
 from autopar.strategies.sharding import Moved, Sharding
@@ -77,7 +77,7 @@ class Body:
         if item.kind == "parameter":
             return self._parameter(item, state)
         if item.kind == "buffer":
-            return self.namer.names.get(value) or self._path(item.source)
+            self.inline[value, R] = self.namer.names.get(value) or self._path(item.source)
         made = self._made().get(value, R)
         move = None if made == state else self._move(value, state)
         if move is None:
@@ -104,7 +104,8 @@ class Body:
         function = move.move.function
         self.used.add(function)
         arguments = _move_arguments(move)
-        base = self.namer.names.get(move.value, move.value)
+        leaf = self.graph.values[move.value].source.rpartition(".")[2]
+        base = self.namer.names.get(move.value) or leaf or move.value
         name = self.namer.fresh(f"{base}_{_SUFFIX[move.target.kind]}")
         note = self.notes.get((move.value, str(move.target)), "")
         self._line(f"{name} = {function}({source}{arguments})", note)
@@ -126,6 +127,7 @@ class Body:
         if name_of(op) == "batch_norm":
             self._count_batch(op)
         text = _SPECIAL[special](self, op, states, writer) if special else writer.expression(op)
+        self.used |= {HELPED[name_of(op)]} if name_of(op) in HELPED else set()
         self._assign(op, self._biased_linear(op, text), outputs)
 
     def _products_with_bias(self, order: list[int]) -> set[str]:
@@ -174,6 +176,11 @@ class Body:
             "mean": None if argument(op, 3, "reduction", 1) == 1 else False,
         }
         return self._helper("rows_cross_entropy", logits, target, **options)
+
+    def sharded_experts(self, op: Op, states: dict[str, State], writer: Writer) -> str:
+        """The product of each row with the matrix of its expert, by the ranks that hold them."""
+        x, weight, ends = (self.read(name, states[name]) for name in op.inputs())
+        return self._helper("grouped_mm", x, weight, ends, 'MESH.get_local_rank("tp")')
 
     def sharded_batch_norm(self, op: Op, states: dict[str, State], writer: Writer) -> str:
         """The normalisation of a shard of the channels."""
@@ -314,7 +321,7 @@ class Body:
         if not item.shape or not item.requires_grad:
             return ""
         shape = ", ".join(self._local(value, state)).replace("MICROBATCH", "B")
-        suffix = {"S": f" sharded on {state.dim}", "P": " partial sums"}.get(state.kind, "")
+        suffix = {"S": f" sharded on {state.dim}"}.get(state.kind, _NOTES.get(state.kind, ""))
         return f"({shape}){suffix}"
 
     def _line(self, text: str, note: str, indent: int = 0) -> None:
@@ -346,7 +353,9 @@ _SPECIAL: dict[str, Callable[[Body, Op, dict[str, State], Writer], str]] = {
     "sharded_cross_entropy": Body.sharded_cross_entropy,
     "rows_cross_entropy": Body.rows_cross_entropy,
     "sharded_batch_norm": Body.sharded_batch_norm,
+    "sharded_experts": Body.sharded_experts,
 }
+_NOTES = {"P": " partial sums", "D": " rows of this rank's experts"}
 _SUFFIX = {"R": "full", "V": "full", "S": "shard"}
 
 

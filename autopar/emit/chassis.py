@@ -39,11 +39,14 @@ HELPERS = (
     "sharded_cross_entropy",
     "rows_cross_entropy",
     "sharded_batch_norm",
+    "grouped_mm",
     "count_batch",
     "shard_rng",
 )
 # Helpers that call torch.nn.functional.
-FUNCTIONAL_HELPERS = ("sharded_embedding", "rows_cross_entropy", "sharded_batch_norm")
+FUNCTIONAL_HELPERS = (
+    "sharded_embedding", "rows_cross_entropy", "sharded_batch_norm", "grouped_mm",
+)  # fmt: skip
 # Names of torch.distributed.tensor that generated code may mention.
 PLACEMENTS = ("Partial", "Replicate", "Shard")
 Tensor = tuple[tuple[str, ...], str]

@@ -20,6 +20,7 @@ _NORM = (
 _LOSS = ("input", "target", "reduction=")
 # Parameters in the operator's order: those with "=" are passed by name, None not at all.
 FUNCTIONAL: dict[str, tuple[str, tuple[str | None, ...]]] = {
+    "_grouped_mm": ("grouped_mm", ("input", "mat2", "offs=")),
     "linear": ("linear", ("input", "weight", "bias")),
     "layer_norm": ("layer_norm", ("input", "normalized_shape", "weight", "bias", "epsilon", None)),
     "rms_norm": ("rms_norm", ("input", "normalized_shape", "weight", "epsilon")),

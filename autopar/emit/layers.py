@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autopar.emit.body import Body, unpackable
-from autopar.emit.chassis import constant, mapping
+from autopar.emit.chassis import HELPERS, constant, mapping
 from autopar.emit.lines import wrap
 from autopar.emit.source import Namer
 from autopar.graph import Call, Graph, Ref, refs
@@ -27,11 +27,10 @@ RESERVED = (
     "nn",
     "F",
     "dist",
-    "local",
-    "partial",
     "checkpoint",
     "run",
     "outputs",
+    *HELPERS,  # a variable of the same name would hide the function
 )
 # Statements of the Stage's forward are indented by up to four levels.
 CALL_WIDTH = 84  # fmt: skip

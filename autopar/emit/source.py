@@ -22,6 +22,9 @@ INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "matmul": "@", "mm": "@
          "floor_divide": "//", "remainder": "%",
          "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}  # fmt: skip
 
+# Operators of other libraries that the program has a function for.
+HELPED = {"grouped_mm_fallback": "grouped_mm"}
+
 
 class Namer:
     """Gives graph values short Python names that do not collide."""
@@ -129,6 +132,8 @@ class Writer:
             return self._functional(base, op)
         if base in FACTORIES:
             return self._factory(base, op)
+        if base in HELPED:
+            return f"{HELPED[base]}({self._arguments(op.args, op.kwargs)})"
         if hasattr(torch.Tensor, base) and op.args and isinstance(op.args[0], Ref):
             return self._method(base, op.args, op.kwargs)
         if hasattr(torch, base):
@@ -178,6 +183,17 @@ class Writer:
 
     def _factory(self, base: str, op: Op) -> str:
         return f"torch.{base}({self._arguments(op.args, {**op.kwargs})}, device=DEVICE)"
+
+    def constant(self, op: Op) -> str:
+        """A tensor of numbers, as a nest of lists."""
+        data, shape = op.args
+        numbers = [n if "float" in op.kwargs["dtype"] else int(n) for n in data]
+        nest: Any = [self.text(n) for n in numbers]
+        for size in reversed(shape):
+            rows = [nest[i : i + size] for i in range(0, len(nest), size)] if size else []
+            nest = [f"[{', '.join(row)}]" for row in rows]
+        text = nest[0] if nest else "[]"
+        return f"torch.tensor({text}, dtype={op.kwargs['dtype']}, device=DEVICE)"
 
     def reshape(self, op: Op) -> str:
         """Reshapes by the local shape of the result."""
@@ -295,6 +311,7 @@ class Writer:
 
 
 _SPECIAL: dict[str, Callable[[Writer, Op], str]] = {
+    "constant": Writer.constant,
     "view": Writer.reshape,
     "reshape": Writer.reshape,
     "_unsafe_view": Writer.reshape,

@@ -24,7 +24,7 @@ from autopar.solve.program import ONE, Floats, Program
 from autopar.strategies.choices import divides_samples, movable, outer_factors, strategies
 from autopar.strategies.patterns import ENDS
 from autopar.strategies.sharding import Moved, Pattern, Sharding, local_shape
-from autopar.strategies.states import P, R, State, divides, divides_batch, move, shard
+from autopar.strategies.states import D, P, R, State, divides, divides_batch, move, shard
 from autopar.strategies.strategy import Strategy
 
 # Where the state in which the layer must send a value, or have its loss, stands among the ops.
@@ -93,6 +93,7 @@ def op_model(graph: Graph, pattern: Pattern, tp: int) -> OpModel:
     outers = outer_factors(ops, graph.values, tp)
     for i in pattern.ops:
         model.menu[i] = strategies(graph.ops[i], graph.values, tp, outers)
+    _drop_unreachable(model)
     _choose_strategies(model)
     _cross_boundary(model)
     model.movable = movable(graph, pattern.ops) | model.boundary.keys()
@@ -100,6 +101,25 @@ def op_model(graph: Graph, pattern: Pattern, tp: int) -> OpModel:
     model.possible = _connect_values(model)
     _keep_for_backward(model)
     return model
+
+
+def _drop_unreachable(model: OpModel) -> None:
+    """Leaves out strategies that read rows of experts where nothing makes them.
+
+    ``made`` says for every value that may be such rows which tensor tells the experts' rows apart:
+    what an op reads must all be told apart by the same.
+    """
+    made: dict[str, str] = {}
+    for index, menu in model.menu.items():
+        op, found = model.graph.ops[index], []
+        for strategy in menu:
+            parts = {made.get(n, "") for n, state in strategy.inputs if state == D}
+            parts |= {op.inputs()[2]} if strategy.special == "sharded_experts" else set()
+            if len(parts) < 2 and "" not in parts:
+                found.append(strategy)
+                new = zip(op.outputs, strategy.outputs, strict=True)
+                made |= {o: "".join(parts) for o, state in new if state == D}
+        model.menu[index] = tuple(found)
 
 
 def _choose_strategies(model: OpModel) -> None:

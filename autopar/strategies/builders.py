@@ -209,6 +209,15 @@ def prelu(op: Op, values: Values) -> Spec:
     return Spec({x.name: names, weight.name: present(("c",), weight)}, (names,), frozenset())
 
 
+def weight_norm(op: Op, values: Values) -> Spec:
+    """``v * g / |v|``, the norm over all dims but one, along which g is long."""
+    direction, size = (values[a.name] for a in op.args[:2])
+    names = numbered(direction)
+    own = names[int(argument(op, 2, "dim", 0)) % len(names)]  # type: ignore[call-overload]
+    inputs = {direction.name: names, size.name: present(names, size)}
+    return Spec(inputs, (names,), frozenset({*names} - {own}))
+
+
 # --- reductions and losses
 
 
@@ -323,6 +332,15 @@ def einsum(op: Op, values: Values) -> Spec | None:
     return Spec(inputs, (tuple(right),), frozenset(whole))
 
 
+def grouped_mm(op: Op, values: Values) -> Spec | None:
+    """Rows of x in groups, each times a matrix of its own; how to share out groups: special.py."""
+    tensors = [values[name] for name in op.inputs()]
+    if [len(t.shape) for t in tensors] != [2, 3, 1]:
+        return None
+    names = zip((t.name for t in tensors), (("t", "k"), ("e", "k", "n"), ("e",)), strict=True)
+    return Spec(dict(names), (("t", "n"),), frozenset({"t", "e"}))
+
+
 def recurrent(op: Op, values: Values) -> Spec | None:
     """LSTM and GRU: samples are independent, everything else is whole."""
     if op.target.endswith(".data"):
@@ -386,6 +404,19 @@ def index(op: Op, values: Values) -> Spec | None:
     inputs, conflicts = combine([(x.name, names), *own])
     out = present(out, values[op.outputs[0]])
     return Spec(inputs, (out,), frozenset({*(names[k] for k in at), *conflicts}))
+
+
+def index_put(op: Op, values: Values) -> Spec | None:
+    """``x[i, j] = y``: dims without an index pass through where y is as long in them."""
+    x, source = values[op.args[0].name], values[op.args[2].name]
+    read = Op(op.target, op.args[:2], {}, (source.name,))
+    found = index(read, values)
+    if found is None or found.outputs[0] is None or len(found.outputs[0]) != len(source.shape):
+        return None
+    inputs, conflicts = combine([*found.inputs.items(), (source.name, found.outputs[0])])
+    indexed = {n for names in found.inputs.values() for n in names if n.startswith("i")}
+    kept = {n for n in numbered(x) if n not in found.outputs[0]}
+    return Spec(inputs, (numbered(x),), found.whole | conflicts | indexed | kept)
 
 
 def embedding_bag(op: Op, values: Values) -> Spec:

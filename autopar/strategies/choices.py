@@ -6,10 +6,17 @@ from collections.abc import Sequence
 
 from autopar.graph import Graph, Op, Ref, Size, Value
 from autopar.strategies.discovery import discovered
-from autopar.strategies.rules import LINEAR, POINTWISE, REDUCTIONS, spec
+from autopar.strategies.rules import (
+    KEEPS_ZEROS,
+    LINEAR,
+    POINTWISE,
+    REDUCTIONS,
+    SELECTING,
+    spec,
+)
 from autopar.strategies.spec import Spec, Values, name_of
 from autopar.strategies.special import SPECIAL
-from autopar.strategies.states import P, R, State, V, divides, divides_batch, shard
+from autopar.strategies.states import D, P, R, State, V, divides, divides_batch, shard
 from autopar.strategies.strategy import Outers, Strategy
 from autopar.strategies.views import (
     RESHAPES,
@@ -28,6 +35,7 @@ def strategies(op: Op, values: Values, tp: int, outers: Outers) -> tuple[Strateg
         found.append(uniform(op, values, V))
     if name in LINEAR or _adds_two(op, values):
         found.append(uniform(op, values, P))
+    found += _of_parts(op, values)
     if name in RESHAPES:
         found += _reshapes(op, values, tp, outers)
     elif name in SPLITS:
@@ -42,14 +50,19 @@ def movable(graph: Graph, ops: Sequence[int]) -> set[str]:
     """Values whose state may change: those that a product, attention or a lookup makes or reads.
 
     A change between two elementwise ops could as well happen before or behind them, and one
-    behind a reshape in front of it; leaving those out only removes equal choices.
+    behind a reshape in front of it; leaving those out only removes equal choices. A sum is smaller
+    than what it adds.
     """
     heavy = {i for i in ops if name_of(graph.ops[i]) not in POINTWISE | REDUCTIONS.keys()}
     views = {i for i in heavy if name_of(graph.ops[i]) in RESHAPES | LINEAR | {"expand", "slice"}}
     inside = {out for i in ops for out in graph.ops[i].outputs}
     behind_view = {out for i in views for out in graph.ops[i].outputs}
+    summed = {o for i in ops if name_of(graph.ops[i]) == "sum" for o in graph.ops[i].outputs}
     touched = {n for i in heavy - views for n in (*graph.ops[i].inputs(), *graph.ops[i].outputs)}
-    return (set(graph.values) - inside) | (touched - behind_view) | {graph.loss}
+    for i in sorted(views, reverse=True):
+        if touched.intersection(graph.ops[i].outputs):
+            touched.update(graph.ops[i].inputs())
+    return (set(graph.values) - inside) | (touched - behind_view) | summed | {graph.loss}
 
 
 def is_covered(op: Op, values: Values) -> bool:
@@ -81,6 +94,39 @@ def _adds_two(op: Op, values: Values) -> bool:
     terms = op.args[:2] if name_of(op) in ("add", "sub") else ()
     learned = [isinstance(a, Ref) and values[a.name].requires_grad for a in terms]
     return len(learned) == 2 and all(learned)
+
+
+def _of_parts(op: Op, values: Values) -> list[Strategy]:
+    """Strategies that read partial sums, or the rows of this rank's experts."""
+    name, learned = name_of(op), [n for n in op.inputs() if values[n].requires_grad]
+    if not learned or not all(values[o].requires_grad for o in op.outputs):
+        return []
+    first = op.args[0].name if isinstance(op.args[0], Ref) else ""
+    if name in SELECTING and learned == [first]:
+        return [_with(op, values, first, state, V if state == V else P) for state in (V, P, D)]
+    if name in KEEPS_ZEROS | SPLITS and learned == [first]:
+        return [uniform(op, values, D)] if _same_rows(op, values, first) else []
+    if name not in ("mul", "div"):
+        return []
+    factors = learned if name == "mul" else [n for n in learned if n == first]
+    rows = [n for n in factors if _same_rows(op, values, n)]
+    both = [uniform(op, values, D)] if name == "mul" and len(rows) == 2 else []
+    found = [_with(op, values, n, P, P) for n in factors]
+    return both + found + [_with(op, values, n, D, D) for n in rows]
+
+
+def _same_rows(op: Op, values: Values, name: str) -> bool:
+    """Whether the results have the rows of an input, so that one rank has the same of both."""
+    shapes = [values[o].shape for o in op.outputs]
+    own = values[name].shape
+    return all(len(s) == len(own) and s[:1] == own[:1] for s in shapes)
+
+
+def _with(op: Op, values: Values, name: str, state: State, made: State) -> Strategy:
+    """Reads one input in a state, the other learned ones with a partial gradient each."""
+    rest = uniform(op, values, V)
+    inputs = tuple((n, state if n == name else other) for n, other in rest.inputs)
+    return Strategy(inputs, (made,) * len(op.outputs))
 
 
 def _by_name(op: Op, values: Values, tp: int, outers: Outers) -> list[Strategy]:

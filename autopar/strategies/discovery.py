@@ -205,6 +205,8 @@ def _draw(value: Value, batch: int) -> Tensor:
 
 
 def _run(op: Op, tensors: dict[str, Tensor], batch: int) -> list[Tensor]:
+    """Runs the op, on ``meta`` first: a kernel may trust sizes that do not fit together."""
+    run(op, {name: tensor.detach().to("meta") for name, tensor in tensors.items()}, batch, "meta")
     return [torch.as_tensor(result) for result in run(op, tensors, batch, "cpu")]
 
 

@@ -62,6 +62,13 @@ LINEAR = frozenset({
     "unsqueeze", "squeeze", "movedim", "unbind", "select", "repeat", "repeat_interleave", "flip",
     "roll",
 })  # fmt: skip
+# Linear in their first input, the only one that may be a partial sum; the others choose elements.
+SELECTING = frozenset({"index", "index_select", "gather", "sum"})
+# Zero for zeros, so that each rank may run them on the rows that it holds.
+KEEPS_ZEROS = frozenset({
+    "neg", "silu", "gelu", "relu", "relu6", "tanh", "abs", "square", "leaky_relu", "elu", "selu",
+    "mish", "hardswish", "to", "_to_copy", "slice",
+})  # fmt: skip
 REDUCTIONS = {
     "sum": b.reduction(summed=True),
     "mean": b.reduction(mean=True),
@@ -82,6 +89,7 @@ _BUILDERS: dict[str, b.Builder] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), b.convolution),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d"), b.convolution),
     "einsum": b.einsum,
+    **dict.fromkeys(("_grouped_mm", "grouped_mm_fallback"), b.grouped_mm),
     **dict.fromkeys(("lstm", "gru"), b.recurrent),
     "batch_norm": b.batch_norm,
     "group_norm": b.group_norm,
@@ -89,6 +97,7 @@ _BUILDERS: dict[str, b.Builder] = {
     "layer_norm": b.normalization,
     "rms_norm": b.normalization,
     "prelu": b.prelu,
+    "_weight_norm": b.weight_norm,
     "transpose": b.permuted(b.exchanged),
     "t": b.permuted(b.exchanged),
     "permute": b.permuted(lambda op, rank: [d % rank for d in op.args[1]]),
@@ -113,6 +122,7 @@ _BUILDERS: dict[str, b.Builder] = {
     **dict.fromkeys(("scatter", "scatter_add"), b.gather),
     "index_select": b.index_select,
     "index": b.index,
+    "index_put": b.index_put,
     "embedding_bag": b.embedding_bag,
     **dict.fromkeys(("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "kl_div"), b.loss(2)),
     "binary_cross_entropy": b.loss(3),

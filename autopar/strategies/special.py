@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from autopar.graph import Op, Ref, Size, Value
 from autopar.strategies.spec import Values, argument
-from autopar.strategies.states import P, R, V, divides, shard
+from autopar.strategies.states import D, P, R, V, divides, shard
 from autopar.strategies.strategy import Outers, Strategy
 
 
@@ -87,8 +87,29 @@ def batch_norm(op: Op, values: Values, tp: int, outers: Outers) -> list[Strategy
     return [Strategy(inputs, (shard(1),), special="sharded_batch_norm", collectives=gathered)]
 
 
+def experts(op: Op, values: Values, tp: int, outers: Outers) -> list[Strategy]:
+    """Rows of x, sorted by expert, times the matrix of their expert: the experts may be shared out.
+
+    A rank multiplies the rows of its own experts. Where those come from such a product themselves
+    it has just them.
+    """
+    if [len(values[name].shape) for name in op.inputs()] != [2, 3, 1]:
+        return []
+    x, weight, ends = (values[name] for name in op.inputs())
+    if not divides(weight.shape[0], (1, 0), tp):
+        return []
+    return [
+        Strategy(
+            ((x.name, state), (weight.name, shard(0)), (ends.name, R)), (D,),
+            special="sharded_experts",
+        )
+        for state in ((V, D) if x.requires_grad else (R,))
+    ]  # fmt: skip
+
+
 SPECIAL: dict[str, Callable[[Op, Values, int, Outers], list[Strategy]]] = {
     "embedding": embedding,
     "cross_entropy_loss": cross_entropy,
     "batch_norm": batch_norm,
+    **dict.fromkeys(("_grouped_mm", "grouped_mm_fallback"), experts),
 }

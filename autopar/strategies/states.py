@@ -7,9 +7,12 @@ state       each rank holds                 and its gradient is
 ``V``       the whole tensor                a partial sum: the true one is the sum over ranks
 ``S(d)``    a shard of dim d                the same shard of the gradient
 ``P``       a partial sum                   whole and equal on every rank
+``D``       its own rows, zeros elsewhere   right in its own rows; elsewhere nobody reads it
 ==========  ==============================  ==========================================
 
 A column-parallel product reads V and makes S; a row-parallel one reads S and makes P.
+D is what experts make of the tokens that were sent to them (``sharded_experts``). It is a partial
+sum of which each row belongs to one rank, so that operations that leave zeros alone keep it.
 ``S(d, outer)`` shards the middle factor of a dim that is ``outer x n x inner``, as the
 three projections of a fused query-key-value weight need it.
 """
@@ -25,7 +28,7 @@ ONE = Size(1)
 
 @dataclass(frozen=True, order=True)
 class State:
-    """One of R, V, P, or S with a dim and an outer factor."""
+    """One of R, V, P, D, or S with a dim and an outer factor."""
 
     kind: str
     dim: int = -1
@@ -44,7 +47,7 @@ class State:
         return self.outer == (1, 0)
 
 
-R, V, P = State("R"), State("V"), State("P")
+R, V, P, D = State("R"), State("V"), State("P"), State("D")
 
 
 def shard(dim: int, outer: Size = ONE) -> State:
@@ -99,6 +102,7 @@ MOVES = {
     ("P", "S"): Move("reduce_scatter", "reduce_scatter", "all_gather"),
     ("S", "S"): Move("all_to_all", "all_to_all", "all_to_all"),
 }
+MOVES |= {("D", target): MOVES["P", target] for target in ("R", "V", "S")}
 STAY = Move("", "", "")
 # Without a gradient R and V are the same, and nothing happens in backward.
 CONSTANT_MOVES = {

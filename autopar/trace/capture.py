@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 
 from autopar.errors import TraceError
 from autopar.graph import Op, Ref, Size, Value
+from autopar.trace.constants import Constants
 from autopar.trace.expand import expand
 from autopar.trace.model import Recorder, find_blocks, find_units, meta_copy
 from autopar.trace.norms import call_plain_norms
@@ -147,7 +148,7 @@ def _export(step: nn.Module, example: tuple[Any, ...], recorder: Recorder) -> Ex
     # torch prints what it had traced so far; the error below says what matters.
     logging.disable(logging.CRITICAL)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), Constants():
             return torch.export.export(step, example, dynamic_shapes=dynamic, strict=False)
     except TraceError:
         raise
@@ -226,7 +227,7 @@ class _Reader:
             self._inline(node, inner[0], no_grad)
         elif node.target is operator.getitem and node.args[0] in self.names:
             self.names[node] = self.names[node.args[0]][node.args[1]]
-        elif isinstance(value, (torch.SymInt, int)):
+        elif isinstance(value, (torch.SymInt, torch.SymFloat, int)):
             self.names[node] = _size(value, _where(node))
         elif isinstance(value, (Tensor, tuple, list)):
             self._operation(node, value, no_grad)
@@ -278,10 +279,16 @@ class _Reader:
 
     def _arg(self, argument: Any) -> Any:
         if isinstance(argument, torch.fx.Node):
+            if argument not in self.names:
+                raise TraceError(
+                    f"the model computes with {argument.target} of sizes, as a number",
+                    expected="sizes, or multiples of the batch size", where=_where(argument),
+                    hint="compute it with tensors",
+                )  # fmt: skip
             return self.names[argument]
         if isinstance(argument, (tuple, list)):
             return tuple(self._arg(a) for a in argument)
-        if isinstance(argument, torch.SymInt):
+        if isinstance(argument, (torch.SymInt, torch.SymFloat)):
             return _size(argument, "")
         if isinstance(argument, (torch.dtype, torch.layout, torch.memory_format)):
             return str(argument)
@@ -331,17 +338,20 @@ def _key(step: Any) -> Any:
 
 
 def _size(value: Any, where: str) -> Size:
-    """A dimension as ``coefficient * batch ** power``."""
+    """A dimension, or a number computed from some, as ``coefficient * batch ** power``."""
     if isinstance(value, int):
         return Size(value)
-    expression = value.node.expr
+    # ``float(x.shape[0])`` is the size in a function of torch's.
+    expression = value.node.expr.replace(
+        lambda inner: type(inner).__name__ == "ToFloat", lambda inner: inner.args[0]
+    )
     coefficient, rest = expression.as_coeff_Mul()
     if rest == 1:
         return Size(int(coefficient))
     if rest.is_symbol and coefficient.is_integer:
         return Size(int(coefficient), 1)
     raise TraceError(
-        f"a dimension is {expression}", expected="a multiple of the batch size", where=where,
+        f"a size is {expression}", expected="a multiple of the batch size", where=where,
         hint="keep samples of a batch apart: dim 0 of every input is the batch",
     )  # fmt: skip
 

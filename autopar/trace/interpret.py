@@ -12,7 +12,7 @@ from autopar.graph import Op, Ref, Size
 
 # The graph drops ``contiguous``, without which a view may need a copy.
 _RUN_AS = {"aten.view.default": "aten.reshape.default"}
-_FACTORIES = ("arange", "ones", "zeros", "full", "empty", "scalar_tensor", "eye")
+_FACTORIES = ("arange", "ones", "zeros", "full", "empty", "scalar_tensor", "eye", "constant")
 
 
 def function(target: str) -> Any:

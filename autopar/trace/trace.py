@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from autopar.errors import TraceError
 from autopar.graph import Graph, Op, Value
 from autopar.trace.capture import Raw, capture
+from autopar.trace.factories import count_integers, plain_factories
 from autopar.trace.inplace import make_functional
 from autopar.trace.layers import assign_units, build_layers, collect_calls
 from autopar.trace.masks import simplify_masks
@@ -62,7 +63,7 @@ def trace(
         layers=layers,
         context=context,
         inputs=raw.inputs,
-        loss=same.get(raw.loss, raw.loss),
+        loss=raw.loss,
         tied=tied,
         saved=_saved(layers, ops, raw.values),
     )
@@ -73,13 +74,16 @@ def trace(
 def _simplify(ops: list[Op], raw: Raw) -> tuple[list[Op], dict[str, str]]:
     ops, changed = make_functional(ops, raw.values)
     raw.loss = changed.get(raw.loss, raw.loss)
+    ops = count_integers(plain_factories(ops, raw.values), raw.values)
     ops, same = remove_identities(ops, raw.values)
+    raw.loss = same.get(raw.loss, raw.loss)
     ops = lift_rows(split_bias(ops, raw.values), raw.values)
     ops, more = remove_identities(ops, raw.values)
+    raw.loss = more.get(raw.loss, raw.loss)
     ops = simplify_masks(ops, raw.values)
-    wanted = {raw.loss, *(more.get(n, n) for n in same.values())} & _made(ops)
+    wanted = {more.get(n, n) for n in same.values()} & _made(ops)
     wanted &= _call_inputs(raw, same, more)
-    ops = remove_dead(ops, wanted | {more.get(raw.loss, raw.loss)})
+    ops = remove_dead(ops, wanted | {raw.loss})
     propagate_grad(ops, raw.values)
     return ops, {**{k: more.get(v, v) for k, v in same.items()}, **more}
 

@@ -6,7 +6,7 @@ from autopar.emit.body import Body, spelled
 from autopar.emit.source import Namer
 from autopar.graph import Call, Graph, Op, Ref, Size, Value
 from autopar.strategies.sharding import Moved, Sharding
-from autopar.strategies.states import MOVES, P, R, V, shard
+from autopar.strategies.states import MOVES, D, P, R, V, shard
 from autopar.strategies.strategy import Strategy
 
 HIDDEN = (Size(1, 1), Size(4), Size(8))
@@ -35,6 +35,29 @@ def sharded(strategies, moves=(), parameters=None):
 
 def strategy(inputs, *outputs):
     return Strategy(tuple(inputs.items()), outputs)
+
+
+def test_a_buffer_is_cut_where_a_shard_of_it_is_read():
+    moved = Moved("n", R, shard(0), MOVES["R", "S"])
+    ops = (Op("aten.mul.Tensor", (X, Ref("n")), {}, ("z",)),)
+    states = strategy({"x": shard(2), "n": shard(0)}, shard(2))
+    found = body(graph(*ops), sharded({0: states}, (moved, Moved("x", R, shard(2), moved.move))))
+    assert found.write([0], ["z", "z"])[0].startswith("x_shard = scatter(x, dim=2)")
+    assert found.lines[1] == "mean_shard = scatter(self.norm.mean, dim=0)"
+    assert "x_shard * mean_shard" in found.lines[2]
+
+
+def test_experts_are_shared_out():
+    known = graph(Op("transformers.grouped_mm_fallback.default", (X, W, Ref("n")), {}, ("z",)))
+    split = Strategy((("x", V), ("w", shard(0)), ("n", R)), (D,), special="sharded_experts")
+    found = body(known, sharded({0: split}, (), {"w": shard(0)}))
+    found.inline["x", R] = "x"
+    text = " ".join(found.write([0], ["z", "z"]))
+    assert 'grouped_mm(x, local(self.up.weight), self.norm.mean, MESH.get_local_rank("tp"))' in text
+    assert "rows of this rank's experts" in text
+    assert "grouped_mm" in found.used
+    whole = body(known).write([0], ["z", "z"])
+    assert "grouped_mm(x, self.up.weight, self.norm.mean)" in " ".join(whole)
 
 
 def test_short_arithmetic_is_inlined_and_long_is_named():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-VOCABULARY, TOKENS, LAYERS, SAMPLES, CLASSES = 128, 16, 3, 8, 10
+from tests.multiprocess.case import CLASSES, LAYERS, SAMPLES, TOKENS, VOCABULARY, Case
+from tests.multiprocess.huggingface import CASES as HUGGING_FACE
 
 
 def make_gpt(layers: int = LAYERS) -> nn.Module:
@@ -246,15 +245,6 @@ def classified_vectors(generator: torch.Generator, samples: int) -> tuple[Any, T
     return (torch.randn(samples, 16, generator=generator),), labels
 
 
-@dataclass(frozen=True)
-class Case:
-    """How a model is made, what it is fed, and its loss function, None if it returns its loss."""
-
-    make: Callable[..., nn.Module]
-    batch: Callable[[torch.Generator, int], tuple[Any, Tensor | None]]
-    loss_fn: Callable[[Any, Any], Tensor] | None = None
-
-
 def token_loss(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), target.flatten())
 
@@ -276,6 +266,7 @@ CASES = {
     "vectors": Case(make_vectors, classified_vectors, F.cross_entropy),
     "instances": Case(make_instances, classified_images, F.cross_entropy),
     "convolutions": Case(Convolutions, classified_images, F.cross_entropy),
+    **HUGGING_FACE,
 }
 
 

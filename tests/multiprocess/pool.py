@@ -42,12 +42,13 @@ class Pool:
 
     Args:
         root: directory put on the ranks' ``sys.path``.
+        preload: further modules that the server imports once for all ranks.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, preload: tuple[str, ...] = ()) -> None:
         self.root = root
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(list(PRELOAD))
+        self.context.set_forkserver_preload([*PRELOAD, *preload])
 
     def run(
         self,

@@ -34,7 +34,15 @@ def cut(tensor: Tensor, state: State, tp: int) -> list[Tensor]:
     if state.kind == "S":
         parts = blocks(tensor, state, tp).unbind(state.dim + 1)
         return [part.flatten(state.dim, state.dim + 1) for part in parts]
+    if state.kind == "D":
+        return [tensor.where(own, 0) for own in owned(tensor, tp)]
     return split_sum(tensor, tp) if state.kind == "P" else [tensor] * tp
+
+
+def owned(tensor: Tensor, tp: int) -> list[Tensor]:
+    """Which elements belong to each rank: equally many rows."""
+    rows = torch.arange(len(tensor)).reshape(-1, *[1] * (tensor.dim() - 1)).expand_as(tensor)
+    return [rows * tp // len(tensor) == rank for rank in range(tp)]
 
 
 def cut_gradient(gradient: Tensor, state: State, tp: int) -> list[Tensor]:
@@ -52,8 +60,11 @@ def split_sum(tensor: Tensor, tp: int) -> list[Tensor]:
 def check_whole(parts: Sequence[Tensor], state: State, whole: Tensor, summed: str) -> None:
     """Rebuilds a tensor from its parts; those in the state ``summed`` add up."""
     tp = len(parts)
-    if state.kind == summed:
+    if state.kind == summed or (state.kind, summed) == ("D", "P"):
         close(sum(parts), whole)
+    elif state.kind == "D":  # a gradient, which is right in the rank's own rows
+        for part, own in zip(parts, owned(whole, tp), strict=True):
+            close(part.where(own, 0), whole.where(own, 0))
     else:
         expected = cut(whole, state, tp) if state.kind == "S" else [whole] * tp
         for part, shard in zip(parts, expected, strict=True):
@@ -76,6 +87,8 @@ def example(op: Op, values: Values, tp: int) -> Tensors:
             table = values[op.args[0].name]
             limit = table.shape[ceiling[name_of(op)]].at(BATCH)
         tensors[name] = draw(shape, value.dtype, limit)
+        if name == "ends":  # half of the rows are those of the first half of the experts
+            tensors[name] = torch.tensor([1, 3, 4, 6], dtype=torch.int32)
         if name in ("offsets", "small", "small_too"):  # ascending from 0, and probabilities
             tensors[name] = torch.arange(shape[0]) if name == "offsets" else torch.rand(shape)
     return tensors
@@ -225,6 +238,20 @@ def sharded_batch_norm(op: Op, ranks: list[Tensors], strategy: Strategy) -> list
     ]
 
 
+def sharded_experts(op: Op, ranks: list[Tensors], strategy: Strategy) -> list[Tensor]:
+    """A rank multiplies the rows of its experts; the others are zeros."""
+    x, weight, ends = op.inputs()
+    results = []
+    for rank, tensors in enumerate(ranks):
+        group = torch.bucketize(torch.arange(len(tensors[x])), tensors[ends], right=True)
+        local = group - rank * len(tensors[weight])
+        mine = (local >= 0) & (local < len(tensors[weight]))
+        matrices = tensors[weight][local.where(mine, 0)]
+        product = torch.einsum("tk,tkn->tn", tensors[x], matrices)
+        results.append(product.where(mine.unsqueeze(1), 0))
+    return results
+
+
 def _picked(logits: Tensor, target: Tensor) -> Tensor:
     elsewhere = (target < 0) | (target >= logits.shape[1])
     own = logits.gather(1, target.masked_fill(elsewhere, 0).unsqueeze(1)).squeeze(1)
@@ -236,6 +263,7 @@ SPECIAL = {
     "sharded_cross_entropy": sharded_cross_entropy,
     "rows_cross_entropy": rows_cross_entropy,
     "sharded_batch_norm": sharded_batch_norm,
+    "sharded_experts": sharded_experts,
 }
 
 

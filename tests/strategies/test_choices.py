@@ -32,7 +32,11 @@ def outputs(op, known, tp=2):
 def test_sums_may_stay_partial_and_products_may_not():
     assert P in outputs(op_of("aten.add.Tensor", X, Y), values())
     assert P in outputs(op_of("aten.neg.default", X), values())
-    assert P not in outputs(op_of("aten.mul.Tensor", X, Y), values())
+    products = strategies(op_of("aten.mul.Tensor", X, Y), values(), 2, {})
+    read = [[state for _, state in s.inputs] for s in products]
+    assert [P, V] in read
+    assert [P, P] not in read
+    assert P not in outputs(op_of("aten.exp.default", X), values())
     assert P not in outputs(op_of("aten.add.Tensor", X, Ref("c")), values())
     assert P not in outputs(op_of("aten.add.Tensor", X, 1.0), values())
 

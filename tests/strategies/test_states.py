@@ -12,6 +12,7 @@ from autopar.strategies.states import (
     CONSTANT_MOVES,
     MOVES,
     STAY,
+    D,
     Move,
     P,
     R,
@@ -27,7 +28,7 @@ from tests.strategies.simulate import check_whole, cut, cut_gradient
 
 TP = 2
 X = Value("x", (Size(4), Size(6)), "float32", requires_grad=True)
-STATES = {"R": [R], "V": [V], "P": [P], "S": [shard(0), shard(1)]}
+STATES = {"R": [R], "V": [V], "P": [P], "D": [D], "S": [shard(0), shard(1)]}
 
 
 def pairs():

@@ -1,0 +1,144 @@
+"""Every model under every plan on gloo ranks of this host, against the single device.
+
+    python benchmarks/bench_models.py [--models hf-mixtral t5] [--plans tp=2 free] [--all]
+
+One row per model, one column per plan. A cell is "equal" if the losses of three steps are within
+1e-5 of the single device's, every first gradient and the parameters after three steps within 1e-4,
+and every rank issued as many collectives of each kind as the plan foretold; "refused" if autopar
+said why it makes no such plan; "failed" otherwise. What was refused and what failed is told below
+the table; the exit status is 1 if anything failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from autopar.errors import AutoparError
+from autopar.plan import Plan
+from tests.multiprocess.models import CASES, SAMPLES
+from tests.multiprocess.pool import Pool
+from tests.multiprocess.test_fidelity import (
+    compare_collectives,
+    compare_training,
+    plan_freely,
+    single_device,
+    train,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+MICROBATCH = 2
+PLANS: dict[str, tuple[int, dict[str, Any]]] = {
+    "dp=2": (2, {"pp": 1, "dp": 2, "tp": 1, "microbatch_size": MICROBATCH}),
+    "tp=2": (2, {"pp": 1, "dp": 1, "tp": 2, "microbatch_size": MICROBATCH}),
+    "pp=2": (2, {"pp": 2, "dp": 1, "tp": 1, "microbatch_size": MICROBATCH}),
+    "pp=2 tp=2": (4, {"pp": 2, "dp": 1, "tp": 2, "microbatch_size": MICROBATCH}),
+    "dp=2 tp=2": (4, {"pp": 1, "dp": 2, "tp": 2, "microbatch_size": MICROBATCH}),
+    "free": (2, {}),
+}
+# What the issue of any model names; --all adds the others of tests/multiprocess/models.py.
+NAMED = (
+    "gpt2", "llama", "hf-qwen3", "hf-mixtral", "bert", "vit", "hf-gptj", "t5", "whisper",
+    "hf-mamba", "gpt",
+)  # fmt: skip
+TIMEOUT_SECONDS = 240.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What came of a model under a plan: a word, and what is told below the table."""
+
+    word: str
+    reason: str = ""
+
+
+def main() -> int:
+    """Runs what the command line asks for; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--models", nargs="*", default=NAMED, choices=sorted(CASES))
+    parser.add_argument("--plans", nargs="*", default=list(PLANS), choices=list(PLANS))
+    parser.add_argument("--all", action="store_true", help="every model of the tests")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    pool = Pool(ROOT, ("transformers",))
+    print(f"| model | {' | '.join(arguments.plans)} |\n|---|{'---|' * len(arguments.plans)}")
+    rows: dict[str, dict[str, Cell]] = {}
+    for name in sorted(CASES) if arguments.all else arguments.models:
+        rows[name] = {}
+        for plan in arguments.plans:
+            found = rows[name][plan] = cell(pool, name, plan)
+            if found.reason:
+                print(f"{name}, {plan}: {found.word}: {found.reason}", file=sys.stderr)
+        print(f"| {name} | {' | '.join(c.word for c in rows[name].values())} |", flush=True)
+    return tell(rows)
+
+
+def tell(rows: dict[str, dict[str, Cell]]) -> int:
+    """Prints what was refused, what failed and how many there are; the exit status."""
+    cells = [(name, plan, c) for name, row in rows.items() for plan, c in row.items()]
+    print()
+    for name, plan, found in cells:
+        if found.reason:
+            print(f"{name}, {plan}: {found.word}: {found.reason}")
+    print(count(c.word for _, _, c in cells))
+    return int(any(c.word == "failed" for _, _, c in cells))
+
+
+def count(words: Iterable[str]) -> str:
+    """``5 equal, 1 refused``."""
+    found = list(words)
+    return ", ".join(f"{found.count(word)} {word}" for word in dict.fromkeys(found))
+
+
+def cell(pool: Pool, name: str, plan: str) -> Cell:
+    """Plans, emits, runs and compares."""
+    devices, pins = PLANS[plan]
+    try:
+        made = plan_freely(name, devices, pins)
+    except AutoparError as error:
+        return Cell("refused", str(error).replace("\n", "; "))
+    except Exception as error:  # the table goes on
+        return Cell("failed", f"planning: {type(error).__name__}: {error}")
+    try:
+        return run(pool, name, made, devices)
+    except Exception as error:  # the table goes on
+        return Cell("failed", " ".join(str(error).splitlines()[-3:]))
+
+
+def run(pool: Pool, name: str, plan: Plan, devices: int) -> Cell:
+    """Trains three steps on every rank and on the single device."""
+    mixes = CASES[name.partition(":")[0]].mixes
+    reference = trained(name, plan.microbatch_size if mixes else SAMPLES)
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "program.py")
+        plan.emit(path, model="tests:none")
+        results = pool.run(devices, train, path, name, timeout=TIMEOUT_SECONDS)
+    for compare in (
+        lambda: compare_training(results, reference),
+        lambda: compare_collectives(plan, results),
+    ):
+        try:
+            compare()
+        except AssertionError as error:
+            return Cell("failed", " ".join(str(error).split())[:300])
+    return Cell("equal")
+
+
+@cache
+def trained(name: str, microbatch: int) -> dict[str, Any]:
+    """The single device's losses, gradients and parameters."""
+    return single_device(name, microbatch)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
