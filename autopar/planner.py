@@ -278,7 +278,7 @@ def _baselines(
         own = replace(_with_pins(traced, pricer, pins), equal_stages=even)
         candidates = _candidates(traced, own, pins)
         limit = min(BASELINE_SECONDS, traced.seconds_left)
-        result = solve(candidates, time_limit=limit, solver=traced.request.solver)
+        result = solve(candidates, time_limit=limit, solver=traced.request.solver, advise=False)
         found.append(result)
         return replace(result, objective_seconds=_step_seconds(traced, pricer, result))
 

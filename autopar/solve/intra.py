@@ -42,8 +42,7 @@ class Sharder:
     ) -> list[Sharding | None]:
         """The cheapest sharding for each aim with these states at the boundary, None if none is.
 
-        ``batch`` is the micro-batch size at which time is traded against memory. What one call
-        returns does not depend on those before it.
+        ``batch`` is the micro-batch size at which time is traded against memory.
         """
         fixed = self.model.fixed(states, batch) if self.model.possible else None
         if fixed is None:
@@ -52,7 +51,6 @@ class Sharder:
             self._program = solver_of(
                 self.model.program, solver=self.solver, gap=GAP, time_limit=TIME_LIMIT
             )
-        self._program.restart()
         found = []
         for weights in aims:
             cost = self.prices(batch, weights.steps).weighted(weights)

@@ -11,7 +11,7 @@ from autopar.solve.problem import Configuration, Problem, Solution
 COUNT = 3
 # Problems of one family that are looked at, and seconds for all families together.
 PER_FAMILY = 3
-SECONDS = 0.5
+SECONDS = 0.25
 
 Family = tuple[int, int, int, str, int]
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from autopar.errors import InfeasiblePlanError
 from autopar.solve.alone import solve_alone
-from autopar.solve.bounds import dense, good_paths, windows
+from autopar.solve.bounds import cheapest_path, dense, good_paths, windows
 from autopar.solve.chain import Chain, chains, relaxed_chain
-from autopar.solve.columns import relax, rounded_pattern
+from autopar.solve.columns import may_fit, relax, rounded_pattern
 from autopar.solve.engine import solver_name
 from autopar.solve.infeasible import Relaxation, diagnose
 from autopar.solve.milp import solve_milp
@@ -92,7 +92,7 @@ class _Search:
 def solve(
     candidates: Sequence[Candidate | Group], *, gap: float = 0.01, time_limit: float = 60.0,
     progress: Progress | None = None, solver: str = "highs",
-    relaxations: Sequence[Relaxation] | None = (), runners: bool = False,
+    relaxations: Sequence[Relaxation] | None = (), runners: bool = False, advise: bool = True,
 ) -> Solution:  # fmt: skip
     """The plan with the fewest seconds per step, to a relative ``gap`` if time allows.
 
@@ -104,6 +104,7 @@ def solve(
         solver: "highs" or "cbc".
         relaxations: what the user could give up, tried if nothing fits; None: do not look why.
         runners: whether to look for runners-up too.
+        advise: whether the reason why nothing fits comes with what would fit, verified by solves.
 
     Raises:
         InfeasiblePlanError: nothing fits, or nothing was found in time.
@@ -120,7 +121,7 @@ def solve(
             raise
         search.stopped = "interrupted"
     if search.best is None:
-        raise _failure(search, relaxations, time_limit)
+        raise _failure(search, relaxations, time_limit, advise)
     solution = _solution(search, search.best, time.monotonic() - begun)
     return replace(solution, runners_up=_runners_up(search, solution)) if runners else solution
 
@@ -195,20 +196,25 @@ def _chains(search: _Search, number: int, problem: Problem) -> Iterator[Open]:
     Without the links first: where that is hopeless there is no need to try every key.
     """
     loose = _opened(relaxed_chain(problem), number)
-    if loose.bound == np.inf:
+    if loose is None:
         return
     if loose.bound >= search.target or not (problem.linked or problem.uniform):
         yield loose
         return
     for chain in chains(problem):
         opened = _opened(chain, number)
-        if opened.bound < np.inf:
+        if opened is not None:
             yield opened
 
 
-def _opened(chain: Chain, number: int) -> Open:
+def _opened(chain: Chain, number: int) -> Open | None:
+    """The chain with its relaxation, None if nothing fits."""
+    room = dense(chain, np.where(may_fit(chain), 0.0, np.inf))
+    if cheapest_path(room) is None:
+        return None
     relaxed = relax(chain)
-    return Open(chain, relaxed, windows(chain, relaxed).bound, number)
+    bound = windows(chain, relaxed).bound
+    return Open(chain, relaxed, bound, number) if bound < np.inf else None
 
 
 def _improve_by_rounding(search: _Search, opened: Open) -> None:
@@ -332,7 +338,7 @@ def _solve_offers(search: _Search, chosen: Sequence[Open], offers: Sequence[Offe
 
 
 def _failure(
-    search: _Search, relaxations: Sequence[Relaxation] | None, time_limit: float
+    search: _Search, relaxations: Sequence[Relaxation] | None, time_limit: float, advise: bool
 ) -> InfeasiblePlanError:
     """Why there is no plan: it is proven that none fits, or time ran out before one was found."""
     if search.stopped or search.open:
@@ -344,7 +350,8 @@ def _failure(
         )
     if relaxations is None:
         return InfeasiblePlanError("no plan fits")
-    return diagnose(search.problems, relaxations=relaxations, verify=_verify)
+    return diagnose(search.problems, relaxations=relaxations,
+                    verify=_verify if advise else None)  # fmt: skip
 
 
 def _verify(candidates: Sequence[Candidate | Group], seconds: float) -> Solution:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from autopar.solve.chain import Chain, relaxed_chain
-from autopar.solve.columns import hull, relax, rounded_pattern, weights
+from autopar.solve.columns import hull, may_fit, relax, rounded_pattern, weights
 from tests.solve.instances import problem
 
 
@@ -83,3 +83,15 @@ def test_plenty_of_memory_makes_the_relaxation_exact() -> None:
     chain = relaxed_chain(type(given)(**{**vars(given), "memory_limit_bytes": 10**9}))
     fastest = chain.counts[:, 0] * chain.lead_seconds.min()
     assert relax(chain).lead[0] == pytest.approx(fastest)
+
+
+def test_what_may_fit_holds_all_that_does_and_not_everything() -> None:
+    left_out = 0
+    for seed in range(24):
+        chain = relaxed_chain(problem(random.Random(seed), 4, 2, 3))
+        fits = may_fit(chain)
+        left_out += int((~fits).sum())
+        for stage, content in itertools.product(range(chain.stages), range(len(chain.counts))):
+            room = chain.places[stage].most_bytes
+            assert fits[stage, content] or not _fillings(chain, stage, content, room)
+    assert left_out > 20

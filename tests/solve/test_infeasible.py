@@ -105,3 +105,14 @@ def test_without_any_configuration_the_degrees_are_to_blame() -> None:
     assert "no configuration is legal" in str(diagnose([]))
     too_deep = replace(_problem(8, 7.5), layers=(0,) * 4)
     assert "no configuration is legal" in str(diagnose([too_deep]))
+
+
+def test_who_only_wants_the_reason_gets_it_without_a_solve(monkeypatch) -> None:
+    """Baselines that do not fit show the first line of the reason."""
+    tight = replace(problem(random.Random(3), 4, 2), memory_limit_bytes=8, baseline_bytes=7)
+    with pytest.raises(InfeasiblePlanError) as advised:
+        solve(candidates([tight]))
+    monkeypatch.setattr("autopar.solve.search._verify", None)
+    with pytest.raises(InfeasiblePlanError) as plain:
+        solve(candidates([tight]), advise=False)
+    assert str(plain.value).splitlines()[0] == str(advised.value).splitlines()[0]
