@@ -98,4 +98,4 @@ def parallelize(model: nn.Module, plan: Plan) -> Any:
             hint=f"torchrun --nproc-per-node {plan.world_size} ..., or plan for {world}",
         )  # fmt: skip
     check_planned(model, plan.parameters)
-    return load_program(plan).parallelize(model, plan.parameters)
+    return load_program(plan).parallelize(model)

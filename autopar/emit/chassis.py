@@ -33,7 +33,6 @@ HELPERS = (
     "scatter",
     "narrow",
     "all_to_all",
-    "local",
     "partial",
     "sharded_embedding",
     "sharded_cross_entropy",
@@ -193,9 +192,30 @@ class Program:
         return "selective" in self.recompute
 
     @property
-    def sums(self) -> bool:
-        """Whether gradients are summed over other ranks than dp peers."""
-        return self.tp > 1 or bool(self.shared)
+    def dtensors(self) -> bool:
+        """Whether any parameter is a DTensor."""
+        return self.tp > 1 or self.sharded
+
+    @property
+    def fuses(self) -> bool:
+        """Whether any class divides a parameter that is several stacked ones."""
+        return any(re.search(r"^    FUSED = ", text, re.MULTILINE) for text in self.classes)
+
+    @property
+    def first_block(self) -> int | None:
+        """The first block that has parameters."""
+        owned = [name for name, _, _ in self.parameters]
+        having = (i for i, block in enumerate(self.blocks)
+                  if any(name.startswith(f"{block}.") for name in owned))  # fmt: skip
+        return next(having, None)
+
+    @property
+    def one_mesh(self) -> bool:
+        """Whether all parameters are on one mesh, or none is on any."""
+        kinds = {(zero == 0, layer is not None) for zero, layer in zip(self.zero, self.layers)}
+        kinds.add((self.ends_zero == 0, bool(self.ends_placements)))
+        sharded = {self.dp > 1 and replicated for replicated, _ in kinds}
+        return len(sharded) == 1 and len({self.tp > 1 and split for _, split in kinds}) == 1
 
     @property
     def schedule_class(self) -> str:
@@ -339,8 +359,9 @@ def tensor_imports(program: Program) -> list[str]:
     names = {"DTensor"}
     texts = [*program.classes, *program.ends_placements.values()]
     names |= {name for name in PLACEMENTS if any(f"{name}(" in text for text in texts)}
-    if program.tp > 1:
-        names |= {"Replicate", "distribute_tensor"}
+    names.add("distribute_tensor")
+    if program.classes:
+        names.add("Replicate")
     if program.shards:
         names.add("Shard")
     return sorted(names)
@@ -349,7 +370,7 @@ def tensor_imports(program: Program) -> list[str]:
 def context_imports(program: Program, used: frozenset[str]) -> list[str]:
     """What the program imports from contextlib, sorted."""
     manager = "shard_rng" in used or program.norms or program.scratch
-    return ["contextmanager"] * manager + ["nullcontext"] * program.scratch
+    return [*["contextmanager"] * manager, "nullcontext"]
 
 
 def partial_parameters(code: str, owner: str) -> tuple[str, ...]:

@@ -30,8 +30,11 @@ def run_stages(program: Any, name: str, pp: int) -> tuple[float, dict[str, torch
     for index in range(pp):
         model = build(name)
         program.drop_other_stages(model, index)
-        program.tie(model)
-        program.out_of_place(model)
+        if hasattr(program, "tie"):
+            program.tie(model)
+        for module in model.modules():
+            if getattr(module, "inplace", False):
+                module.inplace = False
         stage = program.Stage(model, index)
         stage.feed = iter([row])
         taken = tuple(x.detach().requires_grad_() for x in received)
@@ -46,7 +49,7 @@ def run_stages(program: Any, name: str, pp: int) -> tuple[float, dict[str, torch
     found: dict[str, torch.Tensor] = {}
     for model in models:
         for key, parameter in model.named_parameters():
-            first = program.canonical(key)
+            first = program.canonical(key) if hasattr(program, "canonical") else key
             if parameter.grad is not None:
                 found[first] = found.get(first, torch.zeros(())) + parameter.grad
     return received[0].item(), found

@@ -13,7 +13,7 @@ import torch
 
 import autopar
 from tests.multiprocess.models import SAMPLES, batch, build, loss_fn, loss_of
-from tests.multiprocess.programs import load_program
+from tests.multiprocess.programs import full_gradients, load_program
 
 pytestmark = pytest.mark.multiprocess
 STEPS, RATE = 3, 3e-4
@@ -98,14 +98,13 @@ def train(path: str, name: str) -> dict[str, Any]:
     parallel = load_program(path).parallelize(build(name))
     optimizer = torch.optim.AdamW(parallel.parameters(), lr=RATE)
     losses, gradients, counter = [], {}, CountCollectives()
-    buffers = [buffer for _, buffer in parallel.stage.model.named_buffers()]
-    memory = PeakBytes([*parallel.parameters(), *buffers])
+    memory = PeakBytes([*parallel.parameters(), *parallel.buffers()])
     for step in range(STEPS):
         inputs, target = share(batch(name, step), parallel)
         with memory, counter if step == 1 else nullcontext():
             loss = parallel.forward_backward(inputs, target)
         if step == 0:
-            gradients = parallel.full_gradients()
+            gradients = full_gradients(parallel)
         with memory:
             optimizer.step()
             optimizer.zero_grad()
