@@ -197,6 +197,14 @@ class Program:
         return self.tp > 1 or self.sharded
 
     @property
+    def holders(self) -> str | None:
+        """How many ranks of a stage hold the same part, if it is so for all parameters."""
+        if self.tp > 1:
+            return None
+        replicated = {zero == 0 for zero in (*self.zero, self.ends_zero)}
+        return {(True,): "DP", (False,): "1"}.get(tuple(replicated)) if self.dp > 1 else "1"
+
+    @property
     def fuses(self) -> bool:
         """Whether any class divides a parameter that is several stacked ones."""
         return any(re.search(r"^    FUSED = ", text, re.MULTILINE) for text in self.classes)
@@ -296,7 +304,7 @@ def render(program: Program) -> str:
         used=used,
         tensor_imports=", ".join(tensor_imports(program)),
         contexts=", ".join(context_imports(program, used)),
-        ends_partial=partial_parameters("\n".join(p.code for p in program.parts), "model"),
+        ends_partial=_ends_partial(program),
         flow=flow_text(program),
         parts_parameters=[part.parameters for part in program.parts],
         part_stages=[part.stage for part in program.parts],
@@ -335,7 +343,8 @@ def _part(program: Program, part: Part) -> list[str]:
 def _loop(program: Program, loop: Loop) -> list[str]:
     """Runs the blocks of a loop that this stage holds; a single one without a loop."""
     if (loop.start, loop.stop) == (0, len(program.blocks)):
-        head = "for index in STAGES[self.index]:"
+        blocks = "STAGES[self.index]" if program.pp > 1 else "range(len(BLOCKS))"
+        head = f"for index in {blocks}:"
     elif loop.stop - loop.start > 1:
         span = f"{loop.start}, {loop.stop}"
         within = "range" if program.pp == 1 else "self.among"
@@ -377,6 +386,14 @@ def partial_parameters(code: str, owner: str) -> tuple[str, ...]:
     """Dotted names, relative to ``owner``, of the parameters read through ``partial``."""
     found = re.findall(rf"(?<![\w.])partial\({owner}\.([\w.\[\]]+)\)", code)
     return tuple(dict.fromkeys(re.sub(r"\[(\d+)\]", r".\1", name) for name in found))
+
+
+def _ends_partial(program: Program) -> tuple[str, ...]:
+    """Partial parameters outside the blocks, under every name that they have."""
+    code = "\n".join(part.code for part in program.parts)
+    groups = {name: group for group in program.tied for name in group}
+    spelled = partial_parameters(code, "model")
+    return tuple(dict.fromkeys(n for name in spelled for n in groups.get(name, (name,))))
 
 
 def _with_partial(program: Program) -> Program:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,9 @@ from autopar.plan import LayerPlan, Mesh
 from autopar.strategies.sharding_json import encode_pattern, encode_sharding
 from tests.emit.emitted import CLASS, SPLIT, WHOLE, shardings
 from tests.zoo import MODELS, NAMES, reduced, traced
+
+
+GOLDEN = Path(__file__).parent / "golden" / "llama_3d.txt"
 
 
 @pytest.fixture
@@ -77,6 +81,12 @@ def test_gloo_is_calmed_where_the_plan_is_for_cpu_hosts(known, calmed, plan_of):
     program = {key: value for key, value in plan.program.items() if key != "device"} | known
     text = program_text(dataclasses.replace(plan, program=program), "package.module:workload")
     assert ("gloo_tcp_loop" in text) is calmed
+
+
+def test_golden(plan_of):
+    """A whole program to be read: on a difference look at it, then copy it if it is meant."""
+    plan = dataclasses.replace(plan_of("llama"), mesh=Mesh(2, 2, 2), world_size=8)
+    assert program_text(plan, "package.module:workload") == GOLDEN.read_text(encoding="utf-8")
 
 
 def test_every_name_is_defined(plan_of):
