@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-LINE = 100
+from autopar.emit.constants import FORMATS, Tensor, constant, words
+
 SCHEDULES = {
     "gpipe": "ScheduleGPipe",
     "1f1b": "Schedule1F1B",
@@ -48,7 +47,6 @@ FUNCTIONAL_HELPERS = (
 )  # fmt: skip
 # Names of torch.distributed.tensor that generated code may mention.
 PLACEMENTS = ("Partial", "Replicate", "Shard")
-Tensor = tuple[tuple[str, ...], str]
 
 
 @dataclass(frozen=True)
@@ -201,8 +199,8 @@ class Program:
         """How many ranks of a stage hold the same part, if it is so for all parameters."""
         if self.tp > 1:
             return None
-        replicated = {zero == 0 for zero in (*self.zero, self.ends_zero)}
-        return {(True,): "DP", (False,): "1"}.get(tuple(replicated)) if self.dp > 1 else "1"
+        replicated = [self.dp > 1 and zero == 0 for zero in (*self.zero, self.ends_zero)]
+        return "DP" if all(replicated) else None if any(replicated) else "1"
 
     @property
     def fuses(self) -> bool:
@@ -220,7 +218,8 @@ class Program:
     @property
     def one_mesh(self) -> bool:
         """Whether all parameters are on one mesh, or none is on any."""
-        kinds = {(zero == 0, layer is not None) for zero, layer in zip(self.zero, self.layers)}
+        blocks = zip(self.zero, self.layers, strict=True)
+        kinds = {(zero == 0, layer is not None) for zero, layer in blocks}
         kinds.add((self.ends_zero == 0, bool(self.ends_placements)))
         sharded = {self.dp > 1 and replicated for replicated, _ in kinds}
         return len(sharded) == 1 and len({self.tp > 1 and split for _, split in kinds}) == 1
@@ -415,122 +414,3 @@ def unpack(program: Program) -> str:
     names = [name if re.search(rf"\b{name}\b", program.code) else "_" for name in program.inputs]
     target = "target" if re.search(r"\btarget\b", program.code) else "_"
     return f"{', '.join([*names, target])} = next(self.feed)"
-
-
-# ---- constants as a formatter would lay them out
-
-Items = tuple[str, Sequence[str], str]
-
-
-def constant(name: str, value: str | Items, note: str = "", indent: int = 0) -> str:
-    """``NAME = value``, one item per line where it does not fit on one."""
-    pad = " " * indent
-    opening, items, closing = ("", [value], "") if isinstance(value, str) else value
-    inline = ", ".join(items) + ("," if opening == "(" and len(items) == 1 else "")
-    line = f"{pad}{name} = {opening}{inline}{closing}"
-    comment = f"  # {note}" if note else ""
-    if len(line) <= LINE or isinstance(value, str):
-        above = f"{pad}# {note}\n" if comment and len(line + comment) > LINE else ""
-        return above + line if above else line + comment
-    above = f"{pad}# {note}\n" if note else ""
-    inner = "".join(f"{pad}    {item},\n" for item in items)
-    return f"{above}{pad}{name} = {opening}\n{inner}{pad}{closing}"
-
-
-def words(values: Iterable[str]) -> Items:
-    """A tuple of strings."""
-    return "(", [f'"{value}"' for value in values], ")"
-
-
-def groups(values: Iterable[Sequence[str]]) -> Items:
-    """A tuple of tuples of strings."""
-    return "(", [_inner_tuple([f'"{n}"' for n in group]) for group in values], ")"
-
-
-def _inner_tuple(items: Sequence[str]) -> str:
-    """A tuple among the items of a constant, over several lines where it is long."""
-    inline = _inline_tuple(items)
-    if len(inline) <= LINE - 5:
-        return inline
-    return "(\n" + "".join(f"        {item},\n" for item in items) + "    )"
-
-
-def mapping(values: dict[str, str]) -> Items:
-    """A dict from strings to expressions."""
-    return "{", [f'"{key}": {value}' for key, value in values.items()], "}"
-
-
-def ranges(values: Iterable[tuple[int, int]]) -> Items:
-    """A tuple of ranges."""
-    return "(", [f"range({start}, {stop})" for start, stop in values], ")"
-
-
-def runs(values: Sequence[int | str | None]) -> str:
-    """Run lengths: ``(0,) * 4 + (3,) * 8``. Strings are quoted unless they name a class."""
-    parts = [(_atom(value), len(list(run))) for value, run in groupby(values)]
-    return " + ".join(f"({text},) * {times}" for text, times in parts) or "()"
-
-
-def _atom(value: int | str | None) -> str:
-    quoted = isinstance(value, str) and value in ("none", "selective", "full")
-    return f'"{value}"' if quoted else str(value)
-
-
-def names(values: Sequence[str]) -> str | Items:
-    """Module paths: a comprehension for each numbered list of them."""
-    runs: list[tuple[str, int, int]] = []
-    for value in values:
-        head, _, tail = value.rpartition(".")
-        number = int(tail) if head and tail.isdigit() else -1
-        if runs and runs[-1][0] == head and runs[-1][2] == number > 0:
-            runs[-1] = (head, runs[-1][1], number + 1)
-        else:
-            runs.append((head, number, number + 1) if number >= 0 else (value, 0, 0))
-    if len(runs) == 1 and runs[0][1] == 0 and runs[0][2] > 2:
-        return f'tuple(f"{runs[0][0]}.{{i}}" for i in range({runs[0][2]}))'
-    items = []
-    for head, start, stop in runs:
-        if stop - start > 2:
-            span = f"{start}, {stop}" if start else f"{stop}"
-            items.append(f'*(f"{head}.{{i}}" for i in range({span}))')
-        else:
-            items += [f'"{head}.{i}"' for i in range(start, stop)] or [f'"{head}"']
-    return "(", items, ")"
-
-
-def hidden(cuts: Sequence[Sequence[Tensor]]) -> str:
-    """Shapes and dtypes per cut, equal cuts as run lengths."""
-    texts = [
-        _inline_tuple([f"({_inline_tuple(shape)}, torch.{dtype})" for shape, dtype in cut])
-        for cut in cuts
-    ]
-    return " + ".join(f"({text},) * {len(list(run))}" for text, run in groupby(texts)) or "()"
-
-
-def _inline_tuple(items: Sequence[str]) -> str:
-    return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
-
-
-def numbers(values: Iterable[int]) -> Items:
-    """A tuple of numbers."""
-    return "(", [str(value) for value in values], ")"
-
-
-def cut_names(cuts: Sequence[Sequence[str]]) -> str:
-    """Variables per cut, equal cuts as run lengths."""
-    texts = [_inline_tuple([f'"{name}"' for name in cut]) for cut in cuts]
-    return " + ".join(f"({text},) * {len(list(run))}" for text, run in groupby(texts)) or "()"
-
-
-FORMATS = {
-    "constant": constant,
-    "words": words,
-    "groups": groups,
-    "cut_names": cut_names,
-    "numbers": numbers,
-    "mapping": mapping,
-    "ranges": ranges,
-    "runs": runs,
-    "names": names,
-    "hidden": hidden,
-}

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autopar.emit.body import Body, unpackable
-from autopar.emit.chassis import HELPERS, constant, mapping
+from autopar.emit.chassis import HELPERS
+from autopar.emit.constants import constant, mapping
 from autopar.emit.lines import wrap
 from autopar.emit.source import Namer
 from autopar.graph import Call, Graph, Ref, refs

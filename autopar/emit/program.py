@@ -9,7 +9,8 @@ from typing import Any
 
 from autopar import graph_json
 from autopar.emit.body import spelled
-from autopar.emit.chassis import Loop, Part, Program, Tensor, render
+from autopar.emit.chassis import Loop, Part, Program, render
+from autopar.emit.constants import Tensor
 from autopar.emit.layers import StageText, layer_classes, stage_text
 from autopar.emit.source import local_dimensions
 from autopar.errors import PlanFormatError

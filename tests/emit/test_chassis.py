@@ -9,7 +9,6 @@ import sys
 
 import pytest
 
-from autopar.emit import chassis
 from autopar.emit.chassis import HELPERS, add_partial, helpers, partial_parameters, render
 from tests.emit.gpt_program import gpt_program
 
@@ -100,17 +99,3 @@ def test_partial_parameters():
     text = f'class A(Parallel):\n    """A."""\n\n    def forward(self):\n        return {code}'
     assert '    PARTIAL = ("norm.weight", "seq.0.bias")\n\n    def forward' in add_partial(text)
     assert add_partial(add_partial(text)) == add_partial(text)
-
-
-def test_constants():
-    assert chassis.runs((0, 0, 3)) == "(0,) * 2 + (3,) * 1"
-    assert chassis.runs(("full", "none")) == '("full",) * 1 + ("none",) * 1'
-    assert chassis.runs((None, "Block")) == "(None,) * 1 + (Block,) * 1"
-    assert chassis.names(("h.0", "h.1", "h.2")) == 'tuple(f"h.{i}" for i in range(3))'
-    assert chassis.names(("a.0", "b.0")) == ("(", ['"a.0"', '"b.0"'], ")")
-    two = chassis.names(("e.0", "e.1", "e.2", "d.1", "d.2", "d.3", "top"))
-    assert two[1] == [
-        '*(f"e.{i}" for i in range(3))', '*(f"d.{i}" for i in range(1, 4))', '"top"',
-    ]  # fmt: skip
-    long = chassis.constant("NAMES", chassis.words(["x" * 60, "y" * 60]), "two")
-    assert long == f'# two\nNAMES = (\n    "{"x" * 60}",\n    "{"y" * 60}",\n)'

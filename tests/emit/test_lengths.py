@@ -33,7 +33,14 @@ def text(name: str, layers: int, kind: str) -> str:
     pins |= {"sequence_parallel": True} if tp > 1 else {}
     model, inputs, loss, target = workload(name, layers)
     plan = autopar.plan(
-        model, pp * dp * tp, inputs, loss, target, cluster="h200-141g", global_batch_size=8, pin=pins
+        model,
+        pp * dp * tp,
+        inputs,
+        loss,
+        target,
+        cluster="h200-141g",
+        global_batch_size=8,
+        pin=pins,
     )
     return program_text(plan, "package.module:workload")
 

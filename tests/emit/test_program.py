@@ -16,7 +16,6 @@ from autopar.strategies.sharding_json import encode_pattern, encode_sharding
 from tests.emit.emitted import CLASS, SPLIT, WHOLE, shardings
 from tests.zoo import MODELS, NAMES, reduced, traced
 
-
 GOLDEN = Path(__file__).parent / "golden" / "llama_3d.txt"
 
 

@@ -68,11 +68,12 @@ def each_block(
     def leave(*_: Any) -> None:
         found.append(Counter(call.kind for call in counter.calls[started[0] :]))
 
-    stages = getattr(parallel.stage, "stages", [parallel.stage])
+    stages = parallel.stages if hasattr(parallel, "stages") else [parallel.stage]
+    every = (range(len(program.BLOCKS)),)
     blocks = [
         stage.model.get_submodule(program.BLOCKS[i])
         for stage in stages
-        for i in program.STAGES[stage.index]
+        for i in getattr(program, "STAGES", every)[getattr(stage, "index", 0)]
     ]
     handles = []
     for block in blocks:
