@@ -6,10 +6,14 @@ element of compute:
 
 - always held: ``4 n / s`` of master parameters, ``4 n / s`` of gradients, optimizer state;
 - gathered parameters ``c n``: for the whole step with zero 0 and 2, and with zero 3 where there
-  are pipeline stages, which do not free what a backward has gathered; otherwise for two layers,
-  besides the flat buffer that the second arrives in;
-- unreduced gradients: for a moment if they are reduced in every micro-batch, for the whole
-  step (``4 n``) if only in the last one, as zero 0 and every pipeline does.
+  are pipeline stages, which do not free what a backward has gathered; otherwise for one layer.
+  Flat buffers come on top: under zero 2 that of the layer which was gathered last, which
+  ``fully_shard`` keeps until something else is gathered, under zero 3 that of the next layer too;
+- unreduced gradients: for a moment if they are reduced in every micro-batch. If only in the last
+  one, as zero 0 and every pipeline does, ``4 n`` of them stay, which the reduced ones replace;
+- a reduction's flat buffer ``4 n``, and the gradients that are copied into it or out of it.
+  Pipelines reduce when all their passes are over;
+- a copy of the gradients that are partial sums on tp, which travel as one.
 """
 
 from __future__ import annotations
@@ -95,12 +99,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class StateBytes:
-    """Bytes of one layer that stay for the whole step, by kind, and the peak on top of them."""
+    """Bytes of one layer that stay for the whole step, by kind, and the peaks on top of them.
+
+    ``transient`` is there while the layer runs, ``behind`` when all passes of the step are over.
+    """
 
     parameters: int
     gradients: int
     optimizer: int
     transient: int
+    behind: int = 0
 
     @property
     def total(self) -> int:
@@ -180,17 +188,23 @@ def reductions(setting: Setting, zero: int) -> int:
 def state_bytes(cost: LayerCost, setting: Setting, zero: int) -> StateBytes:
     """Bytes of one layer's parameters, gradients and optimizer state on one rank."""
     n, compute = cost.parameter_elements, setting.compute_bytes
+    shards = setting.dp if zero else 1
+    held, flat = -(-n // shards), MASTER_BYTES * -(-cost.partial_elements // shards)
     if not setting.wrapped:
-        return StateBytes(4 * n, 4 * n, setting.optimizer_bytes * n, 0)
-    held = -(-n // (setting.dp if zero else 1))
+        return StateBytes(4 * n, 4 * n + flat, setting.optimizer_bytes * n, 0)
+    pipeline = setting.pp > 1
     # torch's pipeline stages do not free what a backward has gathered.
-    kept = compute * n if zero < 3 or setting.pp > 1 else 0
-    deferred = setting.num_microbatches > 1 and (zero == 0 or setting.pp > 1)
-    gradients = MASTER_BYTES * held + (MASTER_BYTES * n if deferred else 0)
-    gather = 3 * compute * n if zero == 3 else 0
-    reduce = MASTER_BYTES * n + compute * n
+    kept = compute * n if zero < 3 or pipeline else 0
+    deferred = pipeline or (zero == 0 and setting.num_microbatches > 1)
+    buffers = {0: 0, 2: 1, 3: 2 if pipeline else 3}[zero]
+    gather = buffers * compute * n
+    reduce = MASTER_BYTES * n + (MASTER_BYTES * held if deferred else compute * n)
     return StateBytes(
-        MASTER_BYTES * held + kept, gradients, setting.optimizer_bytes * held, gather + reduce
+        MASTER_BYTES * held + kept,
+        MASTER_BYTES * (n if deferred else held) + flat,
+        setting.optimizer_bytes * held,
+        gather + (0 if pipeline else reduce),
+        reduce if pipeline else 0,
     )
 
 

@@ -190,7 +190,9 @@ class Pricer:
                 step_seconds=parallel.sync_seconds + slow * parallel.optimizer_seconds + shared,
                 state_bytes=state.total,
                 activation_bytes=again.held_bytes,
-                transient_bytes=state.transient + cost.transient_bytes + again.transient_bytes,
+                transient_bytes=max(
+                    state.transient + cost.transient_bytes + again.transient_bytes, state.behind
+                ),
                 weight_seconds=weight,
                 waiting_bytes=cost.waiting_bytes if config.splits_backward else 0,
                 gradient_bytes=state.gradients,

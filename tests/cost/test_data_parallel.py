@@ -65,9 +65,29 @@ def test_zero_3_holds_least_and_gathers_most(cost):
     assert [reductions(setting(), zero) for zero in (0, 2, 3)] == [1, M, M]
 
 
-def test_gradients_wait_for_the_last_micro_batch(cost):
-    one, many = (state_bytes(cost, setting(m=m), 0).gradients for m in (1, M))
-    assert many == one + 4000
+@pytest.mark.parametrize(("zero", "pp", "m", "waiting"), [
+    (0, 1, 1, False), (0, 1, M, True), (2, 1, M, False), (3, 1, M, False),
+    (2, 2, 1, True), (3, 2, M, True),
+])  # fmt: skip
+def test_gradients_wait_for_the_last_micro_batch(cost, zero, pp, m, waiting):
+    """Whole ones where they wait, which the reduced ones then replace."""
+    held = state_bytes(cost, setting(pp=pp, m=m), zero)
+    assert held.gradients == (4000 if waiting or zero == 0 else 1000)
+
+
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_pipelines_reduce_behind_their_passes(cost, zero):
+    alone, staged = (state_bytes(cost, setting(pp=pp), zero) for pp in (1, 2))
+    assert alone.behind == 0
+    assert staged.behind == 4000 + (1000 if zero else 4000)
+    assert staged.transient < alone.transient
+
+
+def test_partial_gradients_travel_in_a_copy(cost):
+    some = dataclasses.replace(cost, partial_elements=100)
+    for parallel in (setting(dp=1, tp=2, precision="fp32"), setting(tp=2)):
+        more = state_bytes(some, parallel, 0).gradients - state_bytes(cost, parallel, 0).gradients
+        assert more == 400
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", 12])

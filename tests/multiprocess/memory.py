@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -13,29 +15,32 @@ from torch.utils._pytree import tree_leaves
 class PeakBytes(TorchDispatchMode):
     """``with PeakBytes(known) as seen: ...`` then ``seen.peak``.
 
-    Counts each storage once, from the op that made it until the last tensor on it is gone.
+    Counts each storage once, from the op that made it until the last tensor on it is gone, with
+    the size that it has: ``fully_shard`` keeps the storages of gathered parameters and takes
+    their memory away. Of a DTensor its local part counts.
     ``known`` are tensors that are alive before: parameters, gradients, optimizer state.
     """
 
-    def __init__(self, known: list[torch.Tensor]) -> None:
+    def __init__(self, known: Iterable[torch.Tensor]) -> None:
         super().__init__()
-        self.live: dict[int, int] = {}
-        self.current = self.peak = 0
-        for tensor in known:
-            self._count(tensor)
+        self.live: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self.peak = 0
+        self._add(known)
 
-    def _count(self, tensor: torch.Tensor) -> None:
-        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-        storage = local.untyped_storage()
-        key = storage._cdata
-        if key not in self.live:
-            self.live[key] = storage.nbytes()
-            self.current += storage.nbytes()
-            self.peak = max(self.peak, self.current)
-            weakref.finalize(storage, self._drop, key)
+    @property
+    def current(self) -> int:
+        """Bytes that are alive now."""
+        return sum(s.nbytes() for s in (ref() for ref in self.live.values()) if s is not None)
 
-    def _drop(self, key: int) -> None:
-        self.current -= self.live.pop(key, 0)
+    def _add(self, tensors: Iterable[Any]) -> None:
+        for tensor in tensors:
+            if isinstance(tensor, torch.Tensor):
+                local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+                storage = local.untyped_storage()
+                if storage._cdata not in self.live:
+                    self.live[storage._cdata] = weakref.ref(storage)
+                    weakref.finalize(storage, self.live.pop, storage._cdata, None)
+        self.peak = max(self.peak, self.current)
 
     def __torch_dispatch__(
         self,
@@ -45,7 +50,5 @@ class PeakBytes(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor) and type(leaf) is torch.Tensor:
-                self._count(leaf)
+        self._add(tree_leaves(result))
         return result

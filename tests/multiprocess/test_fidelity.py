@@ -95,8 +95,9 @@ def train(path: str, name: str) -> dict[str, Any]:
     from tests.multiprocess.collectives import CountCollectives
     from tests.multiprocess.memory import PeakBytes
 
-    parallel = load_program(path).parallelize(build(name))
-    optimizer = torch.optim.AdamW(parallel.parameters(), lr=RATE)
+    program = load_program(path)
+    parallel = program.parallelize(build(name))
+    optimizer = program.optimizer_for(parallel, RATE)
     losses, gradients, counter = [], {}, CountCollectives()
     memory = PeakBytes([*parallel.parameters(), *parallel.buffers()])
     for step in range(STEPS):
@@ -183,10 +184,10 @@ def compare_collectives(plan: autopar.Plan, results: list[dict[str, Any]]) -> No
 
 
 def compare_memory(plan: autopar.Plan, results: list[dict[str, Any]]) -> None:
-    """Never short by more than 5 %; on models this small the transient peak is an upper bound."""
+    """Never short by more than 5 %; what is largest need not be there at the same moment."""
     for rank, result in enumerate(results):
         predicted = plan.rank_memory(rank // (plan.mesh.dp * plan.mesh.tp)).total
-        assert 0.95 * result["peak_bytes"] <= predicted <= 2.25 * result["peak_bytes"], (
+        assert 0.95 * result["peak_bytes"] <= predicted <= 1.5 * result["peak_bytes"], (
             f"rank {rank}"
         )
 
