@@ -209,8 +209,16 @@ _HELD = {"F": (1, 0), "B": (-1, 0), "I": (0, 1), "W": (-1, -1), "whole": (0, 0)}
 def schedule_depths(
     schedule: str, pp: int, num_microbatches: int, virtual_stages: int = 1
 ) -> tuple[Depth, ...]:
-    """``depths`` of a schedule; beyond a few rounds of micro-batches only gpipe holds more."""
-    few = num_microbatches if schedule == "gpipe" else min(num_microbatches, 4 * pp)
+    """``depths`` of a schedule; beyond a few rounds of micro-batches only gpipe holds more.
+
+    With one stage per rank gpipe holds all micro-batches, 1f1b those of its warm-up.
+    """
+    if schedule in SINGLE:
+        check_schedule(schedule, pp, num_microbatches, virtual_stages)
+        whole = schedule == "gpipe" and pp > 1
+        warm_up = [num_microbatches if whole else min(num_microbatches, pp - r) for r in range(pp)]
+        return tuple(Depth(most, 0) for most in warm_up)
+    few = min(num_microbatches, 4 * pp)
     return depths(actions(schedule, pp, few, virtual_stages))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -212,15 +212,23 @@ class Chain:
 
     @cached_property
     def _intervals(self) -> tuple[Ints, Ints]:
-        n = len(self.layers)
-        each = np.zeros((n + 1, len(self.menus)), dtype=np.int64)
-        each[np.arange(1, n + 1), list(self.layers)] = 1
-        before = each.cumsum(axis=0)
-        start, end = np.triu_indices(n + 1, k=1)
-        rows, inverse = np.unique(before[end] - before[start], axis=0, return_inverse=True)
-        content = np.full((n + 1, n + 1), -1, dtype=np.int64)
-        content[start, end] = inverse.reshape(-1)
-        return rows, content
+        return _intervals_of(self.layers, len(self.menus))
+
+
+@lru_cache(maxsize=64)
+def _intervals_of(layers: tuple[int, ...], classes: int) -> tuple[Ints, Ints]:
+    """``counts`` and ``content``; most configurations of a model have the same."""
+    n = len(layers)
+    each = np.zeros((n + 1, classes), dtype=np.int64)
+    each[np.arange(1, n + 1), list(layers)] = 1
+    before = each.cumsum(axis=0)
+    start, end = np.triu_indices(n + 1, k=1)
+    rows, inverse = np.unique(before[end] - before[start], axis=0, return_inverse=True)
+    content = np.full((n + 1, n + 1), -1, dtype=np.int64)
+    content[start, end] = inverse.reshape(-1)
+    for shared in (rows, content):
+        shared.flags.writeable = False
+    return rows, content
 
 
 def _column(options: Sequence[Option], name: str) -> Floats:

@@ -22,7 +22,7 @@ from autopar.solve.patterns import OutOfTimeError
 from autopar.solve.price import objective_seconds, violations
 from autopar.solve.problem import Candidate, Group, Option, Problem, Solution
 from autopar.solve.queue import Queue
-from autopar.solve.runners import runners_up
+from autopar.solve.runners import PER_FAMILY, family, runners_up
 from autopar.solve.windows import Offer, Open, offer_columns
 
 Progress = Callable[[int, int, float | None, float], None]
@@ -54,7 +54,7 @@ class _Search:
     No plan costs less than ``bound``: the least of ``dropped`` (everything excluded by a bound),
     ``unexplored`` (candidates not built yet) and the bounds of the chains in ``open``.
     ``problems`` are those built while there was no plan, to explain why there is none; ``seen``
-    are those that were tried, the most promising first.
+    are those that were tried, the most promising first, a few of each family.
     """
 
     queue: Queue
@@ -175,7 +175,9 @@ def _try_what_is_built(search: _Search) -> None:
 
 def _try(search: _Search, number: int, problem: Problem) -> str:
     """Opens the chains of a problem; returns what became of it so far."""
-    search.seen.append(problem)
+    kind = family(problem.configuration)
+    if sum(family(p.configuration) == kind for p in search.seen) < PER_FAMILY:
+        search.seen.append(problem)
     if search.best is None:
         search.problems.append(problem)
     fate = "infeasible"
