@@ -232,13 +232,15 @@ class Cluster:
         assumed = 0.0 if self.device == "cuda" else 1.0
         return float(self.curves.get("overlap", {"slowdown": assumed})["slowdown"])
 
-    @property
-    def dispatch_seconds(self) -> float:
+    def dispatch_seconds(self, group_size: int = 1) -> float:
         """Seconds in which the host issues one operation: devices wait for a slow host.
 
-        0 where the model has no such curve.
+        Processes of a tp group wait for the slowest of them: ``whole_node`` is the factor for a
+        group that takes all devices of a node. 0 where the model has no such curve.
         """
-        return float(self.curves.get("dispatch", {"op_seconds": 0.0})["op_seconds"])
+        curve = self.curves.get("dispatch", {"op_seconds": 0.0})
+        whole = group_size >= self.devices_per_node > 1
+        return float(curve["op_seconds"] * (curve.get("whole_node", 1.0) if whole else 1.0))
 
     def contention(self, group_size: int, world_size: int) -> float:
         """Slow-down of a collective when every rank of the world takes part in one like it.

@@ -75,7 +75,8 @@ def extend(base: Mapping[str, Any], variant: Mapping[str, Any]) -> dict[str, Any
                 }  # fmt: skip
     if variant.get("rates"):
         data["provenance"].pop("step_time", None)  # measured steps were those of the base
-    if "dispatch_seconds" in variant:
-        data["curves"]["dispatch"] = {"op_seconds": variant["dispatch_seconds"]}
+    for name, figure in (("dispatch_seconds", "op_seconds"), ("dispatch_whole_node", "whole_node")):
+        if name in variant:
+            data["curves"].setdefault("dispatch", {})[figure] = variant[name]
     data["calibrated"] = base["calibrated"] and not variant.get("rates")
     return data

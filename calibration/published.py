@@ -54,7 +54,8 @@ MACHINES = (
 CLUSTERS = tuple(machine.name for machine in MACHINES)
 
 
-def _read(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file by column."""
     with path.open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
 
@@ -70,7 +71,7 @@ class Figures:
         self.rows = [
             row
             for file in (path.with_name("fitted.csv"), path)  # what is fitted comes first
-            for row in (_read(file) if file.exists() else [])
+            for row in (read_rows(file) if file.exists() else [])
         ]
         self.fitted = fitted or {}
 

@@ -138,8 +138,9 @@ def layer_cost(
     inner_count = sum(len(s.collectives) for s in sharding.strategies.values())
     calls = sum(s[0] > 0 for _, s in comm) + inner_count, sum(s[1] > 0 for _, s in comm)
     issued, issued_backward = _issued(graph, pattern, compute)
-    host_forward = (issued + calls[0]) * cluster.dispatch_seconds
-    host_backward = (issued_backward + calls[1]) * cluster.dispatch_seconds
+    dispatch = cluster.dispatch_seconds(sharding.tp)
+    host_forward = (issued + calls[0]) * dispatch
+    host_backward = (issued_backward + calls[1]) * dispatch
     device_forward = sum(c.forward_seconds for c in compute)
     device_forward += issued * cluster.overhead_seconds("op_forward")
     computed_backward = sum(c.backward_seconds for c in compute)

@@ -191,7 +191,10 @@ def _varied(
         "network": own.network * (machine.link_bytes_per_second or link) / link,
     }
     cluster = clusters[name]
-    host = {} if own.dispatch_seconds is None else {"dispatch_seconds": own.dispatch_seconds}
+    figures = {
+        "dispatch_seconds": own.dispatch_seconds, "dispatch_whole_node": own.dispatch_whole_node,
+    }  # fmt: skip
+    host = {name: value for name, value in figures.items() if value is not None}
     return cluster.varied(
         memory_bytes=int(machine.memory_gb * 2**30),
         links_per_node=machine.links or cluster.links_per_node,

@@ -152,6 +152,7 @@ class Environment:
     node_links: float = 1.0
     network: float = 1.0
     dispatch_seconds: float | None = None
+    dispatch_whole_node: float | None = None
 
 
 # Texts of the source column, and the environment that is fitted to its rows.

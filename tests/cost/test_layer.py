@@ -170,6 +170,15 @@ def test_a_slow_host_keeps_the_device_waiting():
     assert slow.backward_seconds > slow.forward_seconds
 
 
+def test_processes_that_share_a_whole_node_wait_for_the_slowest():
+    data = deepcopy(CLUSTER.to_dict())
+    data["curves"]["dispatch"] = {"op_seconds": 1e-3, "whole_node": 1.25}
+    cluster = Cluster.from_dict(data)
+    assert cluster.dispatch_seconds(cluster.devices_per_node) == pytest.approx(1.25e-3)
+    assert cluster.dispatch_seconds(cluster.devices_per_node // 2) == 1e-3
+    assert CLUSTER.dispatch_seconds(cluster.devices_per_node) == CLUSTER.dispatch_seconds()
+
+
 def test_gradients_that_wait_for_those_of_the_parameters():
     """Of the results of two norms and of the products, which are 3, 1, 4 and 1 times c wide."""
     assert price("gpt", block_of("gpt"), 2).waiting_bytes == 2 * 4 * 11 * CHANNELS * TOKENS
