@@ -209,7 +209,7 @@ def _one_replica(statistics: Statistics) -> str:
 def _expand(pricer: Pricer, task: Task) -> list[Candidate]:
     """The configurations of one tp degree in the layouts that its layers can have."""
     tp, shardings = task.pins["tp"], pricer.shardings
-    layouts = shardings.layouts(tp)
+    layouts = shardings.layouts(tp, wanted="tp" in pricer.pins)
     multiple = {layout: shardings.microbatch_multiple(tp, layout) for layout in layouts}
     return [
         pricer.candidate(config)

@@ -79,14 +79,16 @@ class Shardings:
             self._found[key] = divided or found
         return self._found[key]
 
-    def layouts(self, tp: int) -> list[str]:
+    def layouts(self, tp: int, *, wanted: bool = False) -> list[str]:
         """Layouts that every class can have, with a sharding that divides the work of some block.
 
-        A tp degree that divides nothing would only repeat the work of a smaller one.
+        A tp degree that divides nothing would only repeat the work of a smaller one; where it is
+        ``wanted`` nevertheless, every rank does all of it.
         """
         if tp == 1:
             return ["replicate"]
-        return [x for x in (*LAYOUTS, *self._open_layouts(tp)) if self._possible(tp, x)]
+        found = [x for x in (*LAYOUTS, *self._open_layouts(tp)) if self._possible(tp, x)]
+        return found or ["replicate"] * wanted
 
     def microbatch_multiple(self, tp: int, layout: str) -> int:
         """What the micro-batch size must be a multiple of: tp where the ranks share samples."""

@@ -14,6 +14,8 @@ from autopar.trace.model import Recorder, as_call
 from autopar.trace.simplify import substitute
 
 Values = dict[str, Value]
+# What stands before the first block and behind the last.
+EMBEDDING, HEAD = "embedding", "head"
 
 
 def assign_units(ops: list[Op], recorder: Recorder) -> list[Op]:
@@ -106,17 +108,20 @@ def _callable_blocks(ops: list[Op], values: Values, blocks: tuple[str, ...],
 
 
 def _groups(ops: list[Op], blocks: set[str], learned: set[int]) -> dict[str, list[int]]:
-    """Op indices of each layer: blocks by path, the code around them by its place."""
+    """Op indices of each layer: blocks by path, the code around them by its place.
+
+    A place is in parentheses where a block of the user's has its name.
+    """
     groups: dict[str, list[int]] = {}
     begun: dict[str, None] = {}
-    glue: dict[int, str] = {len(blocks): "head", **({0: "embedding"} if blocks else {})}
+    glue: dict[int, str] = {len(blocks): HEAD, **({0: EMBEDDING} if blocks else {})}
     for index, op in enumerate(ops):
         if op.unit in blocks:
             begun[op.unit] = None
             groups.setdefault(op.unit, []).append(index)
         elif index in learned:
             name = glue.setdefault(len(begun), f"glue.{len(glue) - 1}")
-            groups.setdefault(name, []).append(index)
+            groups.setdefault(f"({name})" if name in blocks else name, []).append(index)
     return groups
 
 
@@ -186,7 +191,8 @@ def _layer(name: str, group: tuple[int, ...], ops: list[Op], values: Values, cal
     parameters = tuple(values[n].source for n in used if values[n].kind == "parameter")
     inputs = tuple(n for n in used if n not in inside and not _is_own(values[n], name))
     outputs = (*sent, *sorted(n for n in inside if values[n].shape == () and n not in sent))
-    kind: Any = {"embedding": "embedding", "head": "head"}.get(name, "block" if call else "glue")
+    place = name.strip("()")
+    kind: Any = "block" if call else place if place in (EMBEDDING, HEAD) else "glue"
     chained = flow.chained.intersection((*received, *sent))
     local = {n: f"received{received.index(n)}" if n in received else n for n in inputs}
     return Layer(

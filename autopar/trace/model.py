@@ -75,9 +75,10 @@ def find_blocks(model: nn.Module) -> tuple[str, ...]:
     These are the children of the outermost lists of modules (``ModuleList``, ``Sequential``) in
     which some children are alike. Where none are, as in a list of stages of different widths, the
     lists inside of the children count; children without such are blocks themselves, unless
-    the list holds next to nothing of the model. What has no parameters is never a block.
+    the list holds next to nothing of the model. A model without lists has its own children as
+    blocks. What has no parameters is never a block.
     """
-    return tuple(_blocks("", model, SUBSTANTIAL * _size(model)))
+    return tuple(_blocks("", model, SUBSTANTIAL * _size(model)) or _children(model))
 
 
 def _blocks(path: str, module: nn.Module, least: float, *, listed: bool = False) -> list[str]:
@@ -93,6 +94,14 @@ def _blocks(path: str, module: nn.Module, least: float, *, listed: bool = False)
         return list(children)
     inner = {name: _blocks(name, child, least, listed=listed) for name, child in children.items()}
     return [block for name in inner for block in inner[name] or ([name] if whole else [])]
+
+
+def _children(model: nn.Module) -> list[str]:
+    """Paths of the children with parameters; those of an only child instead of itself."""
+    found = [(name, child) for name, child in model.named_children() if _size(child)]
+    only = len(found) == 1 and _size(model) == _size(found[0][1])
+    inner = _children(found[0][1]) if only else []
+    return [f"{found[0][0]}.{name}" for name in inner] or [name for name, _ in found]
 
 
 def _size(module: nn.Module) -> int:
