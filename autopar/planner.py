@@ -203,7 +203,7 @@ def _candidates(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> list[G
 
 def _one_replica(statistics: Statistics) -> str:
     mixing = listed(statistics.mixing)
-    return f"; dp = 1, as {mixing} keep statistics over samples" if mixing else ""
+    return f"; dp = 1, as samples depend on each other in {mixing}" if mixing else ""
 
 
 def _expand(pricer: Pricer, task: Task) -> list[Candidate]:

@@ -14,6 +14,7 @@ from autopar.strategies.rules import POINTWISE, RANDOM
 from autopar.strategies.sharding import Moved, Sharding
 from autopar.strategies.spec import argument, name_of
 from autopar.strategies.states import R, State, V
+from autopar.trace.inplace import is_inplace
 
 # An expression longer than this gets a line and a name of its own.
 LONGEST_INLINE = 60
@@ -120,7 +121,7 @@ class Body:
         shapes = {o: (o, s) for o, s in zip(op.outputs, outputs, strict=True)}
         writer = Writer(
             self.graph.values,
-            lambda name: self.read(name, states.get(name, R)),
+            lambda name: self._operand(op, name, states.get(name, R)),
             lambda name: self._local(*shapes[name]),
         )
         special = strategy.special if strategy else ""
@@ -129,6 +130,11 @@ class Body:
         text = _SPECIAL[special](self, op, states, writer) if special else writer.expression(op)
         self.used |= {HELPED[name_of(op)]} if name_of(op) in HELPED else set()
         self._assign(op, self._biased_linear(op, text), outputs)
+
+    def _operand(self, op: Op, name: str, state: State) -> str:
+        """What an op reads; under ``torch.no_grad`` no gradient flows into it."""
+        stops = op.no_grad and self.graph.values[name].requires_grad
+        return f"{group(self.read(name, state))}.detach()" if stops else self.read(name, state)
 
     def _products_with_bias(self, order: list[int]) -> set[str]:
         """Products that the next op only adds a bias to, in the state in which they are made."""
@@ -211,6 +217,9 @@ class Body:
         single = len(op.outputs) == 1 and self._uses[op.outputs[0]] == 1 and not random
         if single and self._may_inline(op, text):
             self.inline[key] = text
+            return
+        if is_inplace(op) and not self._uses[op.outputs[0]]:
+            self._line(text, "")
             return
         base = self._base_name(op)
         names = [self.namer.bind(o, base if len(op.outputs) == 1 else f"{base}_{i}")

@@ -266,6 +266,10 @@ class Writer:
         dim = f", dim={op.args[1]}" if len(op.args) > 1 else ""
         return f"torch.{base}({self.text(op.args[0])}{dim})"
 
+    def broadcast(self, op: Op) -> str:
+        """``torch.broadcast_tensors`` with its tensors one by one."""
+        return f"torch.broadcast_tensors({', '.join(self.text(t) for t in op.args[0])})"
+
     def cast(self, op: Op) -> str:
         """``x.to(dtype)``."""
         dtype = self.values[op.outputs[0]].dtype
@@ -326,6 +330,7 @@ _SPECIAL: dict[str, Callable[[Writer, Op], str]] = {
     "split_with_sizes": Writer.split,
     "cat": Writer.joined,
     "stack": Writer.joined,
+    "broadcast_tensors": Writer.broadcast,
     "to": Writer.cast,
     "_to_copy": Writer.cast,
     "type_as": Writer.cast,

@@ -27,6 +27,7 @@ from autopar.solve.shardings import Offered, Shardings
 from autopar.solve.space import RECOMPUTE, ZERO
 from autopar.strategies.patterns import ENDS, Classes, restrict
 from autopar.strategies.sharding import local_elements
+from autopar.trace.inplace import is_inplace
 
 FIGURES = (
     "forward_seconds", "backward_seconds", "tp_forward_seconds", "tp_backward_seconds",
@@ -151,11 +152,14 @@ class Pricer:
     def recomputes(self, member: str, layer: str = "") -> Sequence[str]:
         """How a layer may be recomputed.
 
-        The parts outside the blocks never are.
+        The parts outside the blocks never are, nor are layers whose code changes a buffer: it would
+        read another one when it runs again.
         """
         if member in self.classes.parts:
             return ("none",)
         whole = self.classes.patterns[member]
+        if any(is_inplace(self.graph.ops[i]) for i in whole.ops):
+            return ("none",)
         modes = [r for r in RECOMPUTE if r != "selective" or can_keep(self.graph, whole)]
         pinned = pin_of(self.pins.get("recompute"), layer)
         return [r for r in modes if pinned in (None, r)]

@@ -85,7 +85,7 @@ def check_pins(task: Task) -> None:
         task.pins, task.names, task.parts, {kind: _allowed(kind, task) for kind in LAYERED}
     )
     _check_product(task)
-    check_statistics(task.statistics, task.pins, task.world_size)
+    check_statistics(task.statistics, task.pins, task.world_size, task.parts)
 
 
 def _allowed(name: str, task: Task) -> Sequence[Any]:

@@ -6,81 +6,105 @@ parallelism too: its statistics are those of all dp ranks' samples.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 from autopar.errors import UsageError
-from autopar.graph import Graph
+from autopar.graph import Graph, Op
+from autopar.solve.pins import pin_of
+from autopar.strategies.mixing import find_mixing
 from autopar.strategies.spec import name_of
-from autopar.strategies.statistics import is_synchronised, mixes_samples, updates_statistics
-
-REPLACE = "replace it by GroupNorm or LayerNorm, which treat each sample alone"
+from autopar.strategies.statistics import is_synchronised, updates_statistics
+from autopar.trace.inplace import is_inplace
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Names of the layers that have operations with statistics over the samples.
+    """The layers in which samples of a micro-batch depend on each other.
 
-    ``synchronised`` are those whose statistics programs take over all dp ranks, ``mixing``
-    those that would differ under data parallelism. Of the latter some keep buffers that
-    mixed precision cannot use: ``single``.
+    ``synchronised`` names those whose statistics programs take over all dp ranks. ``mixing`` says
+    of others what they do, e.g. {"head": "mean (model.py:12) ..."}: under data parallelism they
+    would compute something else. ``single`` names those with statistics that mixed precision
+    cannot use, ``changing`` those whose own code changes a buffer, so that it runs once.
     """
 
     synchronised: tuple[str, ...] = ()
-    mixing: tuple[str, ...] = ()
+    mixing: dict[str, str] = field(default_factory=dict)
     single: tuple[str, ...] = ()
+    changing: tuple[str, ...] = ()
 
 
 NO_STATISTICS = Statistics()
 
 
 def find_statistics(graph: Graph) -> Statistics:
-    """The layers of ``graph`` that compute or keep statistics over the samples."""
+    """The layers of ``graph`` in which samples depend on each other."""
 
-    def having(test: Any) -> tuple[str, ...]:
+    def having(test: Callable[[Op], bool]) -> tuple[str, ...]:
         found = (x for x in graph.layers if any(test(graph.ops[i]) for i in x.ops))
         return tuple(layer.name for layer in found)
 
+    owner = {i: layer.name for layer in graph.layers for i in layer.ops}
+    mixing: dict[str, str] = {}
+    for found in find_mixing(graph):
+        op = graph.ops[found.index]
+        layer = owner.get(found.index, op.unit or "the inputs")
+        mixing.setdefault(layer, f"{name_of(op)} ({op.where}) {found.reason}")
     return Statistics(
         having(is_synchronised),
-        having(lambda op: mixes_samples(op) and not is_synchronised(op)),
-        having(lambda op: updates_statistics(op) and name_of(op) != "batch_norm"),
+        mixing,
+        having(lambda op: updates_statistics(op) and not is_synchronised(op)),
+        having(is_inplace),
     )
 
 
-def listed(names: tuple[str, ...]) -> str:
+def listed(layers: Iterable[str]) -> str:
     """The first three of the names, and how many more there are."""
+    names = list(layers)
     more = len(names) - 3
     return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")
 
 
-def check_statistics(found: Statistics, pins: dict[str, Any], world_size: int) -> None:
+def check_statistics(
+    found: Statistics, pins: dict[str, Any], world_size: int, parts: Sequence[str]
+) -> None:
     """Refuses pins that layers with statistics over samples forbid.
 
     Args:
         found: these layers.
         pins: all pins.
         world_size: number of devices.
+        parts: layers that are no block; they are never recomputed.
 
     Raises:
         UsageError: data parallelism is pinned, or together with a schedule in which
-            synchronised statistics do not work.
+            synchronised statistics do not work, or recomputation of a layer that runs once.
     """
+    for layer in (name for name in found.changing if name not in parts):
+        mode = pin_of(pins.get("recompute"), layer)
+        if mode not in (None, "none"):
+            raise UsageError(
+                f"pin recompute={mode} for {layer}",
+                expected="none: its code changes a buffer, and would change it again",
+                where=f"layer {layer}", hint=f'pin recompute={{"{layer}": "none", ...}}',
+            )  # fmt: skip
     dp = _pinned_dp(pins, world_size)
     pinned = f"pin dp={dp}" if "dp" in pins else f"dp={dp}, as pp and tp are pinned"
     if found.mixing and dp > 1:
         raise UsageError(
             pinned,
-            expected="dp=1: every rank would take the statistics of its own samples instead of"
-            " those of the whole micro-batch",
-            where=f"layers {listed(found.mixing)}", hint=f"use pp and tp, or {REPLACE}",
+            expected=f"dp=1: ranks have different samples, and {next(iter(found.mixing.values()))}",
+            where=f"layers {listed(found.mixing)}",
+            hint="use pp and tp, or let each sample count alone: GroupNorm or LayerNorm instead of"
+            " statistics, and a loss that is a mean over the samples",
         )  # fmt: skip
     if found.synchronised and dp > 1 and pins.get("schedule") == "zero_bubble":
         raise UsageError(
             f"{pinned} with schedule=zero_bubble",
-            expected="1f1b, gpipe or interleaved_1f1b: backward in two parts would add up the"
-            " gradients of synchronised statistics twice",
+            expected="1f1b, gpipe or interleaved_1f1b: backward in two parts would run the"
+            " collectives of synchronised statistics twice",
             where=f"layers {listed(found.synchronised)}", hint="pin schedule=1f1b",
         )  # fmt: skip
 
@@ -109,7 +133,8 @@ def check_precision(found: Statistics, precision: str) -> None:
             "precision='bf16' with running statistics",
             expected="precision='fp32': torch normalises no bfloat16 parameters with float32"
             " statistics",
-            where=f"layers {listed(found.single)}", hint=f"pass precision='fp32', or {REPLACE}",
+            where=f"layers {listed(found.single)}",
+            hint="pass precision='fp32', or replace it by GroupNorm or LayerNorm",
         )  # fmt: skip
 
 
@@ -123,9 +148,8 @@ def statistics_notes(found: Statistics, microbatch_size: int, dp: int) -> tuple[
             f"layers {listed(found.synchronised)} have statistics over the samples of a"
             f" micro-batch ({samples}){shared if dp > 1 else ''}"
         )
-    if found.mixing:
-        notes.append(
-            f"layers {listed(found.mixing)} keep statistics over the samples of a micro-batch"
-            f" ({microbatch_size} here): no data parallelism"
-        )
+    notes += [
+        f"no data parallelism, and micro-batches of {microbatch_size}: in layer {layer} {what}"
+        for layer, what in list(found.mixing.items())[:1]
+    ]
     return tuple(notes)

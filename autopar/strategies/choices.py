@@ -25,12 +25,18 @@ from autopar.strategies.views import (
     through_reshape,
     through_split,
 )
+from autopar.trace.inplace import is_inplace
 
 
 def strategies(op: Op, values: Values, tp: int, outers: Outers) -> tuple[Strategy, ...]:
-    """All strategies of ``op``: replicated ones, one per dim that may be sharded, partial sums."""
+    """All strategies of ``op``: replicated ones, one per dim that may be sharded, partial sums.
+
+    A buffer is whole on every rank, so what changes one stays whole.
+    """
     found = [uniform(op, values, R)]
     name = name_of(op)
+    if is_inplace(op):
+        return tuple(found)
     if name in LINEAR or name in SPLITS:
         found.append(uniform(op, values, V))
     if name in LINEAR or _adds_two(op, values):

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from autopar.graph import Graph, Op, Ref, Value
 from autopar.strategies.spec import Values, argument, name_of
-from autopar.strategies.statistics import is_synchronised
+from autopar.strategies.statistics import is_synchronised, mixes_samples
+from autopar.trace.inplace import is_inplace
 
 # What a value is made of. Of integers and masks alone: how often something counts. Of samples,
 # each element of one. A sum over samples.
@@ -34,7 +35,15 @@ LINEAR = ADDITIVE | {
     "cat", "cumsum", "contiguous", "repeat", "where", "masked_fill", "outer",
 }  # fmt: skip
 # These read no more than the shape of their first argument.
-SHAPE_ONLY = ("new_", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like")
+SHAPE_ONLY = (
+    "new_",
+    "zeros_like",
+    "ones_like",
+    "empty_like",
+    "full_like",
+    "rand_like",
+    "randn_like",
+)
 # Position and default of the dims along which an op mixes elements and keeps them apart.
 ALONG: dict[str, tuple[int, str, object]] = {
     "softmax": (1, "dim", None),
@@ -88,8 +97,8 @@ def _kind(op: Op, walk: _Walk) -> tuple[int, str]:
     out = values[op.outputs[0]]
     if most == NOTHING or name_of(op).startswith(SHAPE_ONLY):
         return NOTHING, ""
-    if changed := _changes_buffer(op, kinds, values):
-        return most, changed
+    if is_inplace(op):
+        return most, "changes a buffer by what the samples are"
     if not _is_float(out):
         return COUNT, ""
     if most == COUNT:
@@ -105,8 +114,8 @@ def _of_samples(op: Op, kinds: dict[str, int], out: Value, values: Values) -> tu
     if not dims:
         additive = name_of(op) in ADDITIVE
         return SUM, "" if additive else "reduces over the samples by other than a sum or mean"
-    if is_synchronised(op):
-        return SAMPLES, ""
+    if mixes_samples(op):
+        return SAMPLES, "" if is_synchronised(op) else "keeps running means over the samples"
     along = any(_runs_along(op, values[name]) for name, kind in kinds.items() if kind == SAMPLES)
     return SAMPLES, "runs along the samples" if along else ""
 
@@ -133,15 +142,6 @@ def _squares(op: Op) -> bool:
 def _second(op: Op) -> str:
     second = op.args[1] if len(op.args) > 1 else None
     return second.name if isinstance(second, Ref) else ""
-
-
-def _changes_buffer(op: Op, kinds: dict[str, int], values: Values) -> str:
-    name = name_of(op)
-    first = op.args[0] if op.args else None
-    changes = name.endswith("_") and not name.endswith("__") and isinstance(first, Ref)
-    if changes and values[first.name].kind == "buffer":  # type: ignore[union-attr]
-        return "changes a buffer by what the samples are"
-    return ""
 
 
 def _is_float(value: Value) -> bool:

@@ -212,6 +212,12 @@ class _Reader:
         self._new_value(node, node.name, node.meta["val"], kind, source)
         if kind == "input":
             self.raw.inputs[source] = node.name
+            if not self.raw.values[node.name].shape[0].power:
+                raise TraceError(
+                    f"the model works for batches of {TRACE_BATCH} samples alone",
+                    expected="code that takes any number of samples", where=source,
+                    hint="write x.shape[0] for len(x) and for numbers of samples",
+                )  # fmt: skip
 
     def _walk(self, graph: Any, module: nn.Module, no_grad: bool) -> None:
         for node in graph.nodes:

@@ -33,14 +33,16 @@ class _Memory:
     """Which values share memory while the ops are read in order.
 
     ``names`` says by which value each changed one is known now, ``views`` by which op each part
-    of a tensor was made, ``shared`` what shares memory with a tensor other than as its part, and
-    ``stale`` what would have to show a change and does not.
+    of a tensor was made, ``shared`` what shares memory with a tensor other than as its part,
+    ``buffers`` what changes of buffers return, which is the buffer, and ``stale`` what would have
+    to show a change and does not.
     """
 
     values: Values
     names: dict[str, str] = field(default_factory=dict)
     views: dict[str, Op] = field(default_factory=dict)
     shared: set[str] = field(default_factory=set)
+    buffers: set[str] = field(default_factory=set)
     stale: set[str] = field(default_factory=set)
 
     def replace(self, old: str, new: str) -> None:
@@ -50,13 +52,24 @@ class _Memory:
         self.names[old] = new
 
 
+def buffer_changes(ops: list[Op], values: Values) -> set[str]:
+    """What the operations return that change a buffer, for the sake of which they are kept.
+
+    Not of those that count batches: whoever writes a normalisation out counts them.
+    """
+    counters = {n for n, v in values.items() if v.source.endswith("num_batches_tracked")}
+    return {
+        o for op in ops if is_inplace(op) and op.args[0].name not in counters for o in op.outputs
+    }
+
+
 def make_functional(ops: list[Op], values: Values) -> tuple[list[Op], dict[str, str]]:
     """``y = relu_(x)`` becomes ``y = relu(x)``, and ops behind it read y where they read x.
 
     A change of a part, ``x[:, 1:] = y``, becomes ``slice_scatter`` into a new x.
     Returns the ops, and by which value each changed one is known at the end.
 
-    Buffers may change: a module's own bookkeeping, such as counting batches, is left as it is.
+    Buffers may change, as running means do: such operations are left as they are.
 
     Raises:
         TraceError: x shares its memory with another tensor, which would have to change too.
@@ -69,7 +82,11 @@ def make_functional(ops: list[Op], values: Values) -> tuple[list[Op], dict[str, 
         first = op.args[0].name if op.args and isinstance(op.args[0], Ref) else ""
         if memory.stale.intersection(op.inputs()):
             raise _refusal(op)
-        if is_inplace(op) and values[first].kind != "buffer":
+        if is_inplace(op) and (values[first].kind == "buffer" or first in memory.buffers):
+            memory.buffers.update(op.outputs)
+            result.append(op)
+            continue
+        if is_inplace(op):
             result += _changed(op, memory)
             continue
         name = op.target.split(".")[1]

@@ -20,6 +20,8 @@ _IDENTITIES = {
 }  # fmt: skip
 _CASTS = {"to", "type_as", "float", "_to_copy"}
 _RESHAPES = {"view", "reshape", "expand", "_unsafe_view"}
+# What losses do to their two arguments.
+_BROADCASTS = ("aten.broadcast_tensors.default",)
 _ASSERTIONS = ("_assert", "sym_constrain", "_guard")
 
 
@@ -44,12 +46,21 @@ def remove_identities(ops: list[Op], values: Values) -> tuple[list[Op], dict[str
         )
         if op.target.split(".")[1].startswith(_ASSERTIONS):
             continue
+        if op.target in _BROADCASTS and _fits(op, values):
+            same |= {out: ref.name for out, ref in zip(op.outputs, op.args[0], strict=True)}
+            continue
         if _is_identity(op, values):
             source = op.args[0].name
             same[op.outputs[0]] = source
         else:
             kept.append(op)
     return kept, same
+
+
+def _fits(op: Op, values: Values) -> bool:
+    """Whether every tensor already has the shape of the broadcast."""
+    pairs = zip(op.outputs, op.args[0], strict=True)
+    return all(values[out].shape == values[ref.name].shape for out, ref in pairs)
 
 
 def _is_identity(op: Op, values: Values) -> bool:

@@ -13,7 +13,7 @@ from autopar.errors import TraceError
 from autopar.graph import Graph, Op, Value
 from autopar.trace.capture import Raw, capture
 from autopar.trace.factories import count_integers, plain_factories
-from autopar.trace.inplace import make_functional
+from autopar.trace.inplace import buffer_changes, make_functional
 from autopar.trace.layers import assign_units, build_layers, collect_calls
 from autopar.trace.masks import simplify_masks
 from autopar.trace.saved import observe_saved
@@ -83,7 +83,7 @@ def _simplify(ops: list[Op], raw: Raw) -> tuple[list[Op], dict[str, str]]:
     ops = simplify_masks(ops, raw.values)
     wanted = {more.get(n, n) for n in same.values()} & _made(ops)
     wanted &= _call_inputs(raw, same, more)
-    ops = remove_dead(ops, wanted | {raw.loss})
+    ops = remove_dead(ops, wanted | {raw.loss} | buffer_changes(ops, raw.values))
     propagate_grad(ops, raw.values)
     return ops, {**{k: more.get(v, v) for k, v in same.items()}, **more}
 

@@ -193,6 +193,24 @@ def make_instances() -> nn.Module:
     )  # fmt: skip
 
 
+class Remembering(nn.Module):
+    """An MLP that keeps a running mean of its own and reads it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.register_buffer("mean", torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.mean.mul_(0.9).add_(0.1 * x.mean(0))
+        return x + self.down(F.gelu(self.up(x - self.mean)))
+
+
+def make_remembering() -> nn.Module:
+    return nn.Sequential(*(Remembering(16) for _ in range(3)), nn.Linear(16, CLASSES))
+
+
 def make_alexnet() -> nn.Module:
     """Large linear layers behind small convolutions, as in the real one."""
     from examples.alexnet import AlexNet
@@ -264,6 +282,7 @@ CASES = {
     "alexnet": Case(make_alexnet, large_images, F.cross_entropy),
     "normalized": Case(Normalized, classified_images, F.cross_entropy),
     "vectors": Case(make_vectors, classified_vectors, F.cross_entropy),
+    "remembering": Case(make_remembering, classified_vectors, F.cross_entropy),
     "instances": Case(make_instances, classified_images, F.cross_entropy),
     "convolutions": Case(Convolutions, classified_images, F.cross_entropy),
     **HUGGING_FACE,

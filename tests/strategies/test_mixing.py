@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from autopar.errors import TraceError
 from autopar.strategies.mixing import find_mixing
 from autopar.trace import trace
 
@@ -72,8 +73,7 @@ def entropy(output, target):
 
 def masked_mean(output, target):
     mask = (target > 0).float()
-    losses = F.cross_entropy(output, target, reduction="none")
-    return (losses * mask).sum() / mask.sum().clamp(min=1)
+    return (output.square().mean(1) * mask).sum() / mask.sum().clamp(min=1)
 
 
 def two_terms(output, target):
@@ -93,18 +93,27 @@ def product(output, target):
 
 
 def worst(output, target):
-    return F.cross_entropy(output, target, reduction="none").max()
+    return output.square().mean(1).max()
 
 
 def contrastive(output, target):
     scores = F.normalize(output, dim=1) @ F.normalize(output, dim=1).t()
-    return F.cross_entropy(scores, torch.arange(len(output), device=output.device))
+    return F.cross_entropy(scores, torch.arange(output.shape[0], device=output.device))
 
 
 def balanced(output, target):
     """The auxiliary loss of mixtures of experts: shares of the choices times mean scores."""
     chosen = F.one_hot(output.argmax(1), CLASSES).float().mean(0)
     return (chosen * output.softmax(1).mean(0)).sum()
+
+
+def test_a_model_that_fixes_the_batch_is_refused():
+    def loss(output, target):
+        return F.cross_entropy(output, target) + torch.arange(len(output)).sum()
+
+    with pytest.raises(TraceError) as caught:
+        found(nothing, loss)
+    assert "x.shape[0]" in caught.value.hint
 
 
 def found(inside, loss):
