@@ -118,7 +118,7 @@ def cell(pool: Pool, name: str, plan: str) -> Cell:
 def run(pool: Pool, name: str, plan: Plan, devices: int) -> Cell:
     """Trains three steps on every rank and on the single device."""
     mixes = CASES[name.partition(":")[0]].mixes
-    reference = trained(name, plan.microbatch_size if mixes else SAMPLES)
+    reference = trained(name, plan.microbatch_size, plan.mesh.dp) if mixes else trained(name)
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "program.py")
         plan.emit(path, model="tests:none")
@@ -135,9 +135,9 @@ def run(pool: Pool, name: str, plan: Plan, devices: int) -> Cell:
 
 
 @cache
-def trained(name: str, microbatch: int) -> dict[str, Any]:
+def trained(name: str, microbatch: int = SAMPLES, dp: int = 1) -> dict[str, Any]:
     """The single device's losses, gradients and parameters."""
-    return single_device(name, microbatch)
+    return single_device(name, microbatch, dp)
 
 
 if __name__ == "__main__":

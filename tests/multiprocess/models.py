@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from tests.multiprocess.case import CLASSES, LAYERS, SAMPLES, TOKENS, VOCABULARY, Case
 from tests.multiprocess.huggingface import CASES as HUGGING_FACE
+from tests.multiprocess.recurrent import CASES as RECURRENT
+from tests.multiprocess.vision import CASES as VISION
 
 
 def make_gpt(layers: int = LAYERS) -> nn.Module:
@@ -175,16 +177,6 @@ class Bottleneck(nn.Module):
         return F.relu(x + self.outer(self.down(F.relu(self.inner(self.up(x))))))
 
 
-def make_vectors() -> nn.Module:
-    """Statistics with parameters and buffers, without parameters, without buffers."""
-    return nn.Sequential(
-        nn.Linear(16, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU(),
-        nn.Linear(32, 32, bias=False), nn.BatchNorm1d(32, affine=False), nn.ReLU(),
-        nn.Linear(32, 32, bias=False), nn.BatchNorm1d(32, track_running_stats=False), nn.ReLU(),
-        nn.Linear(32, CLASSES),
-    )  # fmt: skip
-
-
 def make_instances() -> nn.Module:
     """Statistics of each sample, of which running means over the samples are kept."""
     return nn.Sequential(
@@ -280,12 +272,13 @@ CASES = {
     "alternating": Case(Alternating, next_tokens, token_loss),
     "mlp": Case(make_mlp, classified_vectors, F.cross_entropy),
     "alexnet": Case(make_alexnet, large_images, F.cross_entropy),
-    "normalized": Case(Normalized, classified_images, F.cross_entropy),
-    "vectors": Case(make_vectors, classified_vectors, F.cross_entropy),
-    "remembering": Case(make_remembering, classified_vectors, F.cross_entropy),
+    "normalized": Case(Normalized, classified_images, F.cross_entropy, mixes=True),
+    "remembering": Case(make_remembering, classified_vectors, F.cross_entropy, mixes=True),
     "instances": Case(make_instances, classified_images, F.cross_entropy),
     "convolutions": Case(Convolutions, classified_images, F.cross_entropy),
     **HUGGING_FACE,
+    **VISION,
+    **RECURRENT,
 }
 
 
@@ -315,4 +308,5 @@ def loss_fn(name: str) -> Any:
 def loss_of(name: str, model: nn.Module, inputs: Any, target: Tensor | None) -> Tensor:
     """The loss on one device."""
     function = loss_fn(name)
-    return function(model(*inputs), target) if function else model(**inputs).loss
+    output = model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+    return function(output, target) if function else output.loss

@@ -43,15 +43,18 @@ def references() -> dict[str, dict[str, Any]]:
     return {}
 
 
-def single_device(name: str, microbatch: int = SAMPLES) -> dict[str, Any]:
-    """Losses, first gradients and last parameters; micro-batches run one after the other."""
+def single_device(name: str, microbatch: int = SAMPLES, dp: int = 1) -> dict[str, Any]:
+    """Losses, first gradients and last parameters; micro-batches run one after the other.
+
+    They are global ones: what ``dp`` ranks with ``microbatch`` samples each run at a time.
+    """
     model = build(name)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
     losses, gradients, unused = [], {}, []
     for step in range(STEPS):
         total = 0.0
-        for inputs, target in split(batch(name, step), microbatch):
-            loss = loss_of(name, model, inputs, target) * (microbatch / SAMPLES)
+        for inputs, target in split(batch(name, step), microbatch, dp):
+            loss = loss_of(name, model, inputs, target) * (dp * microbatch / SAMPLES)
             loss.backward()
             total += loss.item()
         if step == 0:
@@ -67,16 +70,19 @@ def single_device(name: str, microbatch: int = SAMPLES) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def split(value: Any, size: int) -> list[Any]:
-    """The micro-batches of a nest of global tensors; what is no tensor belongs to each."""
+def split(value: Any, size: int, dp: int = 1) -> list[Any]:
+    """The global micro-batches of a nest of tensors; what is no tensor belongs to each.
+
+    Each of ``dp`` ranks has a contiguous share, of which a micro-batch takes ``size`` samples.
+    """
     if isinstance(value, torch.Tensor):
-        return list(value.split(size))
-    parts = SAMPLES // size
+        return list(value.unflatten(0, (dp, -1, size)).transpose(0, 1).flatten(1, 2))
+    parts = SAMPLES // (size * dp)
     if isinstance(value, dict):
-        columns = [split(item, size) for item in value.values()]
+        columns = [split(item, size, dp) for item in value.values()]
         return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
     if isinstance(value, tuple):
-        return list(zip(*(split(item, size) for item in value), strict=True)) or [()] * parts
+        return list(zip(*(split(item, size, dp) for item in value), strict=True)) or [()] * parts
     return [value] * parts
 
 

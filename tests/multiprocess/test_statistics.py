@@ -6,36 +6,10 @@ import pytest
 import torch
 
 from autopar.errors import UsageError
-from tests.multiprocess.models import SAMPLES, batch, build, loss_of
-from tests.multiprocess.test_fidelity import RATE, STEPS, compare, make_plan, train
+from tests.multiprocess.case import SAMPLES
+from tests.multiprocess.test_fidelity import STEPS, compare, make_plan, single_device, train
 
 MICROBATCH = 2
-
-
-def single_device(name, dp=1):
-    """Runs the global micro-batches of each step one after the other, as statistics demand.
-
-    One of them is what all dp ranks run at the same time.
-    """
-    model = build(name)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
-    losses, gradients = [], {}
-    for step in range(STEPS):
-        (x,), y = batch(name, step)
-        parts = [[share.split(MICROBATCH) for share in tensor.chunk(dp)] for tensor in (x, y)]
-        count = len(parts[0][0])
-        total = 0.0
-        for i in range(count):
-            inputs, target = (torch.cat([share[i] for share in shares]) for shares in parts)
-            loss = loss_of(name, model, (inputs,), target) / count
-            loss.backward()
-            total += loss.item()
-        if step == 0:
-            gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(total)
-    return {"losses": losses, "gradients": gradients, "parameters": model.state_dict()}
 
 
 PLANS = [
@@ -45,7 +19,7 @@ PLANS = [
     ("normalized", (1, 2, 1), {"zero": 3, "recompute": "selective"}),
     ("normalized", (2, 2, 1), {"schedule": "1f1b", "recompute": "full"}),
     ("normalized", (1, 2, 2), {"zero": 2, "sequence_parallel": False}),
-    ("vectors", (1, 2, 1), {"zero": 0}),
+    ("batchnorm-mlp", (1, 2, 1), {"zero": 0}),
     ("remembering", (1, 1, 2), {}),
 ]
 
@@ -58,7 +32,7 @@ def test_equals_single_device_and_plan(ranks, tmp_path, name, degrees, pins):
     path = str(tmp_path / "program.py")
     plan.emit(path, model="tests:none")
     results = ranks(pp * dp * tp).run(train, path, name, timeout=120.0)
-    compare(plan, results, single_device(name, dp))
+    compare(plan, results, single_device(name, MICROBATCH, dp))
     counts = [b for n, b in results[0]["parameters"].items() if n.endswith("tracked")]
     assert set(map(int, counts)) <= {STEPS * SAMPLES // (dp * MICROBATCH)}
     notes = " ".join(plan.notes)
@@ -72,7 +46,7 @@ def test_bf16_keeps_statistics_in_fp32(ranks, tmp_path):
     plan = make_plan("normalized", 1, 2, 1, pins, precision="bf16")
     path = str(tmp_path / "program.py")
     plan.emit(path, model="tests:none")
-    reference = single_device("normalized", dp=2)
+    reference = single_device("normalized", MICROBATCH, dp=2)
     for result in ranks(2).run(train, path, "normalized", timeout=120.0):
         assert result["losses"] == pytest.approx(reference["losses"], rel=1e-2)
         assert result["kinds"] == plan.stages[0].prediction.collectives
@@ -92,7 +66,7 @@ def refused(name, pp, dp, tp, pins, **more):
 
 @pytest.mark.parametrize(
     ("name", "what"),
-    [("instances", "keeps running means"), ("remembering", "hands a sum or mean")],
+    [("instances", "keeps running means"), ("remembering", "changes a buffer")],
 )
 def test_what_is_not_synchronised_refuses_data_parallelism(name, what):
     error = refused(name, 1, 2, 1, {})
