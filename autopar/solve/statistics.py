@@ -51,7 +51,7 @@ def find_statistics(graph: Graph) -> Statistics:
     for found in find_mixing(graph):
         op = graph.ops[found.index]
         layer = owner.get(found.index, op.unit or "the inputs")
-        mixing.setdefault(layer, f"{name_of(op)} ({op.where}) {found.reason}")
+        mixing.setdefault(layer, f"{name_of(op)} at {op.where.strip()} {found.reason}")
     return Statistics(
         having(is_synchronised),
         mixing,
