@@ -22,7 +22,7 @@ from autopar.graph import Op, Ref, Size, Value
 from autopar.trace.constants import Constants
 from autopar.trace.expand import expand
 from autopar.trace.model import Recorder, find_blocks, find_units, meta_copy
-from autopar.trace.norms import call_plain_norms
+from autopar.trace.norms import call_plain_norms, check_momentum
 from autopar.trace.private import tree_flatten_with_path, tree_map, tree_unflatten
 from autopar.trace.repeats import Repeat, find_repeats
 from autopar.trace.stand_in import attach_stand_ins
@@ -80,6 +80,7 @@ def capture(
     Of blocks that are equal three are traced, and the others take over their operations. Where the
     blocks turn out not to be used equally, or where anything else goes wrong, all are traced.
     """
+    check_momentum(model)
     inputs = tree_map(partial(_to_meta, dtype=dtype), (args, kwargs))
     example = (*inputs, tree_map(_to_meta, target))
     repeats = find_repeats(model, find_blocks(model))

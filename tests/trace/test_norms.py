@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
-from autopar.trace.norms import call_plain_norms, has_sync_norms
+from autopar.errors import TraceError
+from autopar.trace.norms import call_plain_norms, check_momentum, has_sync_norms
 
 
 def test_sync_batch_norm_does_what_batch_norm_does():
@@ -18,6 +20,12 @@ def test_sync_batch_norm_does_what_batch_norm_does():
     torch.testing.assert_close(synchronised(x), expected)
     assert synchronised[1].num_batches_tracked == 2
     assert synchronised[1].forward.func is nn.BatchNorm2d.forward
+
+
+def test_cumulative_means_are_refused():
+    with pytest.raises(TraceError, match="momentum=None"):
+        check_momentum(nn.Sequential(nn.BatchNorm2d(4, momentum=None)))
+    check_momentum(nn.Sequential(nn.BatchNorm2d(4, momentum=None, track_running_stats=False)))
 
 
 def test_other_norms_are_left_alone():
