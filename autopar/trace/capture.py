@@ -21,6 +21,7 @@ from autopar.errors import TraceError
 from autopar.graph import Op, Ref, Size, Value
 from autopar.trace.constants import Constants
 from autopar.trace.expand import expand
+from autopar.trace.losses import UnreducedLosses, as_torch_does
 from autopar.trace.model import Recorder, find_blocks, find_units, meta_copy
 from autopar.trace.norms import call_plain_norms, check_momentum
 from autopar.trace.private import tree_flatten_with_path, tree_map, tree_unflatten
@@ -149,7 +150,7 @@ def _export(step: nn.Module, example: tuple[Any, ...], recorder: Recorder) -> Ex
     # torch prints what it had traced so far; the error below says what matters.
     logging.disable(logging.CRITICAL)
     try:
-        with contextlib.redirect_stderr(io.StringIO()), Constants():
+        with contextlib.redirect_stderr(io.StringIO()), Constants(), UnreducedLosses():
             return torch.export.export(step, example, dynamic_shapes=dynamic, strict=False)
     except TraceError:
         raise
@@ -270,7 +271,7 @@ class _Reader:
         args = tuple(self._arg(a) for a in node.args)
         kwargs = {k: self._arg(v) for k, v in node.kwargs.items() if k not in _DROPPED}
         op = Op(str(node.target), args, kwargs, tuple(outputs), "", _where(node), no_grad)
-        self.raw.ops.append(op)
+        self.raw.ops.append(as_torch_does(op))
 
     def _new_value(self, node: Any, name: str, tensor: Tensor, kind: Any, source: str) -> str:
         unique = name
