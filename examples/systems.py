@@ -79,9 +79,14 @@ SYSTEMS = (
     ),
     # --- sharded data parallel ---
     System(
-        "zero-2", "gradients and optimizer state sharded (DeepSpeed ZeRO-2)",
-        "llama.py", 2, {**DDP, "dp": 2, "zero": 2, "microbatch_size": 4},
+        "zero-1", "optimizer state sharded, gradients whole until they are reduced once per step",
+        "llama.py", 2, {**DDP, "dp": 2, "zero": 1, "microbatch_size": 2},
         {"all_gather": 5, "reduce_scatter": 5},
+    ),
+    System(
+        "zero-2", "gradients sharded too, reduced in each of two micro-batches (DeepSpeed)",
+        "llama.py", 2, {**DDP, "dp": 2, "zero": 2, "microbatch_size": 2},
+        {"all_gather": 5, "reduce_scatter": 10},
     ),
     System(
         "zero-3", "parameters sharded too, gathered for forward and again for backward",
@@ -198,7 +203,6 @@ ABSENT = {
     "ring all-reduce as a choice": "gloo and NCCL choose the algorithm of a collective themselves",
     "CPU offload of state or activations": "`CPUOffloadPolicy` of `fully_shard` moves nothing on a"
     " host without a GPU, so what it does could not be compared with its price",
-    "ZeRO-1": "gradients are sharded wherever optimizer state is",
     "expert parallelism": "routing by data is not in the sharding rules: experts are replicated or"
     " divided like any other weights",
 }

@@ -1,16 +1,18 @@
 """What ``fully_shard`` costs a layer: gathers, reductions, the bytes it holds.
 
-One primitive in four modes, by ``zero`` and the dp degree. With ``s`` the degree of sharding
+One primitive in five modes, by ``zero`` and the dp degree. With ``s`` the degree of sharding
 (1 for zero 0, dp otherwise), ``n`` elements per rank after the tp split and ``c`` bytes per
 element of compute:
 
 - always held: ``4 n / s`` of master parameters, ``4 n / s`` of gradients, optimizer state;
-- gathered parameters ``c n``: for the whole step with zero 0 and 2, and with zero 3 where there
-  are pipeline stages, which do not free what a backward has gathered; otherwise for one layer.
-  Flat buffers come on top: under zero 2 that of the layer which was gathered last, which
+- gathered parameters ``c n``: for the whole step with zero 0, 1 and 2, and with zero 3 where
+  there are pipeline stages, which do not free what a backward has gathered; otherwise for one
+  layer.
+  Flat buffers come on top: under zero 1 and 2 that of the layer which was gathered last, which
   ``fully_shard`` keeps until something else is gathered, under zero 3 that of the next layer too;
 - unreduced gradients: for a moment if they are reduced in every micro-batch. If only in the last
-  one, as zero 0 and every pipeline does, ``4 n`` of them stay, which the reduced ones replace;
+  one, as zero 0, zero 1 and every pipeline does, ``4 n`` of them stay, which the reduced ones
+  replace: there, and with one micro-batch, zero 1 is zero 2;
 - a reduction's flat buffer ``4 n``, and the gradients that are copied into it or out of it.
   Pipelines reduce when all their passes are over;
 - a copy of the gradients that are partial sums on tp, which travel as one.
@@ -137,7 +139,7 @@ def dp_group(cluster: Cluster, setting: Setting) -> Group:
 def gathers(setting: Setting, zero: int, stage: int) -> int:
     """How often one layer's parameters are gathered per step.
 
-    zero 2 gathers once and keeps them. zero 3 frees them behind the forward of every
+    zero 1 and 2 gather once and keep them. zero 3 frees them behind the forward of every
     micro-batch and gathers them again for backward; torch's pipeline stages do not free
     them behind a backward, so a forward that follows a backward finds them gathered.
     With more than three stages per rank torch's schedule itself frees and gathers them.
@@ -149,7 +151,7 @@ def gathers(setting: Setting, zero: int, stage: int) -> int:
             setting.schedule, setting.pp, setting.num_microbatches, setting.virtual_stages,
             zero, stage,
         )  # fmt: skip
-    if zero == 2:
+    if zero < 3:
         return 1
     return count_gathers(setting, stage)
 
@@ -181,7 +183,7 @@ def _scheduled_gathers(schedule: str, pp: int, m: int, v: int, zero: int, stage:
 
 def reductions(setting: Setting, zero: int) -> int:
     """How often one layer's gradients are reduced per step."""
-    every = zero > 0 and setting.pp == 1 and setting.traffic.every_microbatch
+    every = zero > 1 and setting.pp == 1 and setting.traffic.every_microbatch
     return setting.num_microbatches if every else 1
 
 
@@ -195,8 +197,8 @@ def state_bytes(cost: LayerCost, setting: Setting, zero: int) -> StateBytes:
     pipeline = setting.pp > 1
     # torch's pipeline stages do not free what a backward has gathered.
     kept = compute * n if zero < 3 or pipeline else 0
-    deferred = pipeline or (zero == 0 and setting.num_microbatches > 1)
-    buffers = {0: 0, 2: 1, 3: 2 if pipeline else 3}[zero]
+    deferred = pipeline or (zero < 2 and setting.num_microbatches > 1)
+    buffers = {0: 0, 1: 1, 2: 1, 3: 2 if pipeline else 3}[zero]
     gather = buffers * compute * n
     reduce = MASTER_BYTES * n + (MASTER_BYTES * held if deferred else compute * n)
     return StateBytes(
@@ -250,7 +252,7 @@ def dp_cost(
         return DpCost(forward, backward + hooks, sync, step, counts)
     backward = exposed(reduce, behind) if count > 1 else 0.0
     sync = 0.0 if count > 1 else exposed(reduce, behind)
-    first = times * exposed(gather, cost.forward_seconds) if zero == 2 else 0.0
+    first = times * exposed(gather, cost.forward_seconds) if zero else 0.0
     return DpCost(0.0, backward + hooks, sync + first + tp_sync, step, counts)
 
 

@@ -95,7 +95,7 @@ class Program:
         inputs: names of the model's inputs in the order of a tuple of them.
         blocks: module paths of the repeated blocks, in execution order.
         stages: (first, behind the last) index into ``blocks`` of each stage.
-        zero, recompute: per block; ``zero`` is 0, 2 or 3.
+        zero, recompute: per block; ``zero`` is 0, 1, 2 or 3.
         ends_zero: the same for all parameters outside the blocks.
         layers: per block the name of its class in ``classes``, None for the user's own module.
         classes: source of the classes, each a subclass of ``Parallel`` with ``PLACEMENTS``,

@@ -24,7 +24,7 @@ from autopar.solve.pins import LAYERED, pin_of
 from autopar.solve.price import time_bound
 from autopar.solve.problem import Candidate, Configuration, Option, Problem
 from autopar.solve.shardings import Offered, Shardings
-from autopar.solve.space import RECOMPUTE, ZERO
+from autopar.solve.space import FREE_ZERO, RECOMPUTE
 from autopar.strategies.patterns import ENDS, Classes, restrict
 from autopar.strategies.sharding import local_elements
 from autopar.trace.inplace import is_inplace
@@ -138,7 +138,7 @@ class Pricer:
     def menu(self, member: str, config: Configuration, layer: str = "") -> tuple[Option, ...]:
         """Every option of a class that the pins allow for the layer of this name."""
         pinned = pin_of(self.pins.get("zero"), layer)
-        free = ZERO if config.dp > 1 else ZERO[:1]
+        free = FREE_ZERO if config.dp > 1 else FREE_ZERO[:1]
         whole = not config.splits_backward  # see space.py
         modes = [r for r in self.recomputes(member, layer) if whole or r == "none"]
         return tuple(

@@ -47,7 +47,7 @@ def test_state_of_plain_fp32(cost):
     assert held.total == 16000
 
 
-@pytest.mark.parametrize(("zero", "share"), [(0, 1), (2, 4), (3, 4)])
+@pytest.mark.parametrize(("zero", "share"), [(0, 1), (1, 4), (2, 4), (3, 4)])
 def test_state_is_divided_by_the_shard_degree(cost, zero, share):
     """Master copy, optimizer state: 4 n / s and 8 n / s; the compute copy in bf16 is 2 n."""
     held = state_bytes(cost, setting(m=1), zero)
@@ -59,10 +59,28 @@ def test_state_is_divided_by_the_shard_degree(cost, zero, share):
 
 
 def test_zero_3_holds_least_and_gathers_most(cost):
-    totals = [state_bytes(cost, setting(), zero).total for zero in (0, 2, 3)]
+    totals = [state_bytes(cost, setting(), zero).total for zero in range(4)]
     assert totals == sorted(totals, reverse=True)
-    assert [gathers(setting(), zero, 0) for zero in (0, 2, 3)] == [0, 1, 2 * M]
-    assert [reductions(setting(), zero) for zero in (0, 2, 3)] == [1, M, M]
+    assert len(set(totals)) == 4
+    assert [gathers(setting(), zero, 0) for zero in range(4)] == [0, 1, 1, 2 * M]
+    assert [reductions(setting(), zero) for zero in range(4)] == [1, 1, M, M]
+
+
+def test_zero_1_keeps_whole_gradients_until_they_are_reduced_once(cost):
+    one, two = (state_bytes(cost, setting(), zero) for zero in (1, 2))
+    assert one.gradients == two.gradients + 4000
+    assert (one.parameters, one.optimizer) == (two.parameters, two.optimizer)
+    once, often = (dp_cost(CLUSTER, cost, setting(), zero, 0) for zero in (1, 2))
+    assert once.collectives == {"all_gather": 1, "reduce_scatter": 1}
+    assert often.collectives == {"all_gather": 1, "reduce_scatter": M}
+    assert once.backward_seconds < often.backward_seconds
+    assert once.sync_seconds > often.sync_seconds
+
+
+@pytest.mark.parametrize("other", [setting(m=1), setting(pp=2)])
+def test_zero_1_is_zero_2_where_gradients_are_reduced_once(cost, other):
+    assert state_bytes(cost, other, 1) == state_bytes(cost, other, 2)
+    assert dp_cost(CLUSTER, cost, other, 1, 0) == dp_cost(CLUSTER, cost, other, 2, 0)
 
 
 @pytest.mark.parametrize(("zero", "pp", "m", "waiting"), [
@@ -103,7 +121,7 @@ def test_nothing_is_gathered_or_reduced_alone(cost):
     assert alone.optimizer_seconds > 0
 
 
-@pytest.mark.parametrize("zero", [0, 2, 3])
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_collectives_are_counted(cost, zero):
     found = dp_cost(CLUSTER, cost, setting(), zero, 0).collectives
     kind = "reduce_scatter" if zero else "all_reduce"

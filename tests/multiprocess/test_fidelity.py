@@ -23,6 +23,7 @@ PLANS = [
     (1, 1, 2, {"sequence_parallel": False}),
     (1, 1, 2, {"sequence_parallel": True, "recompute": "full"}),
     (1, 2, 1, {"zero": 0, "microbatch_size": 2}),
+    (1, 2, 1, {"zero": 1, "microbatch_size": 2}),
     (1, 2, 1, {"zero": 2, "microbatch_size": 2}),
     (1, 2, 1, {"zero": 3, "microbatch_size": 2, "recompute": "full"}),
     (2, 1, 1, {"schedule": "1f1b", "microbatch_size": 2}),

@@ -41,6 +41,7 @@ def test_menu_has_every_mode_that_makes_a_difference():
     ]
     assert [o.key for o in shared().menu(BLOCK, ALONE)] == ["0/none", "0/selective", "0/full"]
     assert [o.key for o in shared().menu("head", DATA)] == ["0/none", "2/none", "3/none"]
+    assert [o.key for o in pricer(zero=1).menu("head", DATA)] == ["1/none"], "where a pin asks"
 
 
 def test_pins_leave_one_option():

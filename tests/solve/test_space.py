@@ -70,7 +70,7 @@ def test_every_factorisation_is_there(task):
         ({"dp": 4, "microbatch_size": 3}, "1, 2, 4"),
         ({"schedule": "dualpipe"}, "gpipe, 1f1b, interleaved_1f1b, zero_bubble"),
         ({"virtual_stages": 4}, "1, 2, 3"),  # six blocks on two ranks at least
-        ({"zero": 1}, "0, 2, 3"),
+        ({"zero": 4}, "0, 1, 2, 3"),
         ({"recompute": "some"}, "none, selective, full"),
         ({"sequence_parallel": 1}, "False, True"),
         ({"tp": True}, "1, 2, 4"),
