@@ -5,6 +5,8 @@ The loss falls, it is the single device's, and what is communicated is what the 
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -137,3 +139,17 @@ def test_trains_as_known(ranks, tmp_path, references, name):
             assert result["blocks"]
     if system.step:
         assert results[0]["step"] == system.step
+
+
+def test_command_runs_on_two_nodes(tmp_path):
+    """As a user types it: plan, price beside the optimum, two torchrun agents, losses."""
+    command = [sys.executable, str(FOLDER / "run.py"), "ddp-two-nodes", "--steps", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "autopar plan mlp.py:make --world-size 4" in done.stdout
+    assert "autopar would choose" in done.stdout
+    losses = [float(line.rpartition(" ")[2]) for line in done.stdout.splitlines()
+              if line.startswith("step ")]  # fmt: skip
+    assert len(losses) == 3
+    assert losses[2] < losses[0]
+    assert "measured" in done.stdout
