@@ -17,13 +17,12 @@ from autopar.cost.data_parallel import MASTER_BYTES, Setting, dp_cost, state_byt
 from autopar.cost.layer import LayerCost, OpCosts, boundary_bytes, can_keep, layer_cost
 from autopar.cost.schedule import SINGLE
 from autopar.cost.statistics import statistics_seconds
-from autopar.errors import UsageError
 from autopar.graph import Graph
 from autopar.solve.chain import undominated
 from autopar.solve.pins import LAYERED, pin_of
 from autopar.solve.price import time_bound
 from autopar.solve.problem import Candidate, Configuration, Option, Problem
-from autopar.solve.shardings import Offered, Shardings
+from autopar.solve.shardings import AIMS, Offered, Shardings
 from autopar.solve.space import FREE_ZERO, RECOMPUTE
 from autopar.strategies.patterns import ENDS, Classes, restrict
 from autopar.strategies.sharding import local_elements
@@ -104,19 +103,13 @@ class Pricer:
     def _pinned_sharding(self, member: str, config: Configuration) -> int:
         """The sharding of a class with the pinned aim.
 
-        Raises:
-            UsageError: it divides none of the products that others divide.
+        Where that would divide none of its work, the one with the next aim that does, those that
+        save more memory first.
         """
-        pinned, offered = self.pins["sharding"], self.offered(member, config)
-        found = [k for k, each in enumerate(offered) if pinned in each.aims]
-        if not found:
-            raise UsageError(
-                f"pin sharding={pinned!r}, which would divide none of the work of {member}",
-                expected="one of " + ", ".join(aim for each in offered for aim in each.aims),
-                where=f"pin, at tp={config.tp} and layout {config.layout}",
-                hint="choose one of these, or pin tp and sequence_parallel too",
-            )
-        return found[0]
+        names, offered = list(AIMS), self.offered(member, config)
+        at = names.index(self.pins["sharding"])
+        order = [*names[at:], *reversed(names[:at])]
+        return next(k for aim in order for k, each in enumerate(offered) if aim in each.aims)
 
     def _figures(
         self, members: Sequence[str], config: Configuration, tp_option: int

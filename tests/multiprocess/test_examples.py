@@ -74,7 +74,7 @@ def each_block(
     every = (range(len(program.BLOCKS)),)
     blocks = [
         stage.model.get_submodule(program.BLOCKS[i])
-        for stage in stages
+        for stage in parallel.stages
         for i in getattr(program, "STAGES", every)[getattr(stage, "index", 0)]
     ]
     handles = []

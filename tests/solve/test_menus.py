@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from functools import cache
 
 import pytest
 
 from autopar.cluster import Cluster
-from autopar.errors import UsageError
 from autopar.solve.menus import Pricer, world_size
 from autopar.solve.price import problem_bound
 from autopar.solve.problem import Configuration
@@ -61,13 +61,14 @@ def test_pinned_sharding_is_the_only_one():
         assert pinned.useful(BLOCK, ALONE) == free.useful(BLOCK, ALONE), "nothing is divided"
 
 
-def test_pinned_sharding_that_divides_nothing():
+def test_pinned_sharding_that_divides_nothing_makes_way_for_the_next():
     pinned = pricer(sharding="lean")
     key = (pinned.classes.home(BLOCK), TENSOR.tp, TENSOR.layout)
-    others = [o for o in pinned.offered(BLOCK, TENSOR) if "lean" not in o.aims]
-    pinned.shardings._found[key] = tuple(others)
-    with pytest.raises(UsageError, match="sharding='lean'"):
-        pinned.useful(BLOCK, TENSOR)
+    offered = pinned.offered(BLOCK, TENSOR)[0]
+    for left, taken in ((("fast", "smallest"), "smallest"), (("fast",), "fast")):
+        known = tuple(replace(offered, aims=(aim,)) for aim in left)
+        pinned.shardings._found[key] = known
+        assert known[pinned.useful(BLOCK, TENSOR)[0]].aim == taken
 
 
 def test_recomputation_keeps_the_input_and_runs_forward_again():
