@@ -203,6 +203,7 @@ ABSENT = {
     "ring all-reduce as a choice": "gloo and NCCL choose the algorithm of a collective themselves",
     "CPU offload of state or activations": "`CPUOffloadPolicy` of `fully_shard` moves nothing on a"
     " host without a GPU, so what it does could not be compared with its price",
-    "expert parallelism": "routing by data is not in the sharding rules: experts are replicated or"
-    " divided like any other weights",
+    "expert parallelism by pin": "whole experts are shared out over tp where that is cheaper than"
+    " to divide each of them, which no pin asks for; nor are tokens sent to them by all-to-all, as"
+    " routing by data has no price",
 }

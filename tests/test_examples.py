@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from examples.gpt import GPT, GPTConfig, batches, loss_fn, make
 from examples.run import list_systems
@@ -65,13 +66,15 @@ def test_measured_losses_fell():
 def test_shares_of_every_workload(file):
     module = importlib.import_module(f"examples.{file[0].removesuffix('.py')}")
     made = getattr(module, file[1])()
-    (whole,), target = module.batches(3, 8)
-    shares = [module.batches(3, 2, rank, 4) for rank in range(4)]
-    assert torch.equal(torch.cat([inputs[0] for inputs, _ in shares]), whole)
-    assert torch.equal(torch.cat([part for _, part in shares]), target)
-    assert not torch.equal(module.batches(4, 8)[1], target)
-    output = made["model"](*made["example_inputs"])
-    assert made["loss_fn"](output, made["example_target"]).ndim == 0
+    whole = tree_leaves(module.batches(3, 8))
+    shares = [tree_leaves(module.batches(3, 2, rank, 4)) for rank in range(4)]
+    for tensor, *parts in zip(whole, *shares, strict=True):
+        assert tensor is None or torch.equal(torch.cat(parts), tensor)
+    assert not torch.equal(tree_leaves(module.batches(4, 8))[0], whole[0])
+    inputs = made["example_inputs"]
+    output = made["model"](**inputs) if isinstance(inputs, dict) else made["model"](*inputs)
+    loss = made["loss_fn"](output, made["example_target"]) if "loss_fn" in made else output.loss
+    assert loss.ndim == 0
 
 
 def test_list(capsys):

@@ -74,7 +74,7 @@ def each_block(
     every = (range(len(program.BLOCKS)),)
     blocks = [
         stage.model.get_submodule(program.BLOCKS[i])
-        for stage in parallel.stages
+        for stage in stages
         for i in getattr(program, "STAGES", every)[getattr(stage, "index", 0)]
     ]
     handles = []
@@ -93,12 +93,19 @@ def single_device(system: System) -> list[float]:
     losses = []
     for step in range(STEPS):
         inputs, target = work.batches(step, made["global_batch_size"])
-        loss = made["loss_fn"](made["model"](*inputs), target)
+        loss = loss_of(made, inputs, target)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
     return losses
+
+
+def loss_of(made: dict[str, Any], inputs: Any, target: Any) -> Any:
+    """The loss on one device, the model's own where there is no function for it."""
+    model, function = made["model"], made.get("loss_fn")
+    output = model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+    return function(output, target) if function else output.loss
 
 
 @pytest.fixture(scope="module")
