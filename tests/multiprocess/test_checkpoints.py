@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import resource
+import signal
+from pathlib import Path
+
 import pytest
 import torch
+from torch.distributed.checkpoint import CheckpointException
 
 from autopar.emit.chassis import render
 from tests.emit.gpt_program import gpt_program
@@ -92,3 +97,54 @@ def test_load_full_state_dict(ranks, tmp_path, options):
     size = options.get("pp", 1) * options.get("dp", 1) * options.get("tp", 1)
     found = ranks(size).run(reload, write(tmp_path, 0, options))
     assert found == [len(build().state_dict())] + [0] * (size - 1)
+
+
+def damaged(path, folder, damage):
+    """The error of loading a checkpoint with one file lost, cut off or changed in one byte."""
+    module = load_program(path)
+    parallel = module.parallelize(build())
+    optimizer = torch.optim.AdamW(parallel.parameters(), lr=1e-3)
+    step(parallel, optimizer, 0)
+    parallel.save(folder, optimizer)
+    parallel.save(folder, optimizer)  # in the place of the first
+    shard = max(Path(folder).glob("*.distcp"), key=lambda file: file.stat().st_size)
+    torch.distributed.barrier()
+    if torch.distributed.get_rank() == 0:
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 1
+        kept = {"lost": None, "cut off": content[: len(content) // 2], "changed": content}[damage]
+        shard.unlink() if kept is None else shard.write_bytes(kept)
+    torch.distributed.barrier()
+    with pytest.raises(CheckpointException) as caught:
+        parallel.load(folder, optimizer)
+    return str(caught.value), shard.name
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut off", "changed"])
+def test_damaged_checkpoint_is_refused(ranks, tmp_path, damage):
+    path, folder = write(tmp_path, 0, {"dp": 2, "zero": (3,) * 4}), str(tmp_path / "checkpoint")
+    for message, name in ranks(2).run(damaged, path, folder, damage):
+        # torch finds the others by their checksums and tells the rank, but not the file.
+        assert (name in message) == (damage == "lost")
+
+
+def interrupted(path, folder):
+    """What is there after a save that ran out of disk."""
+    module = load_program(path)
+    parallel = module.parallelize(build())
+    optimizer = torch.optim.AdamW(parallel.parameters(), lr=1e-3)
+    step(parallel, optimizer, 0)
+    parallel.save(f"{folder}/step-3", optimizer)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    with pytest.raises(CheckpointException, match=r"write|File too large"):
+        parallel.save(f"{folder}/step-4", optimizer)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    parallel.load(f"{folder}/step-{module.steps_done(folder)}", optimizer)
+    return module.steps_done(folder)
+
+
+def test_a_write_cut_off_is_never_loaded(ranks, tmp_path):
+    path = write(tmp_path, 0, {"pp": 2})
+    assert ranks(2).run(interrupted, path, str(tmp_path / "checkpoints")) == [3, 3]
