@@ -35,19 +35,32 @@ from torch.distributed.tensor.parallel import (
 )
 from transformers import LlamaConfig, LlamaForCausalLM
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import gpt
+
 BATCH, TOKENS, MICROBATCHES, WARM_UP = 4, 64, 4, 3
 Step = Callable[[], float]
 PINS: dict[str, dict[str, Any]] = {
     "one": {"microbatch_size": BATCH},
+    "one-gpt": {"microbatch_size": BATCH},
+    "dp-gpt": {"dp": 2, "zero": 3, "microbatch_size": BATCH // 2},
     "dp": {"dp": 2, "zero": 3, "microbatch_size": BATCH // 2},
     "tp": {"tp": 2, "sequence_parallel": False, "sharding": "lean", "microbatch_size": BATCH},
     "pp": {"pp": 2, "schedule": "1f1b", "microbatch_size": BATCH // MICROBATCHES},
 }
 
 
-def make() -> dict[str, Any]:
-    """The workload: a Llama whose step takes a tenth of a second or two on one core."""
+def make(case: str = "") -> dict[str, Any]:
+    """The workload: a model whose step takes a tenth of a second or two on one core.
+
+    It is Hugging Face's Llama, or the example GPT, which makes no mask.
+    """
     torch.manual_seed(0)
+    if case.endswith("gpt"):
+        model = gpt.GPT(gpt.GPTConfig(1024, TOKENS, 4, 8, 256))
+        tokens = torch.randint(1024, (BATCH, TOKENS), generator=torch.Generator().manual_seed(1))
+        made = {"model": model, "example_inputs": (tokens,), "example_target": tokens}
+        return made | {"loss_fn": gpt.loss_fn, "global_batch_size": BATCH}
     config = LlamaConfig(
         vocab_size=1024, hidden_size=256, intermediate_size=704, num_hidden_layers=4,
         num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=TOKENS,
@@ -55,11 +68,10 @@ def make() -> dict[str, Any]:
     )  # fmt: skip
     tokens = torch.randint(1024, (BATCH, TOKENS), generator=torch.Generator().manual_seed(1))
     inputs = {"input_ids": tokens, "labels": tokens}
-    model = LlamaForCausalLM(config)
-    return {"model": model, "example_inputs": inputs, "global_batch_size": BATCH}
+    return {"model": LlamaForCausalLM(config), "example_inputs": inputs, "global_batch_size": BATCH}
 
 
-def emitted(path: str) -> Step:
+def emitted(case: str, path: str) -> Step:
     """A step of the emitted program, as its ``train`` does it."""
     spec = importlib.util.spec_from_file_location("emitted", path)
     assert spec is not None
@@ -67,7 +79,7 @@ def emitted(path: str) -> Step:
     program = importlib.util.module_from_spec(spec)
     sys.modules["emitted"] = program
     spec.loader.exec_module(program)
-    workload = make()
+    workload = make(case)
     parallel = program.parallelize(workload["model"])
     optimizer = program.optimizer_for(parallel, 1e-4)
     batches = program.example_batch(workload)
@@ -85,13 +97,15 @@ def emitted(path: str) -> Step:
 
 def by_hand(case: str) -> Step:
     """A step of the program by hand."""
-    workload = make()
-    model, tokens = workload["model"], workload["example_inputs"]["input_ids"]
+    workload = make(case)
+    model, inputs = workload["model"], workload["example_inputs"]
+    is_gpt = case.endswith("gpt")
+    tokens = inputs[0] if is_gpt else inputs["input_ids"]
     if case == "pp":
         return _pipeline(model, tokens)
-    if case == "dp":
+    if case.startswith("dp"):
         mesh = init_device_mesh("cpu", (2,))
-        for layer in model.model.layers:
+        for layer in model.transformer["h"] if is_gpt else model.model.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
         tokens = tokens.chunk(2)[0]  # an emitted program's example is the same on all dp ranks
@@ -100,11 +114,14 @@ def by_hand(case: str) -> Step:
     optimizer = _optimizer(model)
 
     def step() -> float:
-        loss = model(input_ids=tokens, labels=tokens).loss
+        if is_gpt:
+            loss = gpt.loss_fn(model(tokens), tokens)
+        else:
+            loss = model(input_ids=tokens, labels=tokens).loss
         loss.backward()
         _finish(model, optimizer)
         total = loss.detach()
-        if case == "dp":
+        if case.startswith("dp"):
             dist.all_reduce(total)
             total /= 2
         return float(total)
@@ -197,7 +214,7 @@ def _finish(model: nn.Module, optimizer: torch.optim.Optimizer, *, stages: bool 
 
 def measure(case: str, path: str, rounds: int, out: Path, profile: str) -> None:
     """One rank: steps of both in turns; rank 0 writes (seconds, losses) of each."""
-    ours = emitted(path)
+    ours = emitted(case, path)
     theirs = by_hand(case)
     taken: tuple[list[float], list[float]] = ([], [])
     for round_ in range(WARM_UP + rounds):
@@ -228,10 +245,11 @@ def compare(case: str, args: argparse.Namespace) -> None:
 
     pins = PINS[case]
     ranks = pins.get("dp", 1) * pins.get("tp", 1) * pins.get("pp", 1)
-    workload = make()
+    workload = make(case)
     plan = autopar.plan(
-        workload["model"], ranks, workload["example_inputs"], cluster="cpu", precision="fp32",
-        global_batch_size=BATCH, pin=pins,
+        workload["model"], ranks, workload["example_inputs"], workload.get("loss_fn"),
+        workload.get("example_target"), cluster="cpu", precision="fp32", global_batch_size=BATCH,
+        pin=pins,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         program, out = Path(name) / "program.py", Path(name) / "out.json"
@@ -239,7 +257,7 @@ def compare(case: str, args: argparse.Namespace) -> None:
         command = [__file__, "--worker", case, str(program), str(out), "--rounds", str(args.rounds)]
         torchrun([*command, "--profile", args.profile], ranks, Path(name), 600.0)
         ours, theirs = json.loads(out.read_text())
-    print(f"{case:4s}", flush=True, end="")
+    print(f"{case:7s}", flush=True, end="")
     for label, of in (("10th percentile", _tenth), ("median", statistics.median)):
         one, other = of(ours), of(theirs)
         print(f" {label} {1e3 * one:7.2f} / {1e3 * other:7.2f} ms = {one / other:.3f}", end="")
