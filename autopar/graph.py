@@ -23,6 +23,8 @@ DTYPE_BYTES = {
     "bfloat16": 2,
     "float32": 4,
     "float64": 8,
+    "complex64": 8,
+    "complex128": 16,
 }
 
 ValueKind = Literal["input", "parameter", "buffer", "activation"]

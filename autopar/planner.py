@@ -41,6 +41,7 @@ from autopar.strategies.sharding import Sharding
 from autopar.strategies.sharding_json import encode_pattern, encode_sharding
 from autopar.trace import trace
 from autopar.trace.norms import has_sync_norms
+from autopar.trace.opaque import OPAQUE
 from autopar.workload import Workload, parameters_of
 
 # What a search gets at least: even a time limit that the trace has used up may find a plan.
@@ -439,12 +440,19 @@ def _notes(traced: _Traced, config: Configuration) -> tuple[str, ...]:
         for op in (graph.ops[i] for i in pattern.ops):
             if not is_known(op, graph.values, config.tp):
                 saved = (1 - 1 / config.tp) * _whole_seconds(traced, op, config.microbatch_size)
-                lost[op.target] = lost.get(op.target, 0.0) + times * saved
+                lost[_spoken(op)] = lost.get(_spoken(op), 0.0) + times * saved
     return tuple(
         f"no way to divide {target} was found: whole on every tp rank, which costs up to"
         f" {1e3 * seconds:.2g} ms per micro-batch"
         for target, seconds in sorted(lost.items())
     )
+
+
+def _spoken(op: Op) -> str:
+    """How the notes name an op; one that stands for a module by the module."""
+    if op.target != OPAQUE:
+        return op.target
+    return f"the module {op.args[2]}, whose shapes or branches depend on values,"
 
 
 def _whole_seconds(traced: _Traced, op: Op, batch: int) -> float:

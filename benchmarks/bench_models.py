@@ -49,7 +49,7 @@ PLANS: dict[str, tuple[int, dict[str, Any]]] = {
 # What the issue of any model names; --all adds the others of tests/multiprocess/models.py.
 NAMED = (
     "gpt2", "llama", "hf-qwen3", "hf-mixtral", "bert", "vit", "hf-gptj", "t5", "whisper",
-    "hf-mamba", "gpt",
+    "hf-mamba", "mingpt", "llama2", "moe-dense", "moe-odd", "moe-loop",
 )  # fmt: skip
 TIMEOUT_SECONDS = 240.0
 

@@ -84,6 +84,17 @@ def _grouped(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost
     return _product(cluster, factors, (max(1, rows // experts), n, k), held)
 
 
+def _opaque(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
+    """A module of the user's, by its own count of flops: one product of as many."""
+    inputs, held, _, _, flops, _ = op.args
+    x = values[inputs[0].name]
+    batch, rows = shapes[x.name][0] // x.shape[0].coefficient, math.prod(shapes[x.name][:-1])
+    k = shapes[x.name][-1]
+    n = max(1, batch * flops // (2 * rows * k))
+    factors = tuple(values[tensors[0].name] for tensors in (inputs, held))
+    return _product(cluster, factors, (rows, n, k), 1)
+
+
 def _product(
     cluster: Cluster, factors: tuple[Value, ...], sizes: tuple[int, int, int], batch: int
 ) -> OpCost:
@@ -221,6 +232,7 @@ _PRICES: dict[str, Callable[[Cluster, Op, Values, Shapes], OpCost]] = {
     "matmul": _gemm,
     "mm": _gemm,
     "bmm": _gemm,
+    "opaque": _opaque,
     **dict.fromkeys(("_grouped_mm", "grouped_mm_fallback"), _grouped),
     "scaled_dot_product_attention": _attention,
     "embedding": _embedding,

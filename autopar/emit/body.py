@@ -128,6 +128,8 @@ class Body:
         if name_of(op) == "batch_norm":
             self._count_batch(op)
         text = _SPECIAL[special](self, op, states, writer) if special else writer.expression(op)
+        if name_of(op) == "opaque":
+            text = self._module(op)
         self.used |= {HELPED[name_of(op)]} if name_of(op) in HELPED else set()
         self._assign(op, self._biased_linear(op, text), outputs)
 
@@ -156,6 +158,14 @@ class Body:
         joined = name_of(op) == "add" and product.startswith("F.linear(") and plus
         whole = joined and product.endswith(")") and op.args[0].name in self._biased
         return f"{product[:-1]}, {bias})" if whole else text
+
+    def _module(self, op: Op) -> str:
+        """A call of a module that could not be traced."""
+        module = self._path(op.args[2])
+        inputs = [self.read(a.name, R) for a in op.args[0]]
+        if self.sharding is None or self.sharding.unsplit:
+            return f"{module}({', '.join(inputs)})"
+        return self._helper("run_whole", module, *inputs)
 
     def average(self, op: Op, states: dict[str, State], writer: Writer) -> str:
         """The mean of equal shards, of which the ranks' results add up to the mean of all."""
@@ -243,6 +253,8 @@ class Body:
 
     def _base_name(self, op: Op) -> str:
         """The module's own name for products and normalisations, the operation's otherwise."""
+        if name_of(op) == "opaque":
+            return str(op.args[2]).rpartition(".")[2]
         read = (self.graph.values[n] for n in op.inputs())
         sources = [spelled(self.graph, v.source, op.unit) for v in read if v.kind == "parameter"]
         for source in sources:

@@ -21,6 +21,7 @@ MULTI = ("interleaved_1f1b", "zero_bubble")
 NEEDS = {
     "sharded_cross_entropy": ("all_reduce",),
     "sharded_batch_norm": ("narrow",),
+    "run_whole": ("local",),
 }
 HELPERS = (
     "enter",
@@ -38,6 +39,7 @@ HELPERS = (
     "rows_cross_entropy",
     "sharded_batch_norm",
     "grouped_mm",
+    "run_whole",
     "count_batch",
     "shard_rng",
 )

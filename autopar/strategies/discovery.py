@@ -199,6 +199,8 @@ def _draw(value: Value, batch: int) -> Tensor:
     shape = [size.at(batch) for size in value.shape]
     if value.dtype == "bool":
         return torch.rand(shape) > 0.5
+    if value.dtype.startswith("complex"):
+        return torch.randn(shape, dtype=torch.complex128).requires_grad_(value.requires_grad)
     if not value.dtype.startswith(("float", "bfloat")):
         return torch.randint(INTEGERS, shape, dtype=getattr(torch, value.dtype))
     return (torch.rand(shape, dtype=torch.float64) + 0.5).requires_grad_(value.requires_grad)
@@ -235,6 +237,6 @@ def _joined(parts: list[Tensor], whole: Tensor) -> tuple[int | None] | None:
 
 
 def _close(found: Tensor, wanted: Tensor) -> bool:
-    if not wanted.dtype.is_floating_point:
+    if not (wanted.dtype.is_floating_point or wanted.dtype.is_complex):
         return torch.equal(found, wanted)
     return torch.allclose(found, wanted, rtol=1e-6, atol=1e-8, equal_nan=True)

@@ -41,6 +41,8 @@ RULES = {
     "tril": "... !y !x -> ... !y !x",
     "triu": "... !y !x -> ... !y !x",
     "bucketize": "..., !k -> ...",
+    "view_as_complex": "... !parts -> ...",
+    "view_as_real": "... -> ... !parts",
 }
 POINTWISE = frozenset({
     "add", "sub", "mul", "div", "neg", "pow", "exp", "exp2", "expm1", "log", "log1p", "log2",
@@ -54,7 +56,7 @@ POINTWISE = frozenset({
     "nan_to_num", "leaky_relu", "elu", "selu", "celu", "softplus", "hardswish", "hardsigmoid",
     "hardtanh", "mish", "relu6", "log_sigmoid", "threshold", "hardshrink", "softshrink",
     "rsub", "addcmul", "addcdiv", "lerp", "logaddexp", "xlogy", "zeros_like", "ones_like",
-    "full_like", "detach",
+    "full_like", "detach", "polar",
 })  # fmt: skip
 # Linear in their only input: partial sums and partial gradients pass through unreduced.
 LINEAR = frozenset({

@@ -24,6 +24,13 @@ from autopar.trace.expand import expand
 from autopar.trace.losses import UnreducedLosses, as_torch_does
 from autopar.trace.model import Recorder, find_blocks, find_units, meta_copy
 from autopar.trace.norms import call_plain_norms, check_momentum
+from autopar.trace.opaque import (
+    Described,
+    Observed,
+    ValueDependentError,
+    attach_opaque,
+    find_opaque,
+)
 from autopar.trace.private import tree_flatten_with_path, tree_map, tree_unflatten
 from autopar.trace.repeats import Repeat, find_repeats
 from autopar.trace.stand_in import attach_stand_ins
@@ -84,15 +91,51 @@ def capture(
     check_momentum(model)
     inputs = tree_map(partial(_to_meta, dtype=dtype), (args, kwargs))
     example = (*inputs, tree_map(_to_meta, target))
+    observed: dict[str, Observed] = {}
+    while True:
+        recorder = Recorder()
+        try:
+            return _capture_few(model, example, loss_fn, dtype, observed, recorder)
+        except ValueDependentError as error:
+            found = find_opaque(
+                meta_copy(model, dtype).train(), error.path, _described_calls(recorder), observed
+            )
+            if not found:
+                raise
+            _logger.info("one operation each, because of values: %s", ", ".join(found))
+            observed |= found
+
+
+def _capture_few(
+    model: nn.Module, example: tuple[Any, ...], loss_fn: Callable[..., Tensor] | None,
+    dtype: torch.dtype, observed: dict[str, Observed], recorder: Recorder,
+) -> Raw:  # fmt: skip
+    """Leaves blocks out, or traces all if that fails."""
     repeats = find_repeats(model, find_blocks(model))
     if repeats:
         try:
-            return _capture(model, example, loss_fn, dtype, repeats)
+            return _capture(model, example, loss_fn, dtype, repeats, observed, Recorder())
         except Exception as error:  # the same error comes up again if it is about the model
             _logger.info(
                 "tracing every block, which takes longer: %s", str(error).partition("\n")[0]
             )
-    return _capture(model, example, loss_fn, dtype, ())
+    return _capture(model, example, loss_fn, dtype, (), observed, recorder)
+
+
+def _described_calls(recorder: Recorder) -> dict[str, tuple[Described, ...]]:
+    """The arguments of modules that are called with positional tensors of known sizes alone."""
+    found = {}
+    for path, (args, kwargs) in recorder.entered.items():
+        try:
+            found[path] = tuple(_describe(argument) for argument in (*args, *kwargs.values()))
+        except (TraceError, AttributeError):  # sizes that depend on values, or no tensor
+            continue
+    return {path: calls for path, calls in found.items() if not recorder.entered[path][1]}
+
+
+def _describe(argument: Tensor) -> Described:
+    """Shape and dtype of a tensor in the trace."""
+    return tuple(_size(size, "") for size in argument.shape), argument.dtype
 
 
 def _capture(
@@ -101,14 +144,17 @@ def _capture(
     loss_fn: Callable[..., Tensor] | None,
     dtype: torch.dtype,
     repeats: tuple[Repeat, ...],
+    observed: dict[str, Observed],
+    recorder: Recorder,
 ) -> Raw:
     omitted = tuple(path for repeat in repeats for path in repeat.omitted)
     blocks = find_blocks(model)
     copy = meta_copy(model, dtype, hollow=omitted).train()
     _disable_cache(copy)
     call_plain_norms(copy)
-    recorder = Recorder()
     units = tuple(path for path in find_units(model, blocks) if path not in omitted)
+    kept = {path: facts for path, facts in observed.items() if not path.startswith(_below(omitted))}
+    attach_opaque(copy, kept, _describe)
     recorder.attach(copy, units)
     attach_stand_ins(copy, repeats, recorder)
     exported = _export(_Step(copy, loss_fn), example, recorder)
@@ -118,6 +164,10 @@ def _capture(
     _Reader(raw, exported, frozen).read()
     raw.ops = expand(raw.ops, raw.values, repeats)
     return raw
+
+
+def _below(paths: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{path}." for path in paths)
 
 
 def _disable_cache(model: nn.Module) -> None:
@@ -167,7 +217,8 @@ def _trace_error(error: Exception, recorder: Recorder) -> TraceError:
     text = str(error).strip().splitlines()
     reason = text[0] if text else type(error).__name__
     data_dependent = "data-dependent" in str(error) or "DataDependent" in type(error).__name__
-    return TraceError(
+    kind = ValueDependentError if data_dependent else TraceError
+    found = kind(
         f"cannot trace the model: {reason}",
         expected="a forward whose control flow does not depend on tensor values",
         where=f"{module}, {_user_line(error)}",
@@ -175,6 +226,9 @@ def _trace_error(error: Exception, recorder: Recorder) -> TraceError:
         if data_dependent
         else "make this call traceable by torch.export, or pass inputs that avoid it",
     )
+    if isinstance(found, ValueDependentError):
+        found.path = stack[-1] if stack else ""
+    return found
 
 
 def _user_line(error: BaseException) -> str:
@@ -356,12 +410,18 @@ def _size(value: Any, where: str) -> Size:
     coefficient, rest = expression.as_coeff_Mul()
     if rest == 1:
         return Size(int(coefficient))
-    if rest.is_symbol and coefficient.is_integer:
+    if rest.is_symbol and coefficient.is_integer and value.node.has_hint():
         return Size(int(coefficient), 1)
-    raise TraceError(
+    kind = TraceError if value.node.has_hint() else ValueDependentError
+    error = kind(
         f"a size is {expression}", expected="a multiple of the batch size", where=where,
-        hint="keep samples of a batch apart: dim 0 of every input is the batch",
+        hint="keep samples of a batch apart: dim 0 of every input is the batch"
+        if value.node.has_hint()
+        else "a shape must not depend on the values of a tensor: write torch.where for x[mask]",
     )  # fmt: skip
+    if isinstance(error, ValueDependentError):
+        error.path = where.partition(" ")[0]
+    raise error
 
 
 def _where(node: Any) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autopar.graph import Op, Ref, Value, refs
+from autopar.trace.opaque import OPAQUE, moved
 from autopar.trace.repeats import NotRepeatedError, Repeat
 from autopar.trace.simplify import substitute
 from autopar.trace.stand_in import STAND_IN
@@ -102,7 +103,7 @@ def _rows(body: _Body, values: Values) -> list[Any]:
             arguments: Any = op.args[1].removeprefix(body.path)
         else:
             _name_sources(op, body, values, local)
-            arguments = substitute((op.args, op.kwargs), local)
+            arguments = substitute((moved(op, body.path, ""), op.kwargs), local)
             if is_mark(op, body.path, "out"):
                 arguments = (arguments[0][0], op.args[1].removeprefix(body.path))
         local.update({name: f"v{len(local) + k}" for k, name in enumerate(op.outputs)})
@@ -149,6 +150,8 @@ def _replicate(body: _Body, call: Op, values: Values, number: int) -> list[Op]:
 def _moved(op: Op, names: dict[str, str], passed: dict[str, Ref], paths: tuple[str, str]) -> Op:
     """``op`` of the block at the first path as the block at the second has it."""
     args: tuple[Any, ...] = substitute(op.args, names)
+    if op.target == OPAQUE:
+        args = substitute(moved(op, *paths), names)
     if op.target == MARK:
         args = (passed.get(op.args[1], args[0]), _moved_path(op.args[1], paths))
     return dataclasses.replace(

@@ -11,6 +11,7 @@ from typing import Any
 
 from autopar.graph import Call, Layer, Op, Value, refs
 from autopar.trace.model import Recorder, as_call
+from autopar.trace.opaque import moved
 from autopar.trace.simplify import substitute
 
 Values = dict[str, Value]
@@ -225,7 +226,8 @@ def _signature(path: str, group: tuple[int, ...], ops: list[Op], values: Values,
                 local[name] = value.source.removeprefix(f"{path}.") + str(_describe(value))
         for out in op.outputs:
             local[out] = f"v{len(local)}"
-        rows.append([op.target, repr(substitute((op.args, op.kwargs), local)), op.no_grad])
+        arguments = substitute((moved(op, path, ""), op.kwargs), local)
+        rows.append([op.target, repr(arguments), op.no_grad])
     rows.append([[local[n], n in chained] for n in sent])
     rows.append(repr(substitute(call.outputs, local)) if call else None)
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]

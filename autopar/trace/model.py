@@ -139,7 +139,8 @@ class Recorder:
 
     ``stack`` holds the paths of the modules that are running, so that an error can
     name the module in which the trace stopped. ``samples`` holds, for the units in ``watched``,
-    the arguments as they were passed and the output as it was handed on. ``passed`` holds, for each
+    the arguments as they were passed and the output as it was handed on. ``entered`` holds the
+    arguments of every module's last call. ``passed``  holds, for each
     unit that is running, its arguments and what they were when it was called.
     """
 
@@ -149,6 +150,7 @@ class Recorder:
     stack: list[str] = field(default_factory=list)
     watched: frozenset[str] = frozenset()
     samples: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    entered: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     passed: list[tuple[Any, Any]] = field(default_factory=list)
 
     def attach(self, model: nn.Module, units: tuple[str, ...]) -> None:
@@ -156,10 +158,17 @@ class Recorder:
         for path, module in model.named_modules():
             if path in units:
                 module.register_forward_pre_hook(self._enter_unit(path), with_kwargs=True)
-            module.register_forward_pre_hook(lambda *_, path=path: self.stack.append(path))
+            module.register_forward_pre_hook(self._enter(path), with_kwargs=True)
             module.register_forward_hook(lambda *_: self._leave())
             if path in units:
                 module.register_forward_hook(self._leave_unit(path))
+
+    def _enter(self, path: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self.stack.append(path)
+            self.entered[path] = (args, kwargs)
+
+        return hook
 
     def _leave(self) -> None:
         self.stack.pop()

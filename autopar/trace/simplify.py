@@ -186,5 +186,5 @@ def propagate_grad(ops: list[Op], values: Values) -> None:
     for op in ops:
         grad = not op.no_grad and any(values[n].requires_grad for n in op.inputs())
         for name in op.outputs:
-            floating = values[name].dtype.startswith(("float", "bfloat"))
+            floating = values[name].dtype.startswith(("float", "bfloat", "complex"))
             values[name] = dataclasses.replace(values[name], requires_grad=grad and floating)

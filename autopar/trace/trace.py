@@ -57,7 +57,7 @@ def trace(
     calls = collect_calls(marked, raw.recorder, same)
     layers, context = build_layers(ops, raw.values, raw.blocks, calls, tied)
     graph = Graph(
-        values=_used_values(ops, raw.values),
+        values=_used_values(ops, raw),
         ops=tuple(ops),
         calls={path: calls[path] for path in calls},
         layers=layers,
@@ -106,9 +106,10 @@ def _call_inputs(raw: Raw, same: dict[str, str], more: dict[str, str]) -> set[st
     return names
 
 
-def _used_values(ops: list[Op], values: dict[str, Value]) -> dict[str, Value]:
+def _used_values(ops: list[Op], raw: Raw) -> dict[str, Value]:
+    """What the ops read and make, and all inputs: a user may pass some that nothing reads."""
     used = dict.fromkeys(n for op in ops for n in (*op.inputs(), *op.outputs))
-    return {name: values[name] for name in used}
+    return {name: raw.values[name] for name in (used | dict.fromkeys(raw.inputs.values()))}
 
 
 def _tied(model: nn.Module) -> tuple[tuple[str, ...], ...]:

@@ -13,6 +13,7 @@ from tests.multiprocess.case import CLASSES, LAYERS, SAMPLES, TOKENS, VOCABULARY
 from tests.multiprocess.huggingface import CASES as HUGGING_FACE
 from tests.multiprocess.recurrent import CASES as RECURRENT
 from tests.multiprocess.vision import CASES as VISION
+from tests.multiprocess.scratch import CASES as SCRATCH
 
 
 def make_gpt(layers: int = LAYERS) -> nn.Module:
@@ -279,6 +280,7 @@ CASES = {
     **HUGGING_FACE,
     **VISION,
     **RECURRENT,
+    **SCRATCH,
 }
 
 

@@ -99,6 +99,8 @@ def draw(shape: list[int], dtype: str, limit: int) -> Tensor:
         return torch.rand(shape) > 0.5
     if dtype.startswith("int"):
         return torch.randint(limit, shape)
+    if dtype.startswith("complex"):
+        return torch.randn(shape, dtype=torch.complex128)
     return torch.rand(shape, dtype=torch.float64) + 0.5
 
 
@@ -142,7 +144,8 @@ def check_strategy(op: Op, strategy: Strategy, values: Values, tp: int) -> None:
 
 
 def _leaf(tensor: Tensor, value: Value) -> Tensor:
-    return tensor.requires_grad_(value.requires_grad and tensor.is_floating_point())
+    learned = tensor.is_floating_point() or tensor.is_complex()
+    return tensor.requires_grad_(value.requires_grad and learned)
 
 
 def _cut_all(tensors: Tensors, strategy: Strategy, values: Values, tp: int) -> list[Tensors]:
@@ -279,7 +282,7 @@ def made(op: Op, values: Values) -> None:
     for name, result in zip(op.outputs, run(op, tensors, BATCH, "meta"), strict=True):
         shape = tuple(Size(size) for size in result.shape)
         dtype = str(result.dtype).removeprefix("torch.")
-        gradient = learned and dtype.startswith("float")
+        gradient = learned and dtype.startswith(("float", "complex"))
         values[name] = Value(name, shape, dtype, requires_grad=gradient)
 
 
@@ -287,7 +290,7 @@ def value(
     name: str, shape: Sequence[int], dtype: str = "float32", *, learned: bool = True
 ) -> Value:
     """An activation of a fixed shape; integers never have a gradient."""
-    gradient = learned and dtype.startswith("float")
+    gradient = learned and dtype.startswith(("float", "complex"))
     return Value(name, tuple(map(Size, shape)), dtype, requires_grad=gradient)
 
 

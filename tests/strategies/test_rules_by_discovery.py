@@ -233,6 +233,9 @@ EXAMPLES = {
     "min": op_of("aten.min.other", X, Y),
     "linalg_vector_norm": op_of("aten.linalg_vector_norm.default", X, 2, (1,)),
     "_weight_norm": op_of("aten._weight_norm.default", X, Ref("along_last"), 2),
+    "view_as_complex": op_of("aten.view_as_complex.default", Ref("pairs")),
+    "view_as_real": op_of("aten.view_as_real.default", Ref("phases")),
+    "polar": op_of("aten.polar.default", X, Y),
     "index_put": op_of("aten.index_put.default", X, (None, Ref("rows")), Ref("y_rows")),
     "grouped_mm_fallback": op_of(
         "transformers.grouped_mm_fallback.default", Ref("left"), Ref("experts"), Ref("ends")
@@ -315,6 +318,7 @@ MORE = {
     "slope": (1,),
     "along_last": (1, 1, 8),
     "y_rows": (4, 10, 8),
+    "pairs": (4, 6, 2),
     "experts": (4, 8, 10),
     "squared": (4, 6, 6),
     "small": (4, 6),
@@ -326,6 +330,7 @@ def values_for(op: Op) -> dict:
     """The inputs of an example, and what it makes of them."""
     values = {name: value(name, shape) for name, shape in {**SHAPES, **MORE}.items()}
     values |= {name: value(name, shape, "int64") for name, shape in INTEGERS.items()}
+    values["phases"] = value("phases", (4, 6), "complex64")
     values["ends"] = value("ends", (4,), "int32")
     values["pixels"] = value("pixels", (4, 6, 6), "int64")
     values |= {n: value(n, (8,), learned=False) for n in ("mean", "variance")}
