@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from autopar.errors import TraceError
 from autopar.graph import Size
 from autopar.trace import trace
+from autopar.trace.opaque import OPAQUE
 from tests.trace.models import (
     Branches,
     Chain,
@@ -28,12 +29,18 @@ def refused(model, **more):
 
 
 def test_control_flow_on_values_names_module_and_line():
-    error = refused(Chain(Branches))
+    error = refused(Branches())
     assert "data-dependent" in error.found
-    assert "'blocks.0'" in error.where
+    assert "the model's own forward" in error.where
     first = Branches.forward.__code__.co_firstlineno
     assert f"models.py:{first + 1}" in error.where
     assert "torch.where" in error.hint
+
+
+def test_control_flow_in_a_block_is_left_to_the_block():
+    graph = graph_of(Chain(Branches))
+    blocks = [layer for layer in graph.layers if layer.kind == "block"]
+    assert [[graph.ops[i].target for i in layer.ops] for layer in blocks] == [[OPAQUE]] * 2
 
 
 def test_no_loss():
