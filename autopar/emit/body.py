@@ -262,9 +262,7 @@ class Body:
             if parts:
                 return parts[-1]
         base = name_of(op).strip("_")
-        return {"scaled_dot_product_attention": "attention", "cross_entropy_loss": "loss"}.get(
-            base, base
-        )
+        return _BASES.get(base, base)
 
     def _call(self, call: Call) -> None:
         """``x = self.model.wte(idx)``, as the user's model does."""
@@ -376,6 +374,11 @@ _SPECIAL: dict[str, Callable[[Body, Op, dict[str, State], Writer], str]] = {
     "sharded_batch_norm": Body.sharded_batch_norm,
     "sharded_experts": Body.sharded_experts,
 }
+_BASES = {
+    "scaled_dot_product_attention": "attention", "cross_entropy_loss": "loss",
+    "split_with_sizes": "split",
+    **dict.fromkeys(("grouped_mm", "grouped_mm_fallback"), "expert_rows"),
+}  # fmt: skip
 _NOTES = {"P": " partial sums", "D": " rows of this rank's experts"}
 _SUFFIX = {"R": "full", "V": "full", "S": "shard"}
 

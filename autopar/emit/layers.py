@@ -114,7 +114,7 @@ def _layer_class(session: _Session, pattern: Pattern, sharding: Sharding, name: 
     slots = session.classes.reads[first]
     namer = Namer((*RESERVED, *slots))
     extra = context_inputs(graph, pattern, pattern.name)
-    arguments = [*slots, *(namer.bind(n, readable(n)) for n in extra)]
+    arguments = [*slots, *(namer.bind(n, _argument(graph, n)) for n in extra)]
     namer.names |= dict(zip(pattern.received, slots, strict=True))
     body = Body(graph, sharding, "self", pattern.name, namer, notes=session.notes)
     body.write(pattern.ops, pattern.sent)
@@ -325,6 +325,12 @@ def _blocks_context(session: _Session, namer: Namer) -> list[str]:
 
 def _call_values(call: Call) -> list[str]:
     return list(dict.fromkeys(refs((call.args, call.kwargs))))
+
+
+def _argument(graph: Graph, name: str) -> str:
+    """The argument of a layer by which it gets a value; a buffer's own name."""
+    value = graph.values[name]
+    return value.source.rpartition(".")[2] if value.kind == "buffer" else readable(name)
 
 
 def readable(name: str) -> str:

@@ -174,7 +174,7 @@ class Writer:
             return Text(f"{argument} // TP")
         if parameter == "training":  # without running statistics, those of the samples always count
             return Text("self.training") if isinstance(op.args[3], Ref) else True
-        alike = isinstance(argument, tuple) and len(argument) > 1 and len(set(argument)) == 1
+        alike = isinstance(argument, tuple) and len(set(argument)) == 1
         return argument[0] if alike and parameter in _PER_DIM else argument
 
     def _channels_split(self, op: Op) -> bool:
@@ -215,6 +215,13 @@ class Writer:
         if rank - dim % rank == 1 and before:
             before = ["..."]
         return f"{group(self.text(op.args[0]))}[{', '.join([*before, span])}]"
+
+    def select(self, op: Op) -> str:
+        """Indexing with a number along one dim."""
+        rank = len(self.values[op.args[0].name].shape)
+        dim = op.args[1] % rank
+        before = ["..."] if dim and dim == rank - 1 else [":"] * dim
+        return f"{group(self.text(op.args[0]))}[{', '.join([*before, self.text(op.args[2])])}]"
 
     def slice_scatter(self, op: Op) -> str:
         """Puts a range along one dim back; an open end is left out."""
@@ -322,6 +329,7 @@ _SPECIAL: dict[str, Callable[[Writer, Op], str]] = {
     "flatten": Writer.reshape,
     "unflatten": Writer.reshape,
     "expand": Writer.expand,
+    "select": Writer.select,
     "slice": Writer.slice,
     "slice_scatter": Writer.slice_scatter,
     "index": Writer.index,

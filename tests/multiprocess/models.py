@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from tests.multiprocess.case import CLASSES, LAYERS, SAMPLES, TOKENS, VOCABULARY, Case
 from tests.multiprocess.huggingface import CASES as HUGGING_FACE
 from tests.multiprocess.recurrent import CASES as RECURRENT
-from tests.multiprocess.vision import CASES as VISION
 from tests.multiprocess.scratch import CASES as SCRATCH
+from tests.multiprocess.vision import CASES as VISION
 
 
 def make_gpt(layers: int = LAYERS) -> nn.Module:

@@ -12,33 +12,34 @@ from tests.multiprocess.test_fidelity import check, make_plan, references
 __all__ = ["references"]
 pytestmark = pytest.mark.multiprocess
 SMALL = {"microbatch_size": 2}
+# Without samples or tokens to divide, what is left to divide are weights.
+WEIGHTS = {"microbatch_size": 1, "sequence_parallel": False, "sharding": "leanest"}
 RUNS = [
     # buffers that a shard is read of; a variable that would hide a function of the program
-    ("bert", 1, 1, 2),
-    ("hf-gptj", 1, 1, 2),
+    ("bert", 1, 1, 2, SMALL),
+    ("hf-gptj", 1, 1, 2, SMALL),
     # rotary positions as complex numbers
-    ("llama2", 1, 1, 2),
+    ("llama2", 1, 1, 2, SMALL),
     # experts whose widths are divided, and ones that are shared out
-    ("hf-mixtral", 1, 2, 2),
-    ("hf-mixtral-odd", 1, 1, 2),
-    ("moe-odd", 1, 1, 2),
+    ("hf-mixtral", 1, 2, 2, SMALL),
+    ("hf-mixtral-odd", 1, 1, 2, WEIGHTS),
+    ("moe-odd", 1, 1, 2, WEIGHTS),
     # experts that see as many tokens as were sent to them: one operation
-    ("moe-routed", 2, 1, 2),
-    ("moe-routed", 1, 2, 1),
+    ("moe-routed", 2, 1, 2, WEIGHTS),
+    ("moe-routed", 1, 2, 1, SMALL),
 ]
 
 
-@pytest.mark.parametrize(("name", "pp", "dp", "tp"), RUNS)
-def test_equals_single_device_and_plan(ranks, tmp_path, references, name, pp, dp, tp):
-    check(ranks, tmp_path, references, name, make_plan(name, pp, dp, tp, SMALL))
+@pytest.mark.parametrize(("name", "pp", "dp", "tp", "pins"), RUNS)
+def test_equals_single_device_and_plan(ranks, tmp_path, references, name, pp, dp, tp, pins):
+    check(ranks, tmp_path, references, name, make_plan(name, pp, dp, tp, pins))
 
 
 @pytest.mark.parametrize("name", ["hf-mixtral-odd", "moe-odd"])
 def test_experts_are_shared_out(name):
     """Of stacked weights each rank has the matrices of some experts."""
-    block = next(
-        layer for layer in make_plan(name, 1, 1, 2, SMALL).layers if "layers.0" in layer.name
-    )
+    layers = make_plan(name, 1, 1, 2, WEIGHTS).layers
+    block = next(layer for layer in layers if "layers.0" in layer.name)
     shared = [key for key, placements in block.placements.items() if "Shard(0)" in placements]
     assert sum(key.endswith(("up", "down", "_proj")) for key in shared) == 2
 
