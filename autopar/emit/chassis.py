@@ -384,8 +384,11 @@ def context_imports(program: Program, used: frozenset[str]) -> list[str]:
 
 
 def partial_parameters(code: str, owner: str) -> tuple[str, ...]:
-    """Dotted names, relative to ``owner``, of the parameters read through ``partial``."""
-    found = re.findall(rf"(?<![\w.])partial\({owner}\.([\w.\[\]]+)\)", code)
+    """Dotted names, relative to ``owner``, of the parameters read through ``partial``.
+
+    A call may have been broken into lines.
+    """
+    found = re.findall(rf"(?<![\w.])partial\(\s*{owner}\.([\w.\[\]]+),?\s*\)", code)
     return tuple(dict.fromkeys(re.sub(r"\[(\d+)\]", r".\1", name) for name in found))
 
 

@@ -99,3 +99,10 @@ def test_partial_parameters():
     text = f'class A(Parallel):\n    """A."""\n\n    def forward(self):\n        return {code}'
     assert '    PARTIAL = ("norm.weight", "seq.0.bias")\n\n    def forward' in add_partial(text)
     assert add_partial(add_partial(text)) == add_partial(text)
+
+
+def test_partial_parameters_are_found_across_lines():
+    code = (
+        "x = y * partial(\n    self.norm.weight\n)\nz = partial(self.experts[0].w1), local(self.b)"
+    )
+    assert partial_parameters(code, "self") == ("norm.weight", "experts.0.w1")

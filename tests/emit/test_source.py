@@ -63,7 +63,7 @@ CASES = [
     (op_of("aten.slice.Tensor", V, 0, 1, 3), "v[1:3]"),
     (op_of("aten.select.int", X, 1, 3), "x[:, 3]"),
     (op_of("aten.select.int", X, -1, 0), "x[..., 0]"),
-    (op_of("aten.select.int", X, 0, 2), "x[2]"),
+    (op_of("aten.select.int", X, 0, 1), "x[1]"),
     (op_of("aten.index.Tensor", V, (N,)), "v[n]"),
     (op_of("aten.split.Tensor", X, 4, 2, outputs=2), "x.split(4, dim=2)"),
     (op_of("aten.chunk.default", X, 2, -1, outputs=2), "x.split(4, dim=-1)"),

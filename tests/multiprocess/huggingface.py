@@ -112,9 +112,6 @@ CASES = {
     "hf-gptj": other("GPTJForCausalLM", vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=LAYERS,
                      n_head=HEADS, n_positions=TOKENS, rotary_dim=4, **GPT2_DROPOUT),
     "hf-mixtral": case("MixtralForCausalLM", num_local_experts=4, **EXPERTS),
-    # Widths that no tp degree divides, so that the experts themselves are shared out.
-    "hf-mixtral-odd": case("MixtralForCausalLM", num_local_experts=4,
-                           **EXPERTS | {"intermediate_size": 63}),
     "hf-mixtral-router": case("MixtralForCausalLM", num_local_experts=4, **EXPERTS,
                               output_router_logits=True),
     "hf-qwen3-moe": case("Qwen3MoeForCausalLM", num_experts=4, moe_intermediate_size=INNER,
