@@ -110,8 +110,6 @@ def without(content: Content, member: int) -> Content:
 
 def _build(fronts: _Fronts, content: Content) -> bool:
     """Adds the last layer to the rows of the content before; False if there are too many."""
-    if time.monotonic() > fronts.deadline:
-        raise OutOfTimeError
     if not any(content):
         zero = np.zeros(1, dtype=np.int64)
         fronts.rows[content] = _Rows(np.zeros((1, 4)), zero, zero)
@@ -126,7 +124,7 @@ def _build(fronts: _Fronts, content: Content) -> bool:
     figures[:, :, TRANSIENT] = np.maximum(rest[:, None, TRANSIENT], added[None, :, TRANSIENT])
     figures = figures.reshape(-1, 4)
     kept = np.flatnonzero(_within(figures, fronts.limits[content]))
-    kept = kept[_unbeaten(figures[kept])]
+    kept = kept[_unbeaten(figures[kept], fronts.deadline)]
     fronts.rows[content] = _Rows(figures[kept], kept // len(offered), offered[kept % len(offered)])
     return len(kept) <= MOST_ROWS
 
@@ -137,7 +135,7 @@ def _within(figures: Floats, limits: Floats) -> Bools:
     return np.asarray(fast & (peak <= limits[BYTES]))
 
 
-def _unbeaten(figures: Floats) -> Ints:
+def _unbeaten(figures: Floats, deadline: float) -> Ints:
     """Rows that no other beats, fastest first, and a few that one does.
 
     A table has the fewest bytes of any faster row by transient and step seconds, at a few
@@ -154,6 +152,8 @@ def _unbeaten(figures: Floats) -> Ints:
     fewest = np.full((len(sizes), len(edges)), np.inf)
     kept = []
     for block in np.split(order, range(BLOCK, len(order), BLOCK)):
+        if time.monotonic() > deadline:
+            raise OutOfTimeError
         new = block[figures[block, BYTES] < fewest[size[block], looked_up[block]]]
         new = new[~_beaten_inside(figures[new])]
         np.minimum.at(fewest, (size[new], inserted[new]), figures[new, BYTES])
