@@ -41,6 +41,8 @@ def _plain(op: Op, values: Values) -> Op:
 def count_integers(ops: list[Op], values: Values) -> list[Op]:
     """A histogram of integers, one bin for each, as comparisons and a sum.
 
+    Where there is one bin less, the last holds the two largest, as torch has it.
+
     ``histc`` of integers has no kernel on CPU, that of floats no deterministic one on CUDA.
     """
     return [new for op in ops for new in _counted(op, values)]
@@ -51,12 +53,15 @@ def _counted(op: Op, values: Values) -> list[Op]:
         return [op]
     x, out = values[op.args[0].name], values[op.outputs[0]]
     bins, low, high = (int(a) for a in op.args[1:])
-    if not x.dtype.startswith("int") or len(x.shape) != 1 or bins != high - low + 1:
+    if not x.dtype.startswith("int") or len(x.shape) != 1 or high - low not in (bins, bins - 1):
         return [op]
     bin_shape = (out.shape[0],)
     rows = (*x.shape, dataclasses.replace(out.shape[0], coefficient=1))
     shapes = {"bins": (bin_shape, "int64"), "column": (rows, x.dtype),
               "hits": ((*x.shape, *bin_shape), "bool")}  # fmt: skip
+    joined = _joined(op, values, high) if high - low == bins else []
+    x = values[joined[-1].outputs[0]] if joined else x
+    high = low + bins - 1
     made = {}
     for key, (shape, dtype) in shapes.items():
         made[key] = f"{out.name}_{key}"
@@ -64,9 +69,24 @@ def _counted(op: Op, values: Values) -> list[Op]:
     place = (op.unit, op.where, op.no_grad)
     dtype = f"torch.{out.dtype}"
     return [
+        *joined,
         Op("aten.arange.start", (low, high + 1), {}, (made["bins"],), *place),
         Op("aten.unsqueeze.default", (Ref(x.name), -1), {}, (made["column"],), *place),
         Op("aten.eq.Tensor", (Ref(made["column"]), Ref(made["bins"])), {}, (made["hits"],), *place),
         Op("aten.sum.dim_IntList", (Ref(made["hits"]), (0,), False), {"dtype": dtype},
            op.outputs, *place),
+    ]  # fmt: skip
+
+
+def _joined(op: Op, values: Values, high: int) -> list[Op]:
+    """The integers of a histogram, those of the upper end as the next smaller."""
+    x, out = values[op.args[0].name], values[op.outputs[0]]
+    names = (f"{out.name}_end", f"{out.name}_joined")
+    for name, dtype in zip(names, ("bool", x.dtype), strict=True):
+        values[name] = Value(name, x.shape, dtype)
+    place = (op.unit, op.where, op.no_grad)
+    return [
+        Op("aten.eq.Scalar", (Ref(x.name), high), {}, names[:1], *place),
+        Op("aten.masked_fill.Scalar", (Ref(x.name), Ref(names[0]), high - 1), {}, names[1:],
+           *place),
     ]  # fmt: skip

@@ -49,6 +49,13 @@ def test_counts_of_integers():
     assert counts.tolist() == torch.histc(x.float(), 4, 0, 3).tolist() == [2, 1, 0, 1]
 
 
+def test_the_last_bin_holds_both_ends():
+    op = Op("aten.histc.default", (X, 4, 0, 4), {}, ("y",))
+    x = torch.tensor([3, 4, 0, 5, 4, -1])
+    counts = compute(count_integers([op], values(out="int32")), x)
+    assert counts.tolist() == torch.histc(x.float(), 4, 0, 4).tolist() == [1, 0, 0, 3]
+
+
 def test_other_histograms_are_left_alone():
     for dtype, arguments in (("float32", (X, 4, 0, 3)), ("int64", (X, 4, 0, 7))):
         op = Op("aten.histc.default", arguments, {}, ("y",))
