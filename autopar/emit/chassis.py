@@ -327,8 +327,10 @@ def flow_text(program: Program) -> str:
 
 
 def _sent(program: Program) -> str:
+    """What a stage returns: contiguous, as the next one expects it (an LSTM's result is not)."""
     names = ", ".join(program.slots)
-    return names if program.uniform else f"self.sent({names})"
+    dense = ", ".join(f"{name}.contiguous()" for name in program.slots)
+    return dense if program.uniform else f"self.sent({names})"
 
 
 def _part(program: Program, part: Part) -> list[str]:

@@ -1,0 +1,40 @@
+"""Convolutions, recurrences and bags under plans that divide what can be divided of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.multiprocess.case import SAMPLES
+from tests.multiprocess.models import CASES
+from tests.multiprocess.test_fidelity import (
+    compare_collectives,
+    compare_training,
+    make_plan,
+    single_device,
+    train,
+)
+
+pytestmark = pytest.mark.multiprocess
+MICROBATCH = 2
+PLANS = [
+    # skip connections past several layers, transposed convolutions, statistics
+    ("unet", (1, 2, 1)),
+    # a loss of two images, sub-pixel convolution
+    ("super-resolution", (1, 1, 2)),
+    # a recurrence that returns a nest
+    ("lstm", (2, 1, 1)),
+    # offsets that depend on the number of samples
+    ("bag", (1, 2, 1)),
+]
+
+
+@pytest.mark.parametrize(("name", "degrees"), PLANS)
+def test_equals_single_device(ranks, tmp_path, name, degrees):
+    pp, dp, tp = degrees
+    plan = make_plan(name, pp, dp, tp, {"microbatch_size": MICROBATCH})
+    path = str(tmp_path / "program.py")
+    plan.emit(path, model="tests:none")
+    results = ranks(pp * dp * tp).run(train, path, name, timeout=120.0)
+    microbatch = MICROBATCH if CASES[name].mixes else SAMPLES // dp
+    compare_training(results, single_device(name, microbatch, dp))
+    compare_collectives(plan, results)
