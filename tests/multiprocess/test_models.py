@@ -20,9 +20,12 @@ RUNS = [
     ("hf-gptj", 1, 1, 2, SMALL),
     # rotary positions as complex numbers
     ("llama2", 1, 1, 2, SMALL),
-    # experts whose widths are divided
+    # experts whose widths are divided, and ones that are shared out
     ("hf-mixtral", 1, 2, 2, SMALL),
+    ("moe-sorted", 1, 1, 2, WEIGHTS),
+    ("moe-odd", 1, 1, 2, WEIGHTS),
     # experts that see as many tokens as were sent to them: one operation
+    ("moe-routed", 2, 1, 2, WEIGHTS),
     ("moe-routed", 1, 2, 1, SMALL),
 ]
 
@@ -32,7 +35,7 @@ def test_equals_single_device_and_plan(ranks, tmp_path, references, name, pp, dp
     check(ranks, tmp_path, references, name, make_plan(name, pp, dp, tp, pins))
 
 
-@pytest.mark.parametrize("name", ["moe-odd"])
+@pytest.mark.parametrize("name", ["moe-sorted", "moe-odd"])
 def test_experts_are_shared_out(name):
     """Of stacked weights each rank has the matrices of some experts."""
     layers = make_plan(name, 1, 1, 2, WEIGHTS).layers
