@@ -30,7 +30,9 @@ class PeakBytes(TorchDispatchMode):
     @property
     def current(self) -> int:
         """Bytes that are alive now."""
-        return sum(s.nbytes() for s in (ref() for ref in self.live.values()) if s is not None)
+        # A list, because what another thread frees meanwhile leaves the table.
+        storages = [ref() for ref in list(self.live.values())]
+        return sum(storage.nbytes() for storage in storages if storage is not None)
 
     def _add(self, tensors: Iterable[Any]) -> None:
         for tensor in tensors:
