@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from autopar.emit.chassis import HELPERS, add_partial, helpers, partial_parameters, render
-from tests.emit.gpt_program import gpt_program
+from tests.emit.gpt_program import flow, gpt_program
 
 MIXED = {"zero": (0, 2, 3, 3), "ends_zero": 2, "recompute": ("none", "full", "selective", "none")}
 SETTINGS = [{}, {**MIXED, "precision": "bf16"}, {"zero": (3,) * 4, "ends_zero": 3}]
@@ -19,12 +19,15 @@ DEGREES = list(itertools.product((1, 2, 4), (1, 2), (1, 2)))
 
 @pytest.fixture(scope="module")
 def texts():
-    return [render(gpt_program(*degrees, **setting)) for degrees in DEGREES for setting in SETTINGS]
+    programs = [gpt_program(*degrees, **setting) for degrees in DEGREES for setting in SETTINGS]
+    # Blocks are split, what is around them is not.
+    programs.append(gpt_program(1, 1, 2, flow=flow(range(4), 1, 1), ends_placements={}))
+    return list(map(render, programs))
 
 
 def test_equal_plans_give_equal_bytes(texts):
     program = gpt_program(*DEGREES[-1], **SETTINGS[-1])
-    assert render(program) == render(program) == texts[-1]
+    assert render(program) == render(program) == texts[-2]
 
 
 def test_is_formatted_and_free_of_lint(texts, tmp_path):
