@@ -69,7 +69,7 @@ SYSTEMS = (
     ),
     System(
         "ddp-rnn", "the same of a recurrent network, whose steps no other axis divides",
-        "rnn.py", 2, {**DDP, "dp": 2, "microbatch_size": 8}, {"all_reduce": 1},
+        "rnn.py", 2, {**DDP, "dp": 2, "microbatch_size": 8}, {"all_reduce": 3},
         learning_rate=1e-2,
     ),
     System(
