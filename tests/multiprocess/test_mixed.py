@@ -46,7 +46,7 @@ def test_transformers_that_share_samples(
 ):
     """The layouts that the optimisation over all classes proposes, also those that cost more."""
     monkeypatch.setattr(Shardings, "_is_new", lambda *_: True)
-    monkeypatch.setattr(Shardings, "layouts", lambda self, tp: list(self._open_layouts(tp)))
+    monkeypatch.setattr(Shardings, "layouts", lambda self, tp, **_: list(self._open_layouts(tp)))
     plan = make_plan(name, pp, dp, tp, pins)
     assert any(sharding["divides_samples"] for sharding in shardings_of(plan))
     check(ranks, tmp_path, references, name, plan)
