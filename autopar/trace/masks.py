@@ -16,11 +16,12 @@ ATTENTION = "aten.scaled_dot_product_attention.default"
 LARGEST_MASK_ELEMENTS = 2**28
 
 
-def simplify_masks(ops: list[Op], values: dict[str, Value]) -> list[Op]:
+def simplify_masks(ops: list[Op], values: dict[str, Value]) -> tuple[list[Op], set[str]]:
     """Rewrites every mask that depends on nothing but shapes and turns out to be causal.
 
     The mask's own definition becomes ``ones.tril``, and attention that uses it becomes
     ``is_causal=True``, which computes the same and lets the fused kernels skip half the work.
+    Returns the operations, and the names of the causal masks.
     """
     kinds: dict[str, str] = {}
     for op in ops:
@@ -29,7 +30,7 @@ def simplify_masks(ops: list[Op], values: dict[str, Value]) -> list[Op]:
             kinds[name] = _classify(name, ops, values)
     ops = [_rewrite_attention(op, kinds) for op in ops]
     causal = {name for name, kind in kinds.items() if kind == "causal"}
-    return [new for op in ops for new in _rewrite_definition(op, causal, values)]
+    return [new for op in ops for new in _rewrite_definition(op, causal, values)], causal
 
 
 def _mask_of(op: Op) -> str | None:

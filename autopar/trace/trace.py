@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from autopar.errors import TraceError
-from autopar.graph import Graph, Op, Value
+from autopar.graph import Call, Graph, Op, Value, refs
 from autopar.trace.capture import Raw, capture
 from autopar.trace.factories import count_integers, plain_factories
+from autopar.trace.implied import without_causal_masks
 from autopar.trace.inplace import buffer_changes, make_functional
 from autopar.trace.layers import assign_units, build_layers, collect_calls
 from autopar.trace.masks import simplify_masks
+from autopar.trace.repeats import find_repeats
 from autopar.trace.saved import observe_saved
 from autopar.trace.simplify import (
     lift_rows,
@@ -53,8 +55,12 @@ def trace(
     tied = _tied(model)
     _name_tied(raw.values, tied)
     marked = assign_units(raw.ops, raw.recorder)
-    ops, same = _simplify(marked, raw)
+    ops, same, causal = _simplify(marked, raw)
     calls = collect_calls(marked, raw.recorder, same)
+    if causal:
+        repeats = find_repeats(model, raw.blocks)
+        calls = without_causal_masks(model, calls, repeats, causal, ops, raw, dtype)
+    ops = _needed(ops, raw, calls)
     layers, context = build_layers(ops, raw.values, raw.blocks, calls, tied)
     graph = Graph(
         values=_used_values(ops, raw),
@@ -71,7 +77,13 @@ def trace(
     return graph
 
 
-def _simplify(ops: list[Op], raw: Raw) -> tuple[list[Op], dict[str, str]]:
+def _needed(ops: list[Op], raw: Raw, calls: dict[str, Call]) -> list[Op]:
+    """What the loss, buffers and the calls of blocks depend on."""
+    passed = {n for b in raw.blocks if b in calls for n in refs((calls[b].args, calls[b].kwargs))}
+    return remove_dead(ops, passed | {raw.loss} | buffer_changes(ops, raw.values))
+
+
+def _simplify(ops: list[Op], raw: Raw) -> tuple[list[Op], dict[str, str], set[str]]:
     ops, changed = make_functional(ops, raw.values)
     raw.loss = changed.get(raw.loss, raw.loss)
     ops = count_integers(plain_factories(ops, raw.values), raw.values)
@@ -80,12 +92,12 @@ def _simplify(ops: list[Op], raw: Raw) -> tuple[list[Op], dict[str, str]]:
     ops = lift_rows(split_bias(ops, raw.values), raw.values)
     ops, more = remove_identities(ops, raw.values)
     raw.loss = more.get(raw.loss, raw.loss)
-    ops = simplify_masks(ops, raw.values)
+    ops, causal = simplify_masks(ops, raw.values)
     wanted = {more.get(n, n) for n in same.values()} & _made(ops)
     wanted &= _call_inputs(raw, same, more)
     ops = remove_dead(ops, wanted | {raw.loss} | buffer_changes(ops, raw.values))
     propagate_grad(ops, raw.values)
-    return ops, {**{k: more.get(v, v) for k, v in same.items()}, **more}
+    return ops, {**{k: more.get(v, v) for k, v in same.items()}, **more}, causal
 
 
 def _made(ops: list[Op]) -> set[str]:

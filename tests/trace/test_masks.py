@@ -42,7 +42,7 @@ def additive(hidden):
 
 def test_causal_mask():
     ops, values = ops_with(triangle())
-    found = simplify_masks(ops, values)
+    found, _ = simplify_masks(ops, values)
     assert found[-1].args == (Ref("q"), Ref("k"), Ref("v"), None, 0.0)
     assert found[-1].kwargs == {"is_causal": True}
     env = {}
@@ -53,7 +53,7 @@ def test_causal_mask():
 
 def test_full_mask_is_dropped():
     ops, values = ops_with([ones()])
-    attention = simplify_masks(ops, values)[-1]
+    attention = simplify_masks(ops, values)[0][-1]
     assert attention.args[3] is None
     assert attention.kwargs == {}
 
@@ -61,17 +61,17 @@ def test_full_mask_is_dropped():
 @pytest.mark.parametrize("diagonal", [-1, 1])
 def test_other_triangles_are_kept(diagonal):
     ops, values = ops_with(triangle(diagonal))
-    assert simplify_masks(ops, values) == ops
+    assert simplify_masks(ops, values) == (ops, set())
 
 
 def test_mask_of_the_user_is_kept():
     ops, values = ops_with([])
-    assert simplify_masks(ops, values) == ops
+    assert simplify_masks(ops, values) == (ops, set())
 
 
 @pytest.mark.parametrize(("hidden", "causal"), [(float("-inf"), True), (-1e4, False)])
 def test_additive_mask(hidden, causal):
     zero = Op("aten.zeros.default", ((),), {}, ("zero",))
     ops, values = ops_with([zero, *additive(hidden)], "float32")
-    attention = simplify_masks(ops, values)[-1]
+    attention = simplify_masks(ops, values)[0][-1]
     assert attention.kwargs == ({"is_causal": True} if causal else {})
