@@ -22,7 +22,7 @@ from autopar.graph import Call, Op, Ref, Value, refs
 from autopar.trace.capture import Raw
 from autopar.trace.model import meta_copy
 from autopar.trace.private import tree_flatten, tree_map
-from autopar.trace.repeats import NotRepeatedError, Repeat, Unreadable
+from autopar.trace.repeats import NotRepeatedError, Repeat, hide_counters
 
 BATCH = 2
 _ARGUMENTS = {
@@ -93,9 +93,7 @@ def _implies(
 ) -> bool:  # fmt: skip
     """Whether the block computes the same without the masks; if that cannot be told, no."""
     block = meta_copy(model.get_submodule(call.path), dtype).train()
-    for counter in repeat.counters if repeat else ():
-        owner, _, name = counter.rpartition(".")
-        setattr(block.get_submodule(owner), name, Unreadable())
+    hide_counters(block, repeat.counters if repeat else ())
     terms: dict[Any, int] = {}
     try:
         given, implied = (

@@ -58,6 +58,13 @@ class Unreadable:
     __hash__ = _refuse
 
 
+def hide_counters(block: nn.Module, counters: Iterable[str]) -> None:
+    """Makes a block of the copy, which is thrown away later, raise where it reads its position."""
+    for counter in counters:
+        owner, _, name = counter.rpartition(".")
+        setattr(block.get_submodule(owner), name, Unreadable())
+
+
 def find_repeats(model: nn.Module, blocks: Iterable[str]) -> tuple[Repeat, ...]:
     """The classes of equal ``blocks`` of ``model`` that are large enough to leave some out.
 

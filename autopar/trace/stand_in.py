@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from autopar.trace.model import Recorder, refer
 from autopar.trace.private import tree_flatten, tree_unflatten
-from autopar.trace.repeats import NotRepeatedError, Repeat, Unreadable
+from autopar.trace.repeats import NotRepeatedError, Repeat, hide_counters
 
 STAND_IN = "autopar.stand_in.default"
 
@@ -35,16 +35,10 @@ def attach_stand_ins(model: nn.Module, repeats: tuple[Repeat, ...], recorder: Re
     for repeat in repeats:
         recorder.watched |= {repeat.template}
         for path in (repeat.template, repeat.check):
-            _hide_counters(model.get_submodule(path), repeat.counters)
+            hide_counters(model.get_submodule(path), repeat.counters)
         for path in repeat.omitted:
             block: Any = model.get_submodule(path)
             block.forward = _forward(path, type(block).__name__, repeat, recorder)
-
-
-def _hide_counters(block: nn.Module, counters: tuple[str, ...]) -> None:
-    for counter in counters:
-        owner, _, name = counter.rpartition(".")
-        setattr(block.get_submodule(owner), name, Unreadable())
 
 
 def _forward(path: str, class_name: str, repeat: Repeat, recorder: Recorder) -> Any:
