@@ -386,6 +386,7 @@ def _program(traced: _Traced, pricer: Pricer, solution: Solution) -> dict[str, A
         "patterns": patterns,
         "parts": {name: encode_pattern(p) for name, p in classes.parts.items()},
         "device": pricer.cluster.device,
+        "constants": traced.request.workload.constants(),
         "sync_norms": has_sync_norms(traced.request.workload.model),
         "members": members,
         "reads": [list(slots) for slots in classes.reads],

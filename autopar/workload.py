@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import zip_longest
 from types import ModuleType
@@ -15,6 +15,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from autopar.errors import UsageError
+
+# What a program can hold as a constant.
+PLAIN = (bool, int, float, str)
 
 
 @dataclass
@@ -57,17 +60,35 @@ class Workload:
                 "no example inputs", expected="a tuple or a dict of tensors",
                 where="example_inputs", hint="pass example_inputs=(torch.zeros(batch, ...),)",
             )  # fmt: skip
-        _check_batch((*args, *kwargs.values()))
+        _check_batch([t for _, t in leaves([args, kwargs]) if isinstance(t, Tensor)])
         return args, kwargs
 
     def batch_size(self) -> int:
         """Samples of the example."""
+        tensors = (t for _, t in leaves(self.inputs()) if isinstance(t, Tensor))
+        return next(tensors).shape[0]
+
+    def constants(self) -> dict[str, Any]:
+        """Numbers, texts and the like among the inputs, by their place: ``{"1.scale": 0.5}``.
+
+        They are part of what is planned: another value may be another model.
+        """
         args, kwargs = self.inputs()
-        return next(v.shape[0] for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+        found = leaves(kwargs or args)
+        return {path: leaf for path, leaf in found if isinstance(leaf, (*PLAIN, type(None)))}
 
 
-def _check_batch(values: tuple[Any, ...]) -> None:
-    sizes = [tuple(v.shape) for v in values if isinstance(v, Tensor)]
+def leaves(nest: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, item) of all that is no list, tuple or mapping itself: "1.x" for nest[1]["x"]."""
+    if isinstance(nest, (list, tuple, Mapping)):
+        for key, item in nest.items() if isinstance(nest, Mapping) else enumerate(nest):
+            yield from leaves(item, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, nest
+
+
+def _check_batch(tensors: list[Tensor]) -> None:
+    sizes = [tuple(tensor.shape) for tensor in tensors]
     batches = {shape[0] if shape else None for shape in sizes}
     if len(batches) != 1 or None in batches:
         raise UsageError(

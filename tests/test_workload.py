@@ -29,6 +29,13 @@ def test_examples(example, expected):
     assert work.batch_size() == 3
 
 
+def test_nests():
+    work = Workload(MODEL, ({"x": X, "scale": 0.5}, (None, X), "mean"))
+    assert work.batch_size() == 3
+    assert work.constants() == {"0.scale": 0.5, "1.0": None, "2": "mean"}
+    assert Workload(MODEL, {"x": X, "flag": True}).constants() == {"flag": True}
+
+
 @pytest.mark.parametrize("attribute", ["dummy_inputs", "example_input_array"])
 def test_example_of_the_model(attribute):
     model = nn.Linear(4, 4)
@@ -45,6 +52,7 @@ def test_example_of_the_model(attribute):
         ((torch.zeros(()),), "shapes"),
         ((), "shapes"),
         ({"flag": True}, "shapes"),
+        ({"x": X, "more": [torch.zeros(2)]}, "shapes"),
     ],
 )
 def test_refused_examples(example, message):

@@ -94,7 +94,10 @@ class Program:
         predicted_step_seconds, predicted_memory_bytes: printed beside what is measured.
         gloo: whether it is for ranks that share the cores of CPU hosts.
         workload: "module:function" that returns the user's model, "" if there is none.
-        inputs: names of the model's inputs in the order of a tuple of them.
+        inputs: places of the tensors among the model's inputs by variable: "input_ids", or
+            "1.mask" in a nest. Where nothing is nested, positional ones go by their variable.
+        targets: places of the tensors in the target by variable.
+        constants: inputs that are no tensors as source, by their place.
         blocks: module paths of the repeated blocks, in execution order.
         stages: (first, behind the last) index into ``blocks`` of each stage.
         zero, recompute: per block; ``zero`` is 0, 1, 2 or 3.
@@ -126,7 +129,7 @@ class Program:
     tp: int
     global_batch: int
     microbatch: int
-    inputs: tuple[str, ...]
+    inputs: dict[str, str]
     blocks: tuple[str, ...]
     stages: tuple[tuple[int, int], ...]
     zero: tuple[int, ...]
@@ -134,6 +137,8 @@ class Program:
     layers: tuple[str | None, ...]
     parameters: tuple[tuple[str, tuple[int, ...], str], ...]
     flow: tuple[Part | Loop, ...]
+    targets: dict[str, str] = field(default_factory=lambda: {"target": "target"})
+    constants: dict[str, str] = field(default_factory=dict)
     ends_zero: int = 0
     classes: tuple[str, ...] = ()
     ends_placements: dict[str, str] = field(default_factory=dict)
@@ -165,6 +170,13 @@ class Program:
     def bf16(self) -> bool:
         """Whether the compute is in bfloat16."""
         return self.precision == "bf16"
+
+    @property
+    def nested(self) -> bool:
+        """Whether tensors stand deeper than among the inputs, or beside what is none."""
+        return bool(self.constants) or any(
+            "." in p for p in (*self.inputs.values(), *self.targets.values())
+        )
 
     @property
     def sharded(self) -> bool:
@@ -208,6 +220,11 @@ class Program:
     def fuses(self) -> bool:
         """Whether any class divides a parameter that is several stacked ones."""
         return any(re.search(r"^    FUSED = ", text, re.MULTILINE) for text in self.classes)
+
+    @property
+    def indexes(self) -> bool:
+        """Whether any class is of a layer whose children have numbers, as a ``Sequential``'s."""
+        return any("self[" in text for text in self.classes)
 
     @property
     def first_block(self) -> int | None:
@@ -390,8 +407,9 @@ def partial_parameters(code: str, owner: str) -> tuple[str, ...]:
 
     A call may have been broken into lines.
     """
-    found = re.findall(rf"(?<![\w.])partial\(\s*{owner}\.([\w.\[\]]+),?\s*\)", code)
-    return tuple(dict.fromkeys(re.sub(r"\[(\d+)\]", r".\1", name) for name in found))
+    found = re.findall(rf"(?<![\w.])partial\(\s*{owner}((?:\.\w+|\[\d+\])+),?\s*\)", code)
+    dotted = (re.sub(r"\[(\d+)\]", r".\1", name).lstrip(".") for name in found)
+    return tuple(dict.fromkeys(dotted))
 
 
 def _ends_partial(program: Program) -> tuple[str, ...]:
@@ -418,6 +436,9 @@ def add_partial(text: str) -> str:
 
 def unpack(program: Program) -> str:
     """The statement that takes the inputs of the next micro-batch."""
-    names = [name if re.search(rf"\b{name}\b", program.code) else "_" for name in program.inputs]
-    target = "target" if re.search(r"\btarget\b", program.code) else "_"
-    return f"{', '.join([*names, target])} = next(self.feed)"
+    targets = program.targets if program.nested else ("target",)
+    names = [
+        name if re.search(rf"\b{name}\b", program.code) else "_"
+        for name in (*program.inputs, *targets)
+    ]
+    return f"{', '.join(names)}{',' * (len(names) == 1)} = next(self.feed)"

@@ -12,7 +12,7 @@ from autopar.emit.body import spelled
 from autopar.emit.chassis import Loop, Part, Program, render
 from autopar.emit.constants import Tensor
 from autopar.emit.layers import StageText, layer_classes, stage_text
-from autopar.emit.source import local_dimensions
+from autopar.emit.source import literal, local_dimensions
 from autopar.errors import PlanFormatError
 from autopar.graph import Graph
 from autopar.plan import Plan
@@ -79,7 +79,8 @@ def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
     ends = [
         layer for layer, m in zip(plan.layers, classes.members, strict=True) if m in classes.parts
     ]
-    mesh = plan.mesh
+    mesh, constants = plan.mesh, plan.program.get("constants", {})
+    inputs, targets = _places(text.inputs, nested=bool(constants))
     return Program(
         title=f"{plan.model} on {_count(plan.world_size, 'rank')}: {_pipeline(plan)}"
         f" x {mesh.dp} data x {mesh.tp} tensor",
@@ -89,7 +90,9 @@ def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
         tp=mesh.tp,
         global_batch=plan.global_batch_size,
         microbatch=plan.microbatch_size,
-        inputs=tuple(n for n, key in text.inputs.items() if key != "target"),
+        inputs=inputs,
+        targets=targets,
+        constants={p: literal(value, str) for p, value in constants.items()},
         blocks=tuple(layer.name for layer, _ in blocks),
         stages=_stages(plan, blocks),
         zero=tuple(layer.zero for layer, _ in blocks),
@@ -118,6 +121,19 @@ def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
         keeps=any(updates_statistics(op) for op in graph.ops),
         file_name=file_name,
     )
+
+
+def _places(inputs: dict[str, str], *, nested: bool) -> tuple[dict[str, str], dict[str, str]]:
+    """Where inputs and targets stand, as ``Program`` wants it, from the graph's keys."""
+    places = {name: key.partition(".")[2] for name, key in inputs.items() if not _is_target(key)}
+    targets = {name: key for name, key in inputs.items() if _is_target(key)}
+    nested |= any("." in place for place in (*places.values(), *targets.values()))
+    flat = {n: n if place.isdigit() and not nested else place for n, place in places.items()}
+    return flat, targets
+
+
+def _is_target(key: str) -> bool:
+    return key.partition(".")[0] == "target"
 
 
 def _count(number: int, noun: str, plural: str = "s") -> str:

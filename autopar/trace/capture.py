@@ -8,7 +8,7 @@ import logging
 import operator
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -63,16 +63,27 @@ class _Step(nn.Module):
         output = self.model(*args, **kwargs)
         if self.loss_fn is not None:
             return self.loss_fn(output, target)
-        loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
-        if not isinstance(loss, Tensor):
+        loss = _find_loss(output)
+        if loss is None:
             kind = "a tensor" if isinstance(output, Tensor) else type(output).__name__
             raise TraceError(
                 f"the model returned {kind} without a loss",
-                expected="a scalar loss to train on",
+                expected="a scalar loss to train on: alone, first in a tuple, or called loss",
                 where="loss_fn",
                 hint="pass loss_fn=(output, target) -> scalar, or inputs with labels",
             )
         return loss
+
+
+def _find_loss(output: Any) -> Tensor | None:
+    """The scalar that a model without a loss function hands back as its loss."""
+    if isinstance(output, Mapping):
+        found = output.get("loss")
+    elif isinstance(output, (tuple, list)):
+        found = output[0] if output else None
+    else:
+        found = output if isinstance(output, Tensor) else getattr(output, "loss", None)
+    return found if isinstance(found, Tensor) and not found.shape else None
 
 
 def capture(
@@ -200,7 +211,11 @@ def _export(step: nn.Module, example: tuple[Any, ...], recorder: Recorder) -> Ex
     # torch prints what it had traced so far; the error below says what matters.
     logging.disable(logging.CRITICAL)
     try:
-        with contextlib.redirect_stderr(io.StringIO()), Constants(), UnreducedLosses():
+        # What the model makes without naming a device is made where its inputs are.
+        own = (torch.device("meta"), Constants(), UnreducedLosses())
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.ExitStack() as stack:
+            for context in own:
+                stack.enter_context(context)
             return torch.export.export(step, example, dynamic_shapes=dynamic, strict=False)
     except TraceError:
         raise

@@ -87,7 +87,8 @@ def _callable_blocks(ops: list[Op], values: Values, blocks: tuple[str, ...],
                      tied: tuple[tuple[str, ...], ...]) -> set[str]:  # fmt: skip
     """Blocks that exchange learned values with the rest through their call alone.
 
-    They read parameters of their own alone, and the loss is made outside of them.
+    They read parameters of their own alone, which nobody else reads, and the loss is made outside
+    of them.
     """
     names = {name: group for group in tied for name in group}
     maker = {out: ops[i].unit for i in learned for out in ops[i].outputs}
@@ -100,12 +101,17 @@ def _callable_blocks(ops: list[Op], values: Values, blocks: tuple[str, ...],
             if value.kind == "parameter":
                 spelled = names.get(value.source, (value.source,))
                 if not all(n.startswith(f"{op.unit}.") for n in spelled):
-                    broken.add(op.unit)
+                    broken |= {op.unit, *_holders(spelled, blocks)}
             elif source != op.unit:
                 broken |= {source} if name not in returned.get(source, ()) else set()
                 broken |= {op.unit} if name not in given.get(op.unit, ()) else set()
     found = {ops[i].unit for i in learned} & set(blocks) & calls.keys()
     return found - broken
+
+
+def _holders(names: tuple[str, ...], blocks: tuple[str, ...]) -> set[str]:
+    """The blocks that hold a parameter under one of its names."""
+    return {block for block in blocks if any(n.startswith(f"{block}.") for n in names)}
 
 
 def _groups(ops: list[Op], blocks: set[str], learned: set[int]) -> dict[str, list[int]]:

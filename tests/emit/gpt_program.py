@@ -98,7 +98,7 @@ def gpt_program(pp: int = 1, dp: int = 1, tp: int = 1, **changes: Any) -> Progra
         tp=tp,
         global_batch=8,
         microbatch=8 // dp // 2,
-        inputs=("idx",),
+        inputs={"idx": "idx"},
         blocks=tuple(f"transformer.h.{i}" for i in range(layers)),
         stages=tuple(pairwise(cuts)),
         zero=(0,) * layers,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from autopar.emit.chassis import HELPERS, add_partial, helpers, partial_parameters, render
 from tests.emit.gpt_program import flow, gpt_program
@@ -109,3 +110,27 @@ def test_partial_parameters_are_found_across_lines():
         "x = y * partial(\n    self.norm.weight\n)\nz = partial(self.experts[0].w1), local(self.b)"
     )
     assert partial_parameters(code, "self") == ("norm.weight", "experts.0.w1")
+
+
+def test_places_in_nests_and_constants():
+    nested = gpt_program(
+        inputs={"idx": "0", "mask": "1.mask"}, constants={"2": "0.5"}, targets={"target": "target"}
+    )  # fmt: skip
+    text = render(nested)
+    assert nested.nested
+    assert 'INPUTS = ("0", "1.mask")' in text
+    assert 'CONSTANTS = {"2": 0.5}' in text
+    space: dict = {}
+    exec(compile(text, "program.py", "exec"), space)
+    samples = space["MICROBATCHES"] * space["MICROBATCH"]
+    x = torch.arange(samples)
+    first, *_ = space["microbatches"]((x, {"mask": 2 * x, "note": "any"}, 0.5), 3 * x)
+    assert [part[1].item() for part in first] == [1, 2, 3]
+    for inputs, found in (((x, {"mask": x}, 1.5), "2=1.5"), ((x, {}, 0.5), "tensors")):
+        with pytest.raises(ValueError, match=found):
+            space["microbatches"](inputs, x)
+
+
+def test_names_of_numbered_children():
+    code = "partial(self[0].weight), partial(\n    self.mlp[2].norm.bias\n), partial(self.scale)"
+    assert partial_parameters(code, "self") == ("0.weight", "mlp.2.norm.bias", "scale")

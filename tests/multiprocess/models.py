@@ -13,6 +13,7 @@ from tests.multiprocess.case import CLASSES, LAYERS, SAMPLES, TOKENS, VOCABULARY
 from tests.multiprocess.huggingface import CASES as HUGGING_FACE
 from tests.multiprocess.recurrent import CASES as RECURRENT
 from tests.multiprocess.scratch import CASES as SCRATCH
+from tests.multiprocess.unusual import CASES as UNUSUAL
 from tests.multiprocess.vision import CASES as VISION
 
 
@@ -281,6 +282,7 @@ CASES = {
     **VISION,
     **RECURRENT,
     **SCRATCH,
+    **UNUSUAL,
 }
 
 
@@ -311,4 +313,9 @@ def loss_of(name: str, model: nn.Module, inputs: Any, target: Tensor | None) -> 
     """The loss on one device."""
     function = loss_fn(name)
     output = model(**inputs) if isinstance(inputs, dict) else model(*inputs)
-    return function(output, target) if function else output.loss
+    if function:
+        return function(output, target)
+    if isinstance(output, dict):
+        return output["loss"]
+    first = output[0] if isinstance(output, tuple) else output
+    return first if isinstance(first, Tensor) else output.loss

@@ -11,11 +11,14 @@ from autopar.graph import Size
 from autopar.trace import trace
 from autopar.trace.opaque import OPAQUE
 from tests.trace.models import (
+    WIDTH,
     Branches,
     Chain,
     Collects,
     HoldsTensor,
     InplaceView,
+    Returning,
+    Shifted,
     graph_of,
     targets,
 )
@@ -48,6 +51,18 @@ def test_no_loss():
     assert error.found == "the model returned a tensor without a loss"
     assert error.where == "loss_fn"
     assert "loss_fn=" in error.hint
+
+
+@pytest.mark.parametrize("form", [
+    lambda loss, x: loss, lambda loss, x: (loss, x), lambda loss, x: {"x": x, "loss": loss},
+])  # fmt: skip
+def test_finds_the_loss_in_what_a_model_returns(form):
+    graph = trace(Returning(form), (torch.ones(2, WIDTH),), {})
+    assert graph.values[graph.loss].shape == ()
+
+
+def test_makes_tensors_where_its_inputs_are():
+    assert graph_of(Chain(Shifted)).ops
 
 
 def test_plain_tensor_attribute():

@@ -1,0 +1,34 @@
+"""Models that are called, that share and that freeze in unusual ways, equal to one device."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.multiprocess.models import CASES
+from tests.multiprocess.test_fidelity import (
+    compare_collectives,
+    compare_training,
+    make_plan,
+    single_device,
+    train,
+)
+
+pytestmark = pytest.mark.multiprocess
+RUNS = [
+    # numbers, texts and nests among the inputs
+    ("configured", (2, 1, 1), 2),
+    # blocks that are sequences; frozen weights between learned ones
+    ("lora", (1, 1, 2), 2),
+]
+
+
+@pytest.mark.parametrize(("name", "degrees", "microbatch"), RUNS)
+def test_equals_single_device(ranks, tmp_path, name, degrees, microbatch):
+    plan = make_plan(name, *degrees, {"microbatch_size": microbatch})
+    path = str(tmp_path / "program.py")
+    plan.emit(path, model="tests:none")
+    results = ranks(plan.world_size).run(train, path, name, timeout=120.0)
+    dp = plan.mesh.dp if CASES[name].mixes else 1
+    reference = (microbatch, dp) if CASES[name].mixes else ()
+    compare_training(results, single_device(name, *reference))
+    compare_collectives(plan, results)
