@@ -119,9 +119,13 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``autopar run``."""
     parser.add_argument("plan", metavar="PLAN.json")
     parser.add_argument("--workload", default="", metavar="MODULE:FUNCTION")
-    parser.add_argument("--steps", type=positive(int), default=10)
+    parser.add_argument(
+        "--steps", type=positive(int), default=10, help="trained up to, a checkpoint's included"
+    )
     parser.add_argument("--data", metavar="MODULE:FUNCTION", help="makes the batch of a step")
-    parser.add_argument("--checkpoint", type=Path, metavar="DIR")
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="resumed from, and saved in at the end"
+    )
     parser.add_argument("--lr", type=positive(float), help="learning rate of AdamW")
     parser.add_argument(
         "--nodes", type=positive(int), default=1, help="torchrun agents on this host"

@@ -184,7 +184,7 @@ class _Run:
 
     def steps(self, count: int) -> list[float]:
         """Seconds of ``count`` steps, timed by the program itself."""
-        args = Namespace(steps=count, clip=1.0, checkpoint=None, checkpoint_every=None)
+        args = Namespace(steps=count, clip=1.0, checkpoint=None, checkpoint_every=None, keep=None)
         torch.distributed.barrier()
         parts = (self.parallel, self.optimizer, self.batches, args, None)
         _, seconds = self.program.train(*parts)

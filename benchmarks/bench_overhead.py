@@ -85,7 +85,8 @@ def emitted(case: str, path: str) -> Step:
     batches = program.example_batch(workload)
 
     def step() -> float:
-        inputs, target = batches(0, 0, parallel.dp_rank, parallel.dp_size)
+        share = program.GLOBAL_BATCH // program.DP
+        inputs, target = batches(0, share, parallel.dp_rank, parallel.dp_size)
         loss = parallel.forward_backward(inputs, target)
         parallel.clip_grad_norm_(1.0)
         optimizer.step()

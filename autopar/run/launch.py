@@ -36,12 +36,12 @@ def run_plan(
     nodes: int = 1,
     timeout_seconds: float = 600.0,
 ) -> RunResult:
-    """Trains ``steps`` steps on ranks of this host.
+    """Trains on ranks of this host.
 
     Args:
         plan: what to run.
         workload: "module:function" that returns the model.
-        steps: optimizer steps.
+        steps: the optimizer step to train up to, those of the checkpoint included.
         data: "module:function" of (step, batch_size, rank, size); default: the example batch.
         checkpoint: directory to resume from and to save to.
         learning_rate: AdamW's; default: the program's own.

@@ -72,7 +72,7 @@ def read_result(path: Path) -> RunResult:
     if not path.exists():
         raise RunError(
             "the program ended without writing what it measured",
-            expected="at least one step",
+            expected="at least one step behind the checkpoint's",
             where="--steps",
         )
     found = json.loads(path.read_text(encoding="utf-8"))

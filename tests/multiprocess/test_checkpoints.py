@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import shutil
 import signal
+from itertools import chain, product
 from pathlib import Path
 
 import pytest
 import torch
-from torch.distributed.checkpoint import CheckpointException
 
 from autopar.emit.chassis import render
 from tests.emit.gpt_program import gpt_program
@@ -99,37 +101,53 @@ def test_load_full_state_dict(ranks, tmp_path, options):
     assert found == [len(build().state_dict())] + [0] * (size - 1)
 
 
-def damaged(path, folder, damage):
-    """The error of loading a checkpoint with one file lost, cut off or changed in one byte."""
+FILES = ("__0_0.distcp", "__1_0.distcp", ".metadata", "sha256.json")
+
+
+def damaged(path, folder):
+    """Errors of going on from a checkpoint with one file lost, cut off or changed in one bit."""
     module = load_program(path)
     parallel = module.parallelize(build())
     optimizer = torch.optim.AdamW(parallel.parameters(), lr=1e-3)
     step(parallel, optimizer, 0)
-    parallel.save(folder, optimizer)
-    parallel.save(folder, optimizer)  # in the place of the first
-    shard = max(Path(folder).glob("*.distcp"), key=lambda file: file.stat().st_size)
-    torch.distributed.barrier()
+    parallel.save(f"{folder}/step-3", optimizer)
+    found = []
+    for kind, name in product(("lost", "cut off", "changed"), FILES):
+        parallel.save(f"{folder}/step-5", optimizer)  # in the place of the one before it
+        if torch.distributed.get_rank() == 0:
+            damage(Path(folder, "step-5", name), kind)
+        torch.distributed.barrier()
+        with pytest.raises(ValueError, match="expected what was saved") as caught:
+            module.resume(parallel, optimizer, folder)
+        torch.distributed.barrier()
+        found.append((name, str(caught.value)))
     if torch.distributed.get_rank() == 0:
-        content = bytearray(shard.read_bytes())
-        content[len(content) // 2] ^= 1
-        kept = {"lost": None, "cut off": content[: len(content) // 2], "changed": content}[damage]
-        shard.unlink() if kept is None else shard.write_bytes(kept)
+        shutil.rmtree(f"{folder}/step-5")
     torch.distributed.barrier()
-    with pytest.raises(CheckpointException) as caught:
-        parallel.load(folder, optimizer)
-    return str(caught.value), shard.name
+    assert module.resume(parallel, optimizer, folder) == 3
+    return found
 
 
-@pytest.mark.parametrize("damage", ["lost", "cut off", "changed"])
-def test_damaged_checkpoint_is_refused(ranks, tmp_path, damage):
-    path, folder = write(tmp_path, 0, {"dp": 2, "zero": (3,) * 4}), str(tmp_path / "checkpoint")
-    for message, name in ranks(2).run(damaged, path, folder, damage):
-        # torch finds the others by their checksums and tells the rank, but not the file.
-        assert (name in message) == (damage == "lost")
+def damage(file, kind):
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    content[middle] ^= 1
+    file.unlink()
+    if kind != "lost":
+        file.write_bytes(content[:middle] if kind == "cut off" else content)
+
+
+def test_damaged_checkpoint_is_refused(ranks, tmp_path):
+    path, folder = write(tmp_path, 0, {"dp": 2, "zero": (3,) * 4}), str(tmp_path / "checkpoints")
+    for name, message in chain(*ranks(2).run(damaged, path, folder)):
+        # A bit of the sums themselves may belong to the name or the sum of another file.
+        assert name == FILES[-1] or f"found {name} in {folder}/step-5 lost or" in message
+        assert f"remove {folder}/step-5 to go on" in message
+        assert "saved are steps [3, 5]" in message
 
 
 def interrupted(path, folder):
-    """What is there after a save that ran out of disk."""
+    """What is there after a save that ran out of disk, and what the next start leaves of it."""
     module = load_program(path)
     parallel = module.parallelize(build())
     optimizer = torch.optim.AdamW(parallel.parameters(), lr=1e-3)
@@ -138,13 +156,29 @@ def interrupted(path, folder):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
-    with pytest.raises(CheckpointException, match=r"write|File too large"):
+    with pytest.raises(OSError, match=rf"{folder}/step-4\.partial cannot be written"):
         parallel.save(f"{folder}/step-4", optimizer)
     resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    parallel.load(f"{folder}/step-{module.steps_done(folder)}", optimizer)
-    return module.steps_done(folder)
+    left = sorted(os.listdir(folder))
+    return left, module.resume(parallel, optimizer, folder)
 
 
 def test_a_write_cut_off_is_never_loaded(ranks, tmp_path):
-    path = write(tmp_path, 0, {"pp": 2})
-    assert ranks(2).run(interrupted, path, str(tmp_path / "checkpoints")) == [3, 3]
+    path, folder = write(tmp_path, 0, {"pp": 2}), tmp_path / "checkpoints"
+    for left, resumed in ranks(2).run(interrupted, path, str(folder)):
+        assert left == ["step-3", "step-4.partial"]
+        assert resumed == 3
+    assert os.listdir(folder) == ["step-3"]
+
+
+def test_only_the_last_checkpoints_stay(tmp_path):
+    module = load_program(write(tmp_path, 0, {}))
+    names = [f"step-{n}" for n in (2, 8, 10)]
+    for name in [*names, "step-12.partial", "step-8.old.partial", "step-last", "notes"]:
+        (tmp_path / "saved" / name).mkdir(parents=True)
+    module.prune(tmp_path / "saved")
+    assert sorted(os.listdir(tmp_path / "saved")) == sorted([*names, "step-last", "notes"])
+    module.prune(tmp_path / "saved", 2)
+    assert sorted(os.listdir(tmp_path / "saved")) == ["notes", "step-10", "step-8", "step-last"]
+    assert module.saved_steps(tmp_path / "saved") == [8, 10]
+    assert module.saved_steps(tmp_path / "nowhere") == module.saved_steps(None) == []

@@ -116,6 +116,7 @@ def test_run_plan(sample_plan, tmp_path, monkeypatch):
     assert len(first.peak_memory_bytes) == 2
     assert min(first.peak_memory_bytes) > 0
     assert first.predicted_step_seconds == 0.0125
-    again = run_plan(plan, steps=1, **options)
+    again = run_plan(plan, steps=4, **options)
+    assert len(again.losses) == 1
     assert again.losses[0] < first.losses[0], "it went on from the checkpoint"
     assert os.listdir(tmp_path / "checkpoint")
