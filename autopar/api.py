@@ -12,6 +12,7 @@ from autopar.cluster import Cluster
 from autopar.errors import UsageError
 from autopar.planner import Request, make_plan
 from autopar.public_plan import Plan
+from autopar.solve.pins import plain
 from autopar.workload import Workload, as_workload, check_planned, load_workload
 
 __all__ = ["Workload", "as_workload", "load_workload", "parallelize", "plan"]
@@ -53,8 +54,10 @@ def plan(
         optimizer: "sgd", "adamw", or bytes of state per parameter.
         precision: "fp32", or "bf16" (bf16 compute, fp32 master state).
         memory_limit: bytes per device, or a fraction of the device's memory up to 1.
-        pin: decisions to fix, e.g. ``{"tp": 4, "recompute": "full"}``; the rest is completed. For
-            ``zero`` and ``recompute`` also by layer: ``{"recompute": {"model.layers.0": "full"}}``.
+        pin: decisions to fix, e.g. ``{"tp": 4, "recompute": "full", "stages": [13, 13, 6]}``; the
+            rest is completed. ``zero`` and ``recompute`` also by layer, ``stage`` by layer and
+            ``placement`` by parameter: ``{"recompute": {"model.layers.0": "full"}, "stage":
+            {"model.layers.7": 1}, "placement": {"*.up_proj.weight": "Shard(0)"}}``.
         gap: relative distance from the optimum that is good enough.
         time_limit: seconds after which the best plan so far is returned.
         progress: called with (done, total, best step seconds or None, bound in seconds).
@@ -70,7 +73,7 @@ def plan(
     work = Workload(model, example_inputs, loss_fn, example_target, global_batch_size)
     request = Request(
         work, world_size, _cluster(cluster), optimizer, precision, memory_limit,
-        dict(pin or {}), gap, time_limit, progress, solver, workload,
+        plain(pin or {}), gap, time_limit, progress, solver, workload,
     )  # fmt: skip
     return Plan.of(make_plan(request))
 

@@ -25,14 +25,21 @@ def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def pin(text: str) -> tuple[str, Any]:
-    """An argparse type: "tp=4" is ("tp", 4), "sequence_parallel=false" is (..., False)."""
+    """An argparse type: "tp=4" is ("tp", 4), "sequence_parallel=false" is (..., False).
+
+    "stages=13,13,6" is ("stages", [13, 13, 6]).
+    """
     key, equals, value = text.partition("=")
     if not (key and equals and value):
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, as in tp=4")
     words = {"true": True, "false": False}
     if value.lower() in words:
         return key, words[value.lower()]
-    return key, int(value) if value.lstrip("-").isdigit() else value
+    numbers = value.strip("[]").split(",")
+    if all(number.strip().lstrip("-").isdigit() for number in numbers):
+        found = [int(number) for number in numbers]
+        return key, found if key == "stages" or len(found) > 1 else found[0]
+    return key, value
 
 
 def pins(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -89,7 +96,8 @@ def plan_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="as in tp=4 or recompute@model.layers.3=full",
+        help="as in tp=4, stages=13,13,6, recompute@model.layers.3=full, stage@model.layers.7=1"
+        " or 'placement@*.up_proj.weight=Shard(0)'",
     )
     parser.add_argument("--gap", type=positive(float), default=0.01, help="stop when this close")
     parser.add_argument("--time-limit", type=positive(float), default=60.0, metavar="SECONDS")

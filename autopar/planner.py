@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from autopar import graph_json
 from autopar.cluster import Cluster
-from autopar.cost.collectives import is_extrapolated
-from autopar.cost.data_parallel import OPTIMIZER_BYTES, Setting, dp_group
-from autopar.cost.moves import move_seconds, tp_group
-from autopar.cost.ops import op_cost
+from autopar.cost.data_parallel import OPTIMIZER_BYTES
 from autopar.errors import UsageError
-from autopar.graph import Graph, Op
+from autopar.graph import Graph
 from autopar.plan import Baseline, Mesh, Plan, Prediction, Provenance, RunnerUp, SolverReport
 from autopar.solve.assemble import assemble
 from autopar.solve.baselines import run_baselines
-from autopar.solve.infeasible import Relaxation
+from autopar.solve.infeasible import NothingLegalError, Relaxation
 from autopar.solve.intra import LAYOUTS
 from autopar.solve.menus import Pricer
+from autopar.solve.notes import extrapolated, move_notes, undivided
+from autopar.solve.pins import conflict, contradiction
+from autopar.solve.placements import check_placements, legal_placements
 from autopar.solve.problem import Candidate, Configuration, Group, Solution
 from autopar.solve.relaxations import Asked, relaxations
 from autopar.solve.runners import family
 from autopar.solve.search import solve
-from autopar.solve.shardings import Shardings
-from autopar.solve.space import Task, check_pins, configurations, degrees
+from autopar.solve.shardings import Offered, Shardings
+from autopar.solve.space import Task, check_pins, configurations, degrees, rules_of
 from autopar.solve.statistics import (
     Statistics,
     check_precision,
@@ -35,21 +35,16 @@ from autopar.solve.statistics import (
     listed,
     statistics_notes,
 )
-from autopar.strategies.choices import is_known
 from autopar.strategies.patterns import ENDS, Classes, find_classes, reduce
-from autopar.strategies.sharding import Sharding
 from autopar.strategies.sharding_json import encode_pattern, encode_sharding
+from autopar.strategies.states import State
 from autopar.trace import trace
 from autopar.trace.norms import has_sync_norms
-from autopar.trace.opaque import OPAQUE
 from autopar.workload import Workload, parameters_of
 
 # What a search gets at least: even a time limit that the trace has used up may find a plan.
 LEAST_SECONDS = 0.5
 BASELINE_SECONDS = 5.0
-
-# A payload that every collective curve covers, to ask whether group sizes are covered.
-REFERENCE_PAYLOAD = 2**20
 ATTENTION = "aten.scaled_dot_product_attention.default"
 
 
@@ -107,9 +102,9 @@ class _Traced:
         samples = request.global_batch_size / request.world_size
         shardings = Shardings(self.graph, self.classes, request.cluster, request.solver, samples)
         return Pricer(
-            shardings, request.precision, request.optimizer, pins, request.memory_limit_bytes,
+            shardings, request.precision, request.optimizer, {}, request.memory_limit_bytes,
             self.names,
-        )  # fmt: skip
+        ).with_pins(pins)  # fmt: skip
 
 
 def make_plan(request: Request) -> Plan:
@@ -118,6 +113,7 @@ def make_plan(request: Request) -> Plan:
     started = time.perf_counter()
     traced = _trace(request)
     check_pins(traced.task)
+    check_placements(traced.graph, traced.classes, traced.names, request.pins)
     pricer = traced.pricer(request.pins)
     solution = _solve(traced, pricer, request.pins)
     solution, baselines = _baselines(traced, pricer, solution)
@@ -229,21 +225,53 @@ def _peak_seconds(traced: _Traced, pricer: Pricer, task: Task) -> float:
 
 def _solve(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> Solution:
     request = traced.request
-    return solve(
-        _candidates(traced, pricer, pins),
-        gap=request.gap,
-        time_limit=traced.seconds_left,
-        progress=request.progress,
-        solver=request.solver,
-        relaxations=_relaxations(traced, pricer),
-        runners=True,
-    )
+    try:
+        return solve(
+            _candidates(traced, pricer, pins),
+            gap=request.gap,
+            time_limit=traced.seconds_left,
+            progress=request.progress,
+            solver=request.solver,
+            relaxations=_relaxations(traced, pricer),
+            runners=True,
+        )
+    except NothingLegalError as error:
+        raise (_contradiction(traced, pricer) or error) from None
+
+
+def _contradiction(traced: _Traced, pricer: Pricer) -> UsageError | None:
+    """The pins that leave a layer without any option; None if it is not them.
+
+    Known only now: whether a layer can have pinned placements, the op-level program says.
+    """
+
+    def possible(pins: dict[str, Any]) -> bool:
+        try:
+            groups = _candidates(traced, _with_pins(traced, pricer, pins), pins)
+        except UsageError:
+            return False
+        problems = (candidate.build() for group in groups for candidate in group.expand())
+        return any(all(problem.menus) for problem in problems)
+
+    if not possible({}):
+        return None
+    found, tp = conflict(pricer.pins, possible), max(tp for _, _, tp in degrees(traced.task))
+
+    def stored(home: str) -> Mapping[str, Iterable[State]]:
+        return pricer.shardings.sharder(home, tp).model.stored
+
+    legal = [
+        f"{legal_placements(traced.graph, traced.classes, traced.names, pin, stored)} with tp={tp}"
+        for pin in found
+        if pin.kind == "placement" and tp > 1
+    ]
+    return contradiction(found, "; ".join(filter(None, [rules_of(found, traced.task), *legal])))
 
 
 def _with_pins(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> Pricer:
-    """Prices under other pins; shardings and costs are shared, because pins do not touch them."""
+    """Prices under other pins; costs are shared where these ask for the same placements."""
     check_pins(replace(traced.task, pins=pins))
-    return replace(pricer, pins=pins)
+    return pricer.with_pins(pins)
 
 
 def _relaxations(traced: _Traced, pricer: Pricer) -> list[Relaxation]:
@@ -332,7 +360,7 @@ def _plan(traced: _Traced, pricer: Pricer, solution: Solution, baselines: tuple[
         parameters=parameters_of(request.workload.model),
         program=_program(traced, pricer, solution),
         notes=(*statistics_notes(traced.task.statistics, config.microbatch_size, config.dp),
-               *_notes(traced, config), *_extrapolated(cluster, config)),
+               *undivided(pricer, config), *extrapolated(cluster, config)),
         workload=request.source,
         runners_up=_runners_up(traced, pricer, solution, prediction),
     )  # fmt: skip
@@ -372,7 +400,8 @@ def _program(traced: _Traced, pricer: Pricer, solution: Solution) -> dict[str, A
     patterns, shardings, members, notes = {}, {}, [], []
     named: dict[str, str] = {}
     for member, option in zip(classes.members, solution.options, strict=True):
-        home, k = classes.home(member), option.tp_option
+        home = classes.home(member)
+        k = _first_equal(pricer.offered(member, config), option.tp_option)
         name = home if home == ENDS or not k else f"{home}#{k}"
         members.append(member if home == ENDS else name)
         named.setdefault(member, members[-1])
@@ -380,7 +409,7 @@ def _program(traced: _Traced, pricer: Pricer, solution: Solution) -> dict[str, A
             sharding = pricer.offered(member, config)[k].sharding
             patterns[name] = encode_pattern(classes.patterns[home])
             shardings[name] = encode_sharding(sharding)
-            notes += _move_notes(pricer, sharding, config)
+            notes += move_notes(pricer, sharding, config)
     return {
         "graph": graph_json.encode(traced.graph),
         "patterns": patterns,
@@ -400,65 +429,7 @@ def _program(traced: _Traced, pricer: Pricer, solution: Solution) -> dict[str, A
     }
 
 
-def _move_notes(pricer: Pricer, sharding: Sharding, config: Configuration) -> list[list[str]]:
-    """[value, target state, "67 MB, 0.31 ms"] for every move that communicates in forward."""
-    notes = []
-    for moved in sharding.moves:
-        value = pricer.graph.values[moved.value]
-        seconds, _ = move_seconds(
-            pricer.cluster, moved.move, value, sharding.tp, config.microbatch_size
-        )
-        if moved.move.forward:
-            size = value.bytes(config.microbatch_size) / 1e6
-            notes.append([moved.value, str(moved.target), f"{size:.3g} MB, {1e3 * seconds:.2g} ms"])
-    return notes
-
-
-def _extrapolated(cluster: Cluster, config: Configuration) -> tuple[str, ...]:
-    """Groups that are larger than, or span more nodes than, what the cost model's curves cover."""
-    setting = Setting(config.pp, config.dp, config.tp, 1, config.schedule, "bf16", 0)
-    groups = {"tp": tp_group(cluster, config.tp), "dp": dp_group(cluster, setting)}
-    names = [
-        f"{axis} groups of {group.size} on {-(-group.size // group.per_node)} node(s)"
-        for axis, group in groups.items()
-        if is_extrapolated(cluster, "all_reduce", REFERENCE_PAYLOAD, group)
-    ]
-    if not names:
-        return ()
-    return (f"{cluster.name} has no measured collectives for {' and '.join(names)}: extrapolated",)
-
-
-def _notes(traced: _Traced, config: Configuration) -> tuple[str, ...]:
-    """Ops that nobody knows how to divide: what they cost on every rank of the tp axis.
-
-    The figure is what a division would save at best, in all layers, per micro-batch.
-    """
-    if config.tp == 1:
-        return ()
-    graph, classes, lost = traced.graph, traced.classes, dict[str, float]()
-    for name, pattern in classes.patterns.items():
-        times = max(1, classes.members.count(name))
-        for op in (graph.ops[i] for i in pattern.ops):
-            if not is_known(op, graph.values, config.tp):
-                saved = (1 - 1 / config.tp) * _whole_seconds(traced, op, config.microbatch_size)
-                lost[_spoken(op)] = lost.get(_spoken(op), 0.0) + times * saved
-    return tuple(
-        f"no way to divide {target} was found: whole on every tp rank, which costs up to"
-        f" {1e3 * seconds:.2g} ms per micro-batch"
-        for target, seconds in sorted(lost.items())
-    )
-
-
-def _spoken(op: Op) -> str:
-    """How the notes name an op; one that stands for a module by the module."""
-    if op.target != OPAQUE:
-        return op.target
-    return f"the module {op.args[2]}, whose shapes or branches depend on values,"
-
-
-def _whole_seconds(traced: _Traced, op: Op, batch: int) -> float:
-    values = traced.graph.values
-    names = dict.fromkeys((*op.inputs(), *op.outputs))
-    shapes = {n: tuple(size.at(batch) for size in values[n].shape) for n in names}
-    cost = op_cost(traced.request.cluster, op, values, shapes)
-    return cost.forward_seconds + cost.backward_seconds
+def _first_equal(offered: Sequence[Offered], k: int) -> int:
+    """Layers that are pinned differently may have been offered one sharding twice."""
+    chosen = offered[k].sharding.strategies
+    return next(i for i, each in enumerate(offered) if each.sharding.strategies == chosen)

@@ -19,8 +19,10 @@ from autopar.plan import (
     sum_memory,
 )
 from autopar.solve.menus import Pricer
+from autopar.solve.placements import parameter_name
 from autopar.solve.problem import Configuration, Option, Solution
 from autopar.strategies.patterns import restrict
+from autopar.strategies.states import placement_of
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,8 @@ def _layer_plan(
     own = restrict(offered.sharding, pattern, pricer.graph)
     placements = {}
     for value, state in own.parameters.items():
-        source = pricer.graph.values[value].source.replace(f"{pattern.name}.", f"{name}.", 1)
-        split = state.kind == "S"
-        placements[source] = (f"Shard({state.dim})" if split else "Replicate()",)
+        source = parameter_name(pricer.graph, pattern, value, name)
+        placements[source] = (placement_of(state),)
     taken = f"{config.layout}:{offered.aim}" if offered.aim else config.layout
     return LayerPlan(name, stage, placements, option.zero, option.recompute, taken)  # type: ignore[arg-type]
 

@@ -24,6 +24,10 @@ GIB = 1024**3
 SECONDS = 10.0
 
 
+class NothingLegalError(InfeasiblePlanError):
+    """No configuration has an option for every layer, whatever the memory."""
+
+
 @dataclass(frozen=True)
 class Relaxation:
     """One thing that the user could give up.
@@ -84,14 +88,14 @@ def diagnose(
             has solved is suggested, the cheapest plan first.
     """
     found = list(_shortfalls(problems))
-    helpful = _helpful([*_more_memory(found), *relaxations], verify) if verify else []
     if not found:
-        return InfeasiblePlanError(
+        return NothingLegalError(
             "no configuration is legal",
             expected="degrees that divide the world size, the batch and the layers",
             where=f"{len(problems)} configurations",
-            hint="; or ".join(helpful) or "fewer pins, or another world size",
+            hint="fewer pins, or another world size",
         )
+    helpful = _helpful([*_more_memory(found), *relaxations], verify) if verify else []
     closest = min(found, key=lambda s: s.missing_bytes)
     return InfeasiblePlanError(
         _headline(closest),

@@ -38,15 +38,19 @@ class Sharder:
         return self._prices[key]
 
     def shard(
-        self, layout: str, states: Mapping[str, State], batch: int, aims: Sequence[Weights]
-    ) -> list[Sharding | None]:
+        self, layout: str, states: Mapping[str, State], batch: int, aims: Sequence[Weights],
+        placements: Sequence[tuple[str, str]] = (),
+    ) -> list[Sharding | None]:  # fmt: skip
         """The cheapest sharding for each aim with these states at the boundary, None if none is.
 
-        ``batch`` is the micro-batch size at which time is traded against memory.
+        ``batch`` is the micro-batch size at which time is traded against memory, ``placements``
+        are those that parameters must have.
         """
         fixed = self.model.fixed(states, batch) if self.model.possible else None
-        if fixed is None:
+        placed = self.model.placed(placements) if self.model.possible else None
+        if fixed is None or placed is None:
             return [None] * len(aims)
+        fixed |= placed
         if self._program is None:
             self._program = solver_of(
                 self.model.program, solver=self.solver, gap=GAP, time_limit=TIME_LIMIT

@@ -46,18 +46,25 @@ def propose_layouts(
     graph: Graph, classes: Classes, cluster: Cluster, tp: int, batch: int,
     aims: Sequence[Mapping[str, Weights]], *, solver: str = "highs",
     models: Mapping[str, OpModel] | None = None,
+    placements: Mapping[str, Sequence[tuple[str, str]]] | None = None,
 ) -> list[dict[str, Sharding]]:  # fmt: skip
     """The cheapest sharding of every pattern together, for each aim; each layout once.
 
     ``aims`` give the prices of each pattern and must agree in ``steps``. ``batch`` is the
     micro-batch size at which time is traded against memory; samples are divided over tp only if
-    it is a multiple of tp. ``models`` are those of the patterns, where they are at hand.
+    it is a multiple of tp. ``models`` are those of the patterns, where they are at hand,
+    ``placements`` those that parameters of a pattern must have.
     """
     if models is None:
         models = {name: op_model(graph, p, tp) for name, p in classes.patterns.items()}
     if not all(model.possible for model in models.values()):
         return []
     joint = _join(classes, models, batch)
+    for name, pinned in (placements or {}).items():
+        placed = models[name].placed(pinned)
+        if placed is None:
+            return []
+        joint.fixed |= {joint.shift[name] + column: value for column, value in placed.items()}
     engine = solver_of(joint.program, solver=solver, gap=GAP, time_limit=TIME_LIMIT)
     steps = next(iter(aims[0].values())).steps
     priced = {name: prices(model, cluster, batch, steps) for name, model in models.items()}

@@ -19,7 +19,9 @@ from autopar.cost.schedule import SINGLE
 from autopar.cost.statistics import statistics_seconds
 from autopar.graph import Graph
 from autopar.solve.chain import undominated
+from autopar.solve.cuts import Cuts, common, narrowed, pinned_cuts
 from autopar.solve.pins import LAYERED, pin_of
+from autopar.solve.placements import Demand, find_demands
 from autopar.solve.price import time_bound
 from autopar.solve.problem import Candidate, Configuration, Option, Problem
 from autopar.solve.shardings import AIMS, Offered, Shardings
@@ -48,7 +50,7 @@ class Pricer:
     names: tuple[str, ...] = ()
     equal_stages: bool = False
     _costs: dict[tuple[str, int, str, int, int], LayerCost] = field(default_factory=dict)
-    _useful: dict[tuple[str, int, str, int], tuple[int, ...]] = field(default_factory=dict)
+    _useful: dict[tuple[str, int, str, int, Demand], tuple[int, ...]] = field(default_factory=dict)
     _ops: OpCosts = field(default_factory=dict)
     _widest: dict[tuple[int, str, int], int] = field(default_factory=dict)
 
@@ -83,24 +85,29 @@ class Pricer:
             )
         return _contended(self._costs[key], self.cluster, config)
 
-    def useful(self, member: str, config: Configuration) -> tuple[int, ...]:
+    def useful(
+        self, member: str, config: Configuration, demand: Demand | None = None
+    ) -> tuple[int, ...]:
         """The shardings of a class that no other one beats in every figure, or the pinned one.
 
-        All parts take the same one, so theirs are compared as a pair.
+        All parts take the same one, so theirs are compared as a pair. ``demand`` are the placements
+        that are asked for, by default those of the class's first layer.
         """
-        if config.tp > 1 and "sharding" in self.pins:
-            return (self._pinned_sharding(member, config),)
         home = self.classes.home(member)
-        key = (home, config.tp, config.layout, config.microbatch_size)
+        demand = self.shardings.demands.of(home)[0] if demand is None else demand
+        if config.tp > 1 and "sharding" in self.pins:
+            return (self._pinned_sharding(member, config, demand),)
+        key = (home, config.tp, config.layout, config.microbatch_size, demand)
         if key not in self._useful:
             members = [home] if home == member else list(self.classes.parts)
-            number = range(len(self.offered(member, config)))
+            offered = self.offered(member, config)
+            number = [k for k, each in enumerate(offered) if each.demand == demand]
             rows = [self._figures(members, config, k) for k in number]
             kept = undominated(np.array(rows, dtype=np.float64))
-            self._useful[key] = tuple(k for k in number if kept[k])
+            self._useful[key] = tuple(k for k, own in zip(number, kept, strict=True) if own)
         return self._useful[key]
 
-    def _pinned_sharding(self, member: str, config: Configuration) -> int:
+    def _pinned_sharding(self, member: str, config: Configuration, demand: Demand) -> int:
         """The sharding of a class with the pinned aim.
 
         Where that would divide none of its work, the one with the next aim that does, those that
@@ -109,7 +116,10 @@ class Pricer:
         names, offered = list(AIMS), self.offered(member, config)
         at = names.index(self.pins["sharding"])
         order = [*names[at:], *reversed(names[:at])]
-        return next(k for aim in order for k, each in enumerate(offered) if aim in each.aims)
+        return next(
+            k for aim in order for k, each in enumerate(offered)
+            if aim in each.aims and each.demand == demand
+        )  # fmt: skip
 
     def _figures(
         self, members: Sequence[str], config: Configuration, tp_option: int
@@ -128,15 +138,20 @@ class Pricer:
             self.precision, self.optimizer, virtual_stages=config.virtual_stages,
         )  # fmt: skip
 
-    def menu(self, member: str, config: Configuration, layer: str = "") -> tuple[Option, ...]:
-        """Every option of a class that the pins allow for the layer of this name."""
+    def menu(
+        self, member: str, config: Configuration, layer: str = "", demand: Demand | None = None
+    ) -> tuple[Option, ...]:
+        """Every option of a class that the pins allow for the layer of this name.
+
+        ``demand`` are the placements that they ask for, as in ``useful``.
+        """
         pinned = pin_of(self.pins.get("zero"), layer)
         free = FREE_ZERO if config.dp > 1 else FREE_ZERO[:1]
         whole = not config.splits_backward  # see space.py
         modes = [r for r in self.recomputes(member, layer) if whole or r == "none"]
         return tuple(
             option
-            for k in self.useful(member, config)
+            for k in self.useful(member, config, demand)
             for zero in (free if pinned is None else [pinned])
             if whole or zero != 3
             for option in self.options(member, config, k, zero, modes)
@@ -306,18 +321,21 @@ class Pricer:
         """
         members, parts = self.classes.members, self.classes.parts
         names = self.names or ("",) * len(members)
-        each = [(m, *self._pinned(name)) for m, name in zip(members, names, strict=True)]
+        demands = self.shardings.demands.layers or (None,) * len(members)
+        each = [
+            (m, d, *self._pinned(name)) for m, d, name in zip(members, demands, names, strict=True)
+        ]
         first = {key: names[each.index(key)] for key in dict.fromkeys(each)}
         order = list(first)
         return Problem(
             configuration=config,
             layers=tuple(order.index(key) for key in each),
-            menus=tuple(self.menu(key[0], config, name) for key, name in first.items()),
+            menus=tuple(self.menu(key[0], config, name, key[1]) for key, name in first.items()),
             memory_limit_bytes=self.memory_limit_bytes,
             p2p_seconds=self.p2p_seconds(config),
             baseline_bytes=self.buffer_bytes(config),
             linked=tuple(pairwise(i for i, m in enumerate(members) if m in parts)),
-            cuts=self.equal_cuts(config) if self.equal_stages else self.even_cuts(config),
+            cuts=self.cuts(config),
             uniform=self.uniform(config, [member for member, *_ in order]),
         )
 
@@ -330,6 +348,27 @@ class Pricer:
         if config.virtual_stages == 1 and not config.splits_backward:
             return ()
         return tuple(c for c, name in enumerate(names) if name not in self.classes.parts)
+
+    def cuts(self, config: Configuration) -> Cuts:
+        """Where stages may begin: where pins say, and else where the schedule likes it."""
+        members, parts = self.classes.members, self.classes.parts
+        blocks = [member not in parts for member in members]
+        wanted = pinned_cuts(self.pins, self.names or members, blocks, config.stages)
+        if wanted is None:
+            return ((),) * config.stages
+        if self.equal_stages:
+            return common(wanted, self.equal_cuts(config))
+        return narrowed(wanted, self.even_cuts(config))
+
+    def with_pins(self, pins: dict[str, Any]) -> Pricer:
+        """The same prices under other pins."""
+        demands = find_demands(self.graph, self.classes, self.names, pins)
+        if demands == self.shardings.demands:
+            return dataclasses.replace(self, pins=pins)
+        shardings = self.shardings.under(demands)
+        return dataclasses.replace(
+            self, pins=pins, shardings=shardings, _costs={}, _useful={}, _widest={}
+        )
 
     def even_cuts(self, config: Configuration) -> tuple[tuple[int, ...], ...]:
         """Where stages that share a rank may begin: within one block of equal stages.
@@ -379,15 +418,20 @@ class Pricer:
     def candidate(self, config: Configuration) -> Candidate:
         """A configuration with a bound that ignores memory, rounding and data parallelism."""
         members = self.classes.members
-        least = {m: self._least_seconds(m, config) for m in dict.fromkeys(members)}
-        seconds, crossing = ([least[m][k] for m in members] for k in (0, 1))
+        each = list(
+            zip(members, self.shardings.demands.layers or (None,) * len(members), strict=True)
+        )
+        least = {key: self._least_seconds(*key, config) for key in dict.fromkeys(each)}
+        seconds, crossing = ([least[key][k] for key in each] for k in (0, 1))
         bound = time_bound(config, seconds, [0.0], self.p2p_seconds(config), crossing)
         return Candidate(config, bound, lambda: self.problem(config))
 
-    def _least_seconds(self, member: str, config: Configuration) -> tuple[float, float]:
+    def _least_seconds(
+        self, member: str, demand: Demand | None, config: Configuration
+    ) -> tuple[float, float]:
         """One micro-batch of a class at least, whatever is chosen for it, and to cross it."""
         slow = self.cluster.oversubscription(world_size(config))
-        costs = [self.cost(member, config, k) for k in self.useful(member, config)]
+        costs = [self.cost(member, config, k) for k in self.useful(member, config, demand)]
         seconds, crossing = [], []
         for cost in costs:
             forward = cost.forward_seconds * slow + cost.tp_forward_seconds

@@ -24,7 +24,17 @@ from autopar.solve.program import ONE, Floats, Program
 from autopar.strategies.choices import divides_samples, movable, outer_factors, strategies
 from autopar.strategies.patterns import ENDS
 from autopar.strategies.sharding import Moved, Pattern, Sharding, local_shape
-from autopar.strategies.states import D, P, R, State, divides, divides_batch, move, shard
+from autopar.strategies.states import (
+    D,
+    P,
+    R,
+    State,
+    divides,
+    divides_batch,
+    move,
+    placement_of,
+    shard,
+)
 from autopar.strategies.strategy import Strategy
 
 # Where the state in which the layer must send a value, or have its loss, stands among the ops.
@@ -65,6 +75,16 @@ class OpModel:
             if state not in columns:
                 return None
             found |= {column: float(s == state) for s, column in columns.items()}
+        return found
+
+    def placed(self, placements: Iterable[tuple[str, str]]) -> dict[int, float] | None:
+        """Columns that parameters with these placements do not take; None if one has none left."""
+        found: dict[int, float] = {}
+        for name, placement in placements:
+            others = [c for s, c in self.stored[name].items() if placement_of(s) != placement]
+            if len(others) == len(self.stored[name]):
+                return None
+            found |= dict.fromkeys(others, 0.0)
         return found
 
     def of_samples(self, batch: int) -> list[int]:

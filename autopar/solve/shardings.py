@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autopar.cluster import Cluster
@@ -12,6 +12,7 @@ from autopar.graph import Graph
 from autopar.solve.intra import LAYOUTS, Sharder, Weights
 from autopar.solve.joint import Layout, propose_layouts
 from autopar.solve.opmodel import op_model
+from autopar.solve.placements import Demand, Demands
 from autopar.strategies.patterns import ENDS, Classes
 from autopar.strategies.sharding import Sharding
 from autopar.strategies.spec import name_of
@@ -38,10 +39,14 @@ PRODUCTS = frozenset({
 
 @dataclass(frozen=True)
 class Offered:
-    """A sharding and the aims that led to it; none where nothing is split."""
+    """A sharding and the aims that led to it; none where nothing is split.
+
+    ``demand`` are the placements that were asked for.
+    """
 
     aims: tuple[str, ...]
     sharding: Sharding
+    demand: Demand = ()
 
     @property
     def aim(self) -> str:
@@ -54,7 +59,8 @@ class Shardings:
     """The shardings of one traced model on one cluster, each worked out once and when asked for.
 
     ``device_samples`` is the global batch divided by the number of devices: what a product
-    communicates grows with it, and what a gradient takes does not.
+    communicates grows with it, and what a gradient takes does not. ``demands`` are the placements
+    that pins ask for: every different demand has shardings of its own.
     """
 
     graph: Graph
@@ -62,6 +68,7 @@ class Shardings:
     cluster: Cluster
     solver: str = "highs"
     device_samples: float = 8.0
+    demands: Demands = field(default_factory=Demands)
     _whole: dict[tuple[str, int], LayerCost] = field(default_factory=dict)
     _sharders: dict[tuple[str, int], Sharder] = field(default_factory=dict)
     _open: dict[int, dict[str, Layout]] = field(default_factory=dict)
@@ -74,10 +81,19 @@ class Shardings:
         """
         key = (pattern, tp, layout)
         if key not in self._found:
-            found = self._search(pattern, tp, layout)
-            divided = tuple(o for o in found if self._divides(o.sharding, samples=True))
-            self._found[key] = divided or found
+            each = [self._search(pattern, tp, layout, d) for d in self.demands.of(pattern)]
+            self._found[key] = sum((self._best(own) for own in each), ()) if all(each) else ()
         return self._found[key]
+
+    def _best(self, found: tuple[Offered, ...]) -> tuple[Offered, ...]:
+        divided = tuple(o for o in found if self._divides(o.sharding, samples=True))
+        return divided or found
+
+    def under(self, demands: Demands) -> Shardings:
+        """The same under other pins; the op-level models are shared."""
+        return (
+            self if demands == self.demands else replace(self, demands=demands, _open={}, _found={})
+        )
 
     def layouts(self, tp: int, *, wanted: bool = False) -> list[str]:
         """Layouts that every class can have, with a sharding that divides the work of some block.
@@ -88,7 +104,8 @@ class Shardings:
         if tp == 1:
             return ["replicate"]
         found = [x for x in (*LAYOUTS, *self._open_layouts(tp)) if self._possible(tp, x)]
-        return found or ["replicate"] * wanted
+        whole = wanted and all(self.of(name, tp, "replicate") for name in self.classes.patterns)
+        return found or ["replicate"] * whole
 
     def microbatch_multiple(self, tp: int, layout: str) -> int:
         """What the micro-batch size must be a multiple of: tp where the ranks share samples."""
@@ -110,7 +127,8 @@ class Shardings:
             ]
             found = propose_layouts(
                 self.graph, self.classes, self.cluster, tp, batch, aims, solver=self.solver,
-                models={name: self._sharder(name, tp).model for name in names},
+                models={name: self.sharder(name, tp).model for name in names},
+                placements=self._placements(),
             )  # fmt: skip
             fresh = [proposed for proposed in found if self._is_new(proposed)]
             self._open[tp] = {
@@ -118,6 +136,11 @@ class Shardings:
                 for k, proposed in enumerate(fresh, 1)
             }
         return self._open[tp]
+
+    def _placements(self) -> dict[str, Demand]:
+        """What is asked of all layers of a pattern alike."""
+        each = {name: self.demands.of(name) for name in self.classes.patterns}
+        return {name: demands[0] for name, demands in each.items() if len(demands) == 1}
 
     def _is_new(self, proposed: dict[str, Sharding]) -> bool:
         known = any(
@@ -145,17 +168,19 @@ class Shardings:
         each = ((name, o.sharding) for name, offered in found.items() for o in offered)
         return all(found.values()) and self._divides_a_block(each)
 
-    def _search(self, pattern: str, tp: int, layout: str) -> tuple[Offered, ...]:
+    def _search(
+        self, pattern: str, tp: int, layout: str, demand: Demand = ()
+    ) -> tuple[Offered, ...]:
         whole = self.classes.patterns[pattern]
         if tp == 1:
-            return (Offered((), replicated(self.graph, whole)),)
+            return (Offered((), replicated(self.graph, whole), demand),)
         if layout in LAYOUTS:
             states, batch, steps = whole.boundary(LAYOUTS[layout]), REFERENCE_BATCH, Weights().steps
         else:
             states = self._open_layouts(tp)[layout][pattern]
             batch, steps = self._open_reference(tp)
         aims = [self._weights(pattern, shares, batch, steps) for shares in AIMS.values()]
-        results = self._sharder(pattern, tp).shard(layout, states, batch, aims)
+        results = self.sharder(pattern, tp).shard(layout, states, batch, aims, demand)
         different: dict[Any, Sharding] = {}
         aims_of: dict[Any, tuple[str, ...]] = {}
         for aim, sharding in zip(AIMS, results, strict=True):
@@ -163,9 +188,9 @@ class Shardings:
                 key = tuple(sharding.strategies.items())
                 different.setdefault(key, sharding)
                 aims_of[key] = (*aims_of.get(key, ()), aim)
-        return tuple(Offered(aims_of[key], sharding) for key, sharding in different.items())
+        return tuple(Offered(aims_of[key], each, demand) for key, each in different.items())
 
-    def _sharder(self, pattern: str, tp: int) -> Sharder:
+    def sharder(self, pattern: str, tp: int) -> Sharder:
         """The pattern's model at one degree, which serves for all layouts."""
         key = (pattern, tp)
         if key not in self._sharders:

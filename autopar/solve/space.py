@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 from autopar.errors import UsageError
-from autopar.solve.pins import LAYERED, check_layer_pins
+from autopar.solve.cuts import check_stages, pinned_cuts
+from autopar.solve.pins import (
+    LAYERED,
+    NAMED,
+    Entry,
+    check_layer_pins,
+    conflict,
+    contradiction,
+    pin_of,
+)
 from autopar.solve.problem import Configuration
 from autopar.solve.shardings import AIMS
 from autopar.solve.statistics import NO_STATISTICS, Statistics, allows, check_statistics
@@ -24,18 +34,48 @@ VIRTUAL_STAGES = (2, 3, 4, 6, 8)
 # How many more blocks than the mean the largest virtual stage may have, as a share.
 UNEVEN = 0.1
 SPLIT = ("interleaved_1f1b", "zero_bubble")
+# Stands for the layouts that are found when a tp degree is opened.
+ANY_LAYOUT = ("replicate", "sequence")
 PINS = {
     "pp": "a divisor of the world size, at most the number of blocks",
     "dp": "a divisor of the world size and of the global batch",
     "tp": "a divisor of the world size and of the number of heads",
-    "microbatch_size": "a divisor of global_batch_size / dp",
+    "microbatch_size": "a divisor of the global batch",
+    "num_microbatches": "a divisor of the global batch",
     "schedule": " or ".join(SCHEDULES),
     "virtual_stages": "at most the number of blocks per pipeline stage",
     "zero": "0, 1, 2 or 3",
     "recompute": " or ".join(RECOMPUTE),
     "sequence_parallel": "True or False",
     "sharding": "what the division of layers over tp aims at",
+    "stages": "the number of blocks of each stage",
+    "stage": "stages by layer, as in stage@LAYER=1",
+    "placement": "placements on the tp axis by parameter, as in placement@PARAMETER=Shard(0)",
 }
+# What holds between pins.
+RULES = (
+    (("pp", "dp", "tp"), "pp * dp * tp = {world}"),
+    (
+        ("dp", "microbatch_size", "num_microbatches"),
+        "dp * microbatch_size * num_microbatches = {batch}",
+    ),
+    (
+        ("pp", "virtual_stages", "stages", "stage"),
+        "pp * virtual_stages stages in the order of the layers, each with a layer of its own",
+    ),
+    (
+        ("schedule", "virtual_stages"),
+        "more than one stage per rank in interleaved_1f1b, or in zero_bubble, which has no tp, no"
+        " zero=3 and no recomputation; both have pp > 1, which divides num_microbatches, and the"
+        " others one stage per rank, 1f1b no fewer micro-batches than pp",
+    ),
+    (("placement",), "Replicate() for every parameter where tp = 1"),
+    (
+        ("recompute",),
+        "selective for layers with products or attention to keep, none for layers whose code"
+        " changes a buffer",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -74,9 +114,15 @@ def check_pins(task: Task) -> None:
     for name, value in task.pins.items():
         if name not in PINS:
             raise UsageError(f"unknown pin {name!r}", expected=", ".join(PINS), where="pin")
-        allowed = _allowed(name, task)
-        if name in LAYERED and isinstance(value, dict):
+        if name == "stages":
+            check_stages(value, task.blocks, len(task.names) or task.blocks)
             continue
+        if name in (*LAYERED, *NAMED) and isinstance(value, dict):
+            continue
+        if name in NAMED:
+            raise UsageError(f"pin {name}={value!r}", expected=PINS[name], where="pin",
+                             hint=f'by name: {{"{name}": {{"NAME": ...}}}}')  # fmt: skip
+        allowed = _allowed(name, task)
         if value not in allowed or isinstance(value, bool) != (name == "sequence_parallel"):
             raise UsageError(
                 f"pin {name}={value!r}",
@@ -84,11 +130,24 @@ def check_pins(task: Task) -> None:
                 where="pin",
                 hint=f"choose one of these, or leave {name} to the solver",
             )
-    check_layer_pins(
-        task.pins, task.names, task.parts, {kind: _allowed(kind, task) for kind in LAYERED}
-    )
-    _check_product(task)
+    values = {kind: _allowed(kind, task) for kind in (*LAYERED, "stage")}
+    check_layer_pins(task.pins, task.names, task.parts, values)
     check_statistics(task.statistics, task.pins, task.world_size, task.parts)
+    if _possible(task, {}) and not _possible(task, task.pins):
+        found = conflict(task.pins, partial(_possible, task))
+        raise contradiction(found, rules_of(found, task))
+
+
+def _possible(task: Task, pins: dict[str, Any]) -> bool:
+    """Whether some configuration agrees with the pins."""
+    return any(configurations(replace(task, pins=pins), ANY_LAYOUT))
+
+
+def rules_of(found: Sequence[Entry], task: Task) -> str:
+    """The rules between pins that some of these are subject to."""
+    kinds = {entry.kind for entry in found}
+    rules = [rule for names, rule in RULES if kinds.intersection(names)]
+    return "; ".join(rules).format(world=task.world_size, batch=task.global_batch_size)
 
 
 def _allowed(name: str, task: Task) -> Sequence[Any]:
@@ -97,42 +156,24 @@ def _allowed(name: str, task: Task) -> Sequence[Any]:
         "pp": [d for d in world if d <= max(1, task.blocks)],
         "dp": [d for d in world if task.global_batch_size % d == 0],
         "tp": [d for d in world if all(h % d == 0 for h in task.heads)],
-        "microbatch_size": divisors(task.global_batch_size // _dp_of(task)),
+        "microbatch_size": divisors(task.global_batch_size),
+        "num_microbatches": divisors(task.global_batch_size),
         "schedule": SCHEDULES,
         "virtual_stages": (1, *(range(2, task.blocks // 2 + 1) if task.interleaves else ())),
         "zero": ZERO,
         "recompute": RECOMPUTE,
         "sequence_parallel": (False, True),
         "sharding": tuple(AIMS),
+        "stage": range(len(task.names)),
     }
     return fixed[name]
-
-
-def _dp_of(task: Task) -> int:
-    dp = task.pins.get("dp", 1)
-    return dp if isinstance(dp, int) and dp > 0 and task.global_batch_size % dp == 0 else 1
-
-
-def _check_product(task: Task) -> None:
-    """Three pinned degrees must multiply to the world size, two must leave an integer."""
-    degrees = [task.pins[axis] for axis in ("pp", "dp", "tp") if axis in task.pins]
-    product = 1
-    for degree in degrees:
-        product *= degree
-    if task.world_size % product or (len(degrees) == 3 and product != task.world_size):
-        raise UsageError(
-            f"pinned degrees multiply to {product}",
-            expected=f"pp * dp * tp = {task.world_size}" if len(degrees) == 3
-            else f"a divisor of {task.world_size}",
-            where="pin", hint=f"divisors of the world size: {divisors(task.world_size)}",
-        )  # fmt: skip
 
 
 def degrees(task: Task) -> Iterator[tuple[int, int, int]]:
     """Every legal (pp, dp, tp) that agrees with the pins."""
     for pp in _pinned(task, "pp", _allowed("pp", task)):
         for tp in _pinned(task, "tp", _allowed("tp", task)):
-            if task.world_size % (pp * tp):
+            if task.world_size % (pp * tp) or (tp == 1 and _shards(task)):
                 continue
             dp = task.world_size // (pp * tp)
             if not allows(task.statistics, dp, schedule=""):
@@ -141,15 +182,26 @@ def degrees(task: Task) -> Iterator[tuple[int, int, int]]:
                 yield pp, dp, tp
 
 
+def _shards(task: Task) -> bool:
+    """Whether a pin divides a parameter over tp."""
+    return any(str(value) != "Replicate()" for value in task.pins.get("placement", {}).values())
+
+
 def configurations(task: Task, layouts: Sequence[str]) -> Iterator[Configuration]:
     """Every configuration. ``layouts`` are those of tp > 1; tp = 1 has one."""
+    blocks = [name not in task.parts for name in task.names]
+    can_cut = cache(lambda n: pinned_cuts(task.pins, task.names, blocks, n) is not None)
     for pp, dp, tp in degrees(task):
         per_rank = task.global_batch_size // dp
         for size in _pinned(task, "microbatch_size", divisors(per_rank)):
             if per_rank % size:
                 continue
             count = per_rank // size
+            if count not in _pinned(task, "num_microbatches", [count]):
+                continue
             for schedule, v in _schedules(task, pp, count):
+                if not can_cut(pp * v):
+                    continue
                 if schedule == "zero_bubble" and tp > 1:
                     continue  # its collectives have not been compared with the plan's
                 if not allows(task.statistics, dp, schedule):
@@ -164,7 +216,7 @@ def _schedules(task: Task, pp: int, count: int) -> list[tuple[str, int]]:
     gpipe never needs less time or memory than 1f1b, which needs as many micro-batches as stages.
     Schedules that split stages or backward are considered where a pin asks for them.
     """
-    pinned, v = task.pins.get("schedule"), task.pins.get("virtual_stages")
+    pinned, v = task.pins.get("schedule"), _pinned_chunks(task, pp)
     found = [("1f1b", 1)] * (count >= pp) + [("gpipe", 1)] * (count < pp or pinned == "gpipe")
     if pp > 1 and count % pp == 0 and (pinned in SPLIT or (v or 1) > 1):
         found += _split_schedules(task, pp)
@@ -179,19 +231,40 @@ def _split_schedules(task: Task, pp: int) -> list[tuple[str, int]]:
     its parameters, and keep every result.
     """
     chunks = _chunks(task, pp)
-    whole = task.pins.get("zero") != 3 and task.pins.get("recompute", "none") == "none"
+    whole = not _pinned_layers(task, "zero", {3})
+    whole &= not _pinned_layers(task, "recompute", {"selective", "full"})
     zero_bubble = [1, *chunks] if whole else []
     return [("interleaved_1f1b", v) for v in chunks] + [("zero_bubble", v) for v in zero_bubble]
 
 
 def _chunks(task: Task, pp: int) -> list[int]:
     """Numbers of stages per rank, above 1, that divide the blocks about evenly, or a pinned one."""
-    pinned = task.pins.get("virtual_stages", 1)
+    pinned = _pinned_chunks(task, pp) or 1
     most = task.blocks // pp if task.interleaves else 0
     if pinned > 1:
         return [pinned] * (pinned <= most)
     return [v for v in VIRTUAL_STAGES if v <= most and _largest(task.blocks, pp * v)
             <= (1 + UNEVEN) * task.blocks / (pp * v)]  # fmt: skip
+
+
+def _pinned_chunks(task: Task, pp: int) -> int | None:
+    """The number of stages per rank that is pinned, or follows from pinned stages and ranks."""
+    counts = task.pins.get("stages", ())
+    known = "pp" in task.pins or task.pins.get("schedule") in SPLIT
+    if "virtual_stages" not in task.pins and counts and known and len(counts) % pp == 0:
+        return len(counts) // pp
+    return task.pins.get("virtual_stages")
+
+
+def _pinned_layers(task: Task, kind: str, values: set[Any]) -> bool:
+    """Whether any layer is pinned to one of these values; of recomputation, any block."""
+    pinned = task.pins.get(kind)
+    own = task.names or ("",)
+    return any(
+        pin_of(pinned, name) in values
+        for name in own
+        if kind != "recompute" or name not in task.parts
+    )
 
 
 def _largest(blocks: int, stages: int) -> int:

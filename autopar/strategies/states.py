@@ -47,6 +47,11 @@ class State:
         return self.outer == (1, 0)
 
 
+def placement_of(state: State) -> str:
+    """How a plan spells the state of a parameter, as torch's DTensor does."""
+    return f"Shard({state.dim})" if state.kind == "S" else "Replicate()"
+
+
 R, V, P, D = State("R"), State("V"), State("P"), State("D")
 
 

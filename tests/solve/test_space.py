@@ -24,6 +24,9 @@ TASKS = st.builds(
 LAYOUTS = ("replicate", "sequence", "open.1")
 
 
+NAMES = ("embedding", *(f"h.{k}" for k in range(6)), "head")
+
+
 def task(**pins):
     return Task(world_size=8, global_batch_size=16, blocks=6, heads=(4, 12), pins=pins)
 
@@ -67,7 +70,8 @@ def test_every_factorisation_is_there(task):
         ({"tp": 3}, "1, 2, 4"),
         ({"pp": 8}, "1, 2, 4"),  # six blocks
         ({"dp": 3}, "1, 2, 4, 8"),
-        ({"dp": 4, "microbatch_size": 3}, "1, 2, 4"),
+        ({"dp": 4, "microbatch_size": 3}, "1, 2, 4, 8, 16"),
+        ({"num_microbatches": 3}, "1, 2, 4, 8, 16"),
         ({"schedule": "dualpipe"}, "gpipe, 1f1b, interleaved_1f1b, zero_bubble"),
         ({"virtual_stages": 4}, "1, 2, 3"),  # six blocks on two ranks at least
         ({"zero": 4}, "0, 1, 2, 3"),
@@ -95,16 +99,50 @@ def test_unknown_pin():
 
 
 @pytest.mark.parametrize(
-    "pins", [{"pp": 4, "tp": 4}, {"pp": 2, "dp": 2, "tp": 4}, {"pp": 1, "dp": 2, "tp": 2}]
-)
-def test_degrees_that_do_not_multiply_to_the_world_size(pins):
-    product = 1
-    for degree in pins.values():
-        product *= degree
-    with pytest.raises(UsageError, match=f"multiply to {product}") as caught:
-        check_pins(task(**pins))
-    assert "8" in caught.value.expected
-    assert "[1, 2, 4, 8]" in caught.value.hint
+    ("pins", "involved", "rule"),
+    [
+        ({"pp": 4, "tp": 4, "zero": 2}, "pp=4 and tp=4", "pp * dp * tp = 8"),
+        ({"pp": 2, "dp": 2, "tp": 4}, "pp=2 and dp=2 and tp=4", "pp * dp * tp = 8"),
+        ({"pp": 1, "dp": 2, "tp": 2}, "pp=1 and dp=2 and tp=2", "pp * dp * tp = 8"),
+        ({"dp": 4, "microbatch_size": 8}, "dp=4 and microbatch_size=8", "= 16"),
+        ({"microbatch_size": 8, "num_microbatches": 4, "tp": 2},
+         "microbatch_size=8 and num_microbatches=4", "dp * microbatch_size * num_microbatches"),
+        ({"pp": 1, "virtual_stages": 2}, "pp=1 and virtual_stages=2", "pp * virtual_stages"),
+        ({"schedule": "zero_bubble", "tp": 2, "pp": 2}, "schedule=zero_bubble and tp=2", "no tp"),
+        ({"schedule": "zero_bubble", "pp": 2, "zero": {"h.1": 3}},
+         "schedule=zero_bubble and zero@h.1=3", "no zero=3"),
+        ({"pp": 4, "stages": [3, 3]}, "pp=4 and stages=[3, 3]", "pp * virtual_stages"),
+        ({"stage": {"h.3": 0, "h.2": 1}, "dp": 1}, "stage@h.3=0 and stage@h.2=1", "in the order"),
+        ({"stages": [3, 3], "pp": 2, "stage": {"h.3": 0}}, "stages=[3, 3] and stage@h.3=0", ""),
+        ({"pp": 2, "tp": 1, "stage": {"h.5": 3}}, "pp=2 and stage@h.5=3", "pp * virtual_stages"),
+        ({"tp": 1, "placement": {"w": "Shard(0)"}}, "tp=1 and placement@w=Shard(0)", "tp = 1"),
+        ({"stage": {"embedding": 2}}, "stage@embedding=2", "each with a layer"),
+    ],
+)  # fmt: skip
+def test_contradictions_name_the_pins_that_are_involved_and_no_others(pins, involved, rule):
+    with pytest.raises(UsageError) as caught:
+        check_pins(replace(task(**pins), names=NAMES, parts=("embedding", "head")))
+    assert caught.value.found.split(" contradict")[0].split(": no plan")[0] == involved
+    assert rule in caught.value.expected
+
+
+@pytest.mark.parametrize(
+    "pins",
+    [
+        {"stages": [6], "pp": 2}, {"stages": [3, 2]}, {"stages": 3}, {"stages": [7, -1]},
+        {"stage": 1}, {"stage": {"h.9": 0}}, {"stage": {"h.1": 8}}, {"placement": "Shard(0)"},
+    ],
+)  # fmt: skip
+def test_pins_of_stages_are_checked_by_themselves(pins):
+    with pytest.raises(UsageError):
+        check_pins(replace(task(**pins), names=NAMES, parts=("embedding", "head")))
+
+
+def test_a_pin_of_stages_decides_how_many_there_are():
+    given = replace(task(stages=[1, 2, 2, 1]), names=NAMES, parts=("embedding", "head"))
+    assert {c.stages for c in configurations(given, LAYOUTS)} == {4}
+    two = replace(given, pins={"stages": [1, 2, 2, 1], "pp": 2})
+    assert {(c.pp, c.virtual_stages) for c in configurations(two, LAYOUTS)} == {(2, 2)}
 
 
 @pytest.mark.parametrize(

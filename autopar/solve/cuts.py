@@ -1,0 +1,91 @@
+"""Where stages may begin: pinned numbers of blocks, and pinned stages of single layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+from autopar.errors import UsageError
+from autopar.solve.pins import pin_of
+
+# For each stage the layers that it may begin with; empty where any may.
+Cuts = tuple[tuple[int, ...], ...]
+
+
+def pinned_cuts(
+    pins: dict[str, Any], names: Sequence[str], blocks: Sequence[bool], stages: int
+) -> Cuts | None:
+    """The first layers that pins leave to each stage, () where they say nothing, None if none.
+
+    ``stages`` as a pin has the number of blocks of each stage, in order: what is no block goes
+    with the blocks before or behind it, as the solver likes. ``stage`` has stages by layer.
+
+    Args:
+        pins: all pins.
+        names: of the layers, in order.
+        blocks: which of them are blocks.
+        stages: their number.
+    """
+    if "stages" not in pins and "stage" not in pins:
+        return ()
+    layers = len(names)
+    allowed = [range(s, layers - stages + s + 1) for s in range(stages)]
+    cuts: list[Sequence[int]] = [range(1), *allowed[1:]]
+    if "stages" in pins:
+        counts, before = pins["stages"], list(accumulate(blocks, initial=0))
+        if len(counts) != stages:
+            return None
+        sums = list(accumulate(counts, initial=0))
+        cuts = [[i for i in own if before[i] == sums[s]] for s, own in enumerate(cuts)]
+    for i, name in enumerate(names):
+        stage = pin_of(pins.get("stage"), name)
+        if stage is not None:
+            cuts = [
+                [k for k in own if (k <= i if s <= stage else k > i)] for s, own in enumerate(cuts)
+            ]
+            if stage >= stages:
+                return None
+    return _ascending(cuts)
+
+
+def common(first: Cuts, second: Cuts) -> Cuts:
+    """The cuts that are in both; a stage may have none."""
+    if not (first and second):
+        return first or second
+    return tuple(tuple(sorted(set(a) & set(b))) for a, b in zip(first, second, strict=True))
+
+
+def narrowed(wanted: Cuts, usual: Cuts) -> Cuts:
+    """The usual cuts that are wanted too; the wanted ones where these leave none."""
+    if not wanted:
+        return usual
+    return _ascending(common(wanted, usual)) or wanted
+
+
+def _ascending(cuts: Sequence[Sequence[int]]) -> Cuts | None:
+    """Those that some plan with a layer or more on each stage has; None if there is none."""
+    left = [list(own) for own in cuts]
+    for s in range(1, len(left)):
+        left[s] = [i for i in left[s] if left[s - 1] and i > left[s - 1][0]]
+    for s in range(len(left) - 2, -1, -1):
+        left[s] = [i for i in left[s] if left[s + 1] and i < left[s + 1][-1]]
+    return tuple(map(tuple, left)) if all(left) else None
+
+
+def check_stages(counts: Any, blocks: int, layers: int) -> None:
+    """Refuses a pin of stages that is no division of the blocks.
+
+    Raises:
+        UsageError: it is no list of numbers, or they do not add up to the blocks.
+    """
+    numbers = isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts)
+    if not numbers or not 0 < len(counts) <= layers or sum(counts) != blocks:
+        added = f", which add up to {sum(counts)}" if numbers else ""
+        raise UsageError(
+            f"pin stages={counts!r}{added}",
+            expected=f"the number of blocks of each stage, {blocks} in all",
+            where="pin",
+            hint=f"as in stages=[{blocks - blocks // 2}, {blocks // 2}], or pin single layers:"
+            " stage@LAYER=0",
+        )

@@ -1,0 +1,82 @@
+"""What a plan says about its figures: what moves cost, what is not divided, what is a guess."""
+
+from __future__ import annotations
+
+from autopar.cluster import Cluster
+from autopar.cost.collectives import is_extrapolated
+from autopar.cost.data_parallel import Setting, dp_group
+from autopar.cost.moves import move_seconds, tp_group
+from autopar.cost.ops import op_cost
+from autopar.graph import Op
+from autopar.solve.menus import Pricer
+from autopar.solve.problem import Configuration
+from autopar.strategies.choices import is_known
+from autopar.strategies.sharding import Sharding
+from autopar.trace.opaque import OPAQUE
+
+# A payload that every collective curve covers, to ask whether group sizes are covered.
+REFERENCE_PAYLOAD = 2**20
+
+
+def move_notes(pricer: Pricer, sharding: Sharding, config: Configuration) -> list[list[str]]:
+    """[value, target state, "67 MB, 0.31 ms"] for every move that communicates in forward."""
+    notes = []
+    for moved in sharding.moves:
+        value = pricer.graph.values[moved.value]
+        seconds, _ = move_seconds(
+            pricer.cluster, moved.move, value, sharding.tp, config.microbatch_size
+        )
+        if moved.move.forward:
+            size = value.bytes(config.microbatch_size) / 1e6
+            notes.append([moved.value, str(moved.target), f"{size:.3g} MB, {1e3 * seconds:.2g} ms"])
+    return notes
+
+
+def extrapolated(cluster: Cluster, config: Configuration) -> tuple[str, ...]:
+    """Groups that are larger than, or span more nodes than, what the cost model's curves cover."""
+    setting = Setting(config.pp, config.dp, config.tp, 1, config.schedule, "bf16", 0)
+    groups = {"tp": tp_group(cluster, config.tp), "dp": dp_group(cluster, setting)}
+    names = [
+        f"{axis} groups of {group.size} on {-(-group.size // group.per_node)} node(s)"
+        for axis, group in groups.items()
+        if is_extrapolated(cluster, "all_reduce", REFERENCE_PAYLOAD, group)
+    ]
+    if not names:
+        return ()
+    return (f"{cluster.name} has no measured collectives for {' and '.join(names)}: extrapolated",)
+
+
+def undivided(pricer: Pricer, config: Configuration) -> tuple[str, ...]:
+    """Ops that nobody knows how to divide: what they cost on every rank of the tp axis.
+
+    The figure is what a division would save at best, in all layers, per micro-batch.
+    """
+    if config.tp == 1:
+        return ()
+    graph, classes, lost = pricer.graph, pricer.classes, dict[str, float]()
+    for name, pattern in classes.patterns.items():
+        times = max(1, classes.members.count(name))
+        for op in (graph.ops[i] for i in pattern.ops):
+            if not is_known(op, graph.values, config.tp):
+                saved = (1 - 1 / config.tp) * _whole_seconds(pricer, op, config.microbatch_size)
+                lost[_spoken(op)] = lost.get(_spoken(op), 0.0) + times * saved
+    return tuple(
+        f"no way to divide {target} was found: whole on every tp rank, which costs up to"
+        f" {1e3 * seconds:.2g} ms per micro-batch"
+        for target, seconds in sorted(lost.items())
+    )
+
+
+def _spoken(op: Op) -> str:
+    """How the notes name an op; one that stands for a module by the module."""
+    if op.target != OPAQUE:
+        return op.target
+    return f"the module {op.args[2]}, whose shapes or branches depend on values,"
+
+
+def _whole_seconds(pricer: Pricer, op: Op, batch: int) -> float:
+    values = pricer.graph.values
+    names = dict.fromkeys((*op.inputs(), *op.outputs))
+    shapes = {n: tuple(size.at(batch) for size in values[n].shape) for n in names}
+    cost = op_cost(pricer.cluster, op, values, shapes)
+    return cost.forward_seconds + cost.backward_seconds
