@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from autopar.solve.intra import LAYOUTS
 from autopar.solve.menus import Pricer
 from autopar.solve.notes import extrapolated, move_notes, undivided
 from autopar.solve.pins import conflict, contradiction
-from autopar.solve.placements import check_placements, legal_placements
+from autopar.solve.placements import check_placements, dims_of, fewest_dims, legal_placements
 from autopar.solve.problem import Candidate, Configuration, Group, Solution
 from autopar.solve.relaxations import Asked, relaxations
 from autopar.solve.runners import family
@@ -37,7 +37,6 @@ from autopar.solve.statistics import (
 )
 from autopar.strategies.patterns import ENDS, Classes, find_classes, reduce
 from autopar.strategies.sharding_json import encode_pattern, encode_sharding
-from autopar.strategies.states import State
 from autopar.trace import trace
 from autopar.trace.norms import has_sync_norms
 from autopar.workload import Workload, parameters_of
@@ -253,17 +252,15 @@ def _contradiction(traced: _Traced, pricer: Pricer) -> UsageError | None:
         problems = (candidate.build() for group in groups for candidate in group.expand())
         return any(all(problem.menus) for problem in problems)
 
-    if not possible({}):
+    if possible(pricer.pins) or not possible({}):
         return None
-    found, tp = conflict(pricer.pins, possible), max(tp for _, _, tp in degrees(traced.task))
-
-    def stored(home: str) -> Mapping[str, Iterable[State]]:
-        return pricer.shardings.sharder(home, tp).model.stored
-
+    found = conflict(pricer.pins, possible)
+    degree = {axis: pricer.pins[axis] for axis in ("pp", "dp", "tp") if axis in pricer.pins}
+    dims = dims_of(traced.graph, traced.classes, traced.names)
     legal = [
-        f"{legal_placements(traced.graph, traced.classes, traced.names, pin, stored)} with tp={tp}"
+        legal_placements(pin, fewest_dims(dims, pin.name), lambda own: possible(degree | own))
         for pin in found
-        if pin.kind == "placement" and tp > 1
+        if pin.kind == "placement"
     ]
     return contradiction(found, "; ".join(filter(None, [rules_of(found, traced.task), *legal])))
 
@@ -309,7 +306,7 @@ def _baselines(
         limit = min(BASELINE_SECONDS, traced.seconds_left)
         result = solve(candidates, time_limit=limit, solver=traced.request.solver, advise=False)
         found.append(result)
-        return replace(result, objective_seconds=_step_seconds(traced, pricer, result))
+        return replace(result, objective_seconds=_step_seconds(traced, own, result))
 
     request = traced.request
     node = request.cluster.devices_per_node

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from autopar.plan import Baseline, Memory, Plan
 from autopar.show.layers import layer_table
@@ -104,7 +106,7 @@ def launch_command(plan: Plan, program: str) -> str:
 def _choices(plan: Plan) -> Section:
     zero = sorted({layer.zero for layer in plan.layers})
     recompute = sorted({layer.recompute for layer in plan.layers})
-    pins = ", ".join(f"{key}={value}" for key, value in plan.pins.items())
+    pins = ", ".join(_pins(plan.pins))
     rows = (
         ("mesh", f"pp={plan.mesh.pp} dp={plan.mesh.dp} tp={plan.mesh.tp}"),
         ("schedule", f"{plan.schedule}, {plan.virtual_stages} stage(s) per rank"),
@@ -119,6 +121,15 @@ def _choices(plan: Plan) -> Section:
         ("pinned by you", pins or "nothing"),
     )
     return Section("Decisions", (Facts(rows),))
+
+
+def _pins(pins: Mapping[str, Any]) -> Iterator[str]:
+    """Pins as they are typed: "tp=2", "recompute@model.layers.0=full"."""
+    for key, value in pins.items():
+        if isinstance(value, Mapping):
+            yield from (f"{key}@{name}={own}" for name, own in value.items())
+        else:
+            yield f"{key}={','.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 def _stages(plan: Plan) -> Section:

@@ -34,9 +34,9 @@ def pinned_cuts(
     cuts: list[Sequence[int]] = [range(1), *allowed[1:]]
     if "stages" in pins:
         counts, before = pins["stages"], list(accumulate(blocks, initial=0))
-        if len(counts) != stages:
-            return None
         sums = list(accumulate(counts, initial=0))
+        if len(counts) != stages or sums[-1] != before[-1]:
+            return None
         cuts = [[i for i in own if before[i] == sums[s]] for s, own in enumerate(cuts)]
     for i, name in enumerate(names):
         stage = pin_of(pins.get("stage"), name)

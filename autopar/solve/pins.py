@@ -64,12 +64,14 @@ def _plain(kind: str, value: Any) -> Any:
 def conflict(pins: dict[str, Any], possible: Callable[[dict[str, Any]], bool]) -> list[Entry]:
     """Pins that contradict each other, without any one of which the others do not.
 
+    Of several such sets one with few pins by name: those of the whole model say more.
+
     Args:
         pins: all pins, which are not possible together.
         possible: whether some plan could honour these pins.
     """
     left = list(entries(pins))
-    for entry in list(left):
+    for entry in sorted(left, key=lambda entry: not entry.name):
         rest = [other for other in left if other is not entry]
         if not possible(joined(rest)):
             left = rest

@@ -7,7 +7,7 @@ and with them the strategies of the ops that read it, which have the placement.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -86,10 +86,7 @@ def check_placements(
     Raises:
         UsageError: a placement that is none, a name without a parameter, a dim that it lacks.
     """
-    dims = {}
-    for member, layer in zip(classes.members, names, strict=True):
-        for value, parameters in parameters_of(graph, classes.priced(member), layer):
-            dims |= dict.fromkeys(parameters, len(graph.values[value].shape))
+    dims = dims_of(graph, classes, names)
     for pin in entries({"placement": pins.get("placement", {})}):
         match = re.fullmatch(r"Shard\((\d+)\)|Replicate\(\)", str(pin.value))
         if match is None:
@@ -98,7 +95,7 @@ def check_placements(
                 hint=f"as in placement@{pin.name}=Shard(0)",
             )  # fmt: skip
         check_name(str(pin), pin.name, list(dims), "parameter")
-        fewest = min(n for name, n in dims.items() if fnmatchcase(name, pin.name))
+        fewest = fewest_dims(dims, pin.name)
         if match[1] and int(match[1]) >= fewest:
             raise UsageError(
                 f"pin {pin}", expected=", ".join(map(placement_of, _shards(fewest))), where="pin",
@@ -106,26 +103,26 @@ def check_placements(
             )  # fmt: skip
 
 
+def dims_of(graph: Graph, classes: Classes, names: Sequence[str]) -> dict[str, int]:
+    """How many dims each parameter has, by all its names."""
+    found: dict[str, int] = {}
+    for member, layer in zip(classes.members, names, strict=True):
+        for value, parameters in parameters_of(graph, classes.priced(member), layer):
+            found |= dict.fromkeys(parameters, len(graph.values[value].shape))
+    return found
+
+
+def fewest_dims(dims: Mapping[str, int], pattern: str) -> int:
+    """Of the parameters that a pattern names."""
+    return min(n for name, n in dims.items() if fnmatchcase(name, pattern))
+
+
 def _shards(dims: int) -> list[State]:
     return [R, *map(shard, range(dims))]
 
 
-def legal_placements(
-    graph: Graph, classes: Classes, names: Sequence[str], pin: Entry,
-    stored: Callable[[str], Mapping[str, Iterable[State]]],
-) -> str:  # fmt: skip
-    """What a parameter that a pin names can have by itself: "w: Replicate(), Shard(0)".
-
-    The first that cannot have what is pinned, if there is one. ``stored`` has the states of the
-    parameters of a pattern.
-    """
-    found = {}
-    for member, layer in zip(classes.members, names, strict=True):
-        for value, parameters in parameters_of(graph, classes.priced(member), layer):
-            name = next((n for n in parameters if fnmatchcase(n, pin.name)), None)
-            if name is not None:
-                states = stored(classes.home(member))[value]
-                found[name] = sorted({placement_of(state) for state in states})
-    unable = (name for name, legal in found.items() if pin.value not in legal)
-    shown = next(unable, next(iter(found)))
-    return f"{shown}: {', '.join(found[shown])}"
+def legal_placements(pin: Entry, dims: int, possible: Callable[[dict[str, Any]], bool]) -> str:
+    """What can be pinned in the place of a placement, and with it alone."""
+    spelled = map(placement_of, _shards(dims))
+    legal = [p for p in spelled if possible({"placement": {pin.name: p}})]
+    return f"{pin.kind}@{pin.name} can be {' or '.join(legal)}" if legal else ""

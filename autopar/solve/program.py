@@ -107,7 +107,8 @@ class _Highs:
         self._stopped = (self._optimal, highspy.HighsModelStatus.kTimeLimit)
         make: Any = highspy.Highs
         self._program, self._engine = program, make()
-        options = {"output_flag": False, "threads": 1, "mip_rel_gap": gap, "time_limit": time_limit}
+        self._seconds = time_limit
+        options = {"output_flag": False, "threads": 1, "mip_rel_gap": gap}
         for name, value in options.items():
             self._engine.setOptionValue(name, value)
         self._engine.passModel(_linear(program, highspy))
@@ -133,6 +134,8 @@ class _Highs:
         self._engine.changeColsIntegrality(len(self._whole), self._whole, kinds)
 
     def _run(self, good: Sequence[Any]) -> Floats | None:
+        # Its clock runs on from one run to the next, and the limit is compared with it.
+        self._engine.setOptionValue("time_limit", self._engine.getRunTime() + self._seconds)
         self._engine.run()
         if self._engine.getModelStatus() not in good:
             return None

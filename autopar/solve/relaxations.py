@@ -47,7 +47,8 @@ def relaxations(asked: Asked) -> list[Relaxation]:
 def _without(asked: Asked, pin: str) -> Relaxation:
     pins = {key: value for key, value in asked.task.pins.items() if key != pin}
     given = asked.task.pins[pin]
-    was = f"{pin} by layer" if isinstance(given, dict) else f"{pin}={given}"
+    by_name = "parameter" if pin == "placement" else "layer"
+    was = f"{pin} by {by_name}" if isinstance(given, dict) else f"{pin}={given}"
     return Relaxation(
         values=[pins],
         candidates=asked.with_pins,
@@ -61,6 +62,12 @@ def chosen(pin: str, solution: Solution, blocks: Sequence[bool]) -> str:
     """What a plan has where a pin was: "recompute=full", "zero=0 in 2 layers and 3 in 4"."""
     if pin == "sequence_parallel":
         return f"{pin}={solution.problem.configuration.layout == 'sequence'}"
+    if pin in ("stages", "stage"):
+        ends = [*solution.boundaries[1:], len(blocks)]
+        spans = zip(solution.boundaries, ends, strict=True)
+        return f"stages={[sum(blocks[start:end]) for start, end in spans]}"
+    if pin in ("sharding", "placement"):
+        return f"another {pin}"
     if pin not in LAYERED:
         return f"{pin}={getattr(solution.problem.configuration, pin)}"
     pairs = zip(solution.options, blocks, strict=True)

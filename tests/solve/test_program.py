@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 
 import numpy as np
 import pytest
@@ -90,3 +91,13 @@ def test_joined_programs_keep_their_rows() -> None:
     assert values is not None
     alone = sum(optimum(part, own, {}) for part, own in zip(parts, prices, strict=True))
     assert np.concatenate([[0.0], *prices]) @ values == pytest.approx(alone, rel=1e-6)
+
+
+def test_the_time_limit_is_that_of_each_run() -> None:
+    """Not of all runs together, which an engine that serves a whole search would soon exceed."""
+    program, end = covering(1, 40), time.monotonic() + 0.6
+    engine = solver_of(program, solver="highs", gap=1e-6, time_limit=0.2)
+    for k in itertools.count():
+        assert engine.minimise(cost(program, k), {}) is not None
+        if time.monotonic() > end:
+            break

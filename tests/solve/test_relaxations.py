@@ -80,4 +80,6 @@ def test_what_a_plan_has_where_a_pin_was():
     assert chosen("recompute", solution, (False, True, False)) == "recompute=full"
     assert chosen("zero", solution, blocks) == "zero=0"
     assert chosen("tp", solution, blocks) == "tp=4"
+    assert chosen("stages", solution, blocks) == chosen("stage", solution, blocks) == "stages=[2]"
+    assert chosen("placement", solution, blocks) == "another placement"
     assert chosen("sequence_parallel", solution, blocks) == "sequence_parallel=True"
