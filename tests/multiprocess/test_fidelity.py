@@ -13,6 +13,13 @@ import torch
 
 import autopar
 from tests.multiprocess.models import SAMPLES, batch, build, loss_fn, loss_of
+from tests.multiprocess.precision import (
+    compare_training,
+    in_float64,
+    load_in_float64,
+    nudged,
+    unchanged,
+)
 from tests.multiprocess.programs import full_gradients, load_program
 
 pytestmark = pytest.mark.multiprocess
@@ -44,17 +51,21 @@ def references() -> dict[str, dict[str, Any]]:
     return {}
 
 
-def single_device(name: str, microbatch: int = SAMPLES, dp: int = 1) -> dict[str, Any]:
+def single_device(
+    name: str, microbatch: int = SAMPLES, dp: int = 1, *, exact: bool = False, nudge: int = 0
+) -> dict[str, Any]:
     """Losses, first gradients and last parameters; micro-batches run one after the other.
 
     They are global ones: what ``dp`` ranks with ``microbatch`` samples each run at a time.
+    ``exact`` computes in float64, ``nudge`` is the seed of another start (``nudged``).
     """
-    model = build(name)
+    cast = in_float64 if exact else unchanged
+    model = cast(nudged(build(name), nudge))
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
     losses, gradients, unused = [], {}, []
     for step in range(STEPS):
         total = 0.0
-        for inputs, target in split(batch(name, step), microbatch, dp):
+        for inputs, target in split(cast(batch(name, step)), microbatch, dp):
             loss = loss_of(name, model, inputs, target) * (dp * microbatch / SAMPLES)
             loss.backward()
             total += loss.item()
@@ -97,18 +108,22 @@ def share(value: Any, parallel: Any) -> Any:
     return value.chunk(parallel.dp_size)[parallel.dp_rank] if tensor else value
 
 
-def train(path: str, name: str) -> dict[str, Any]:
-    """Runs on every rank; collectives are counted in the second step."""
+def train(path: str, name: str, *, exact: bool = False) -> dict[str, Any]:
+    """Runs on every rank; collectives are counted in the second step.
+
+    ``exact`` computes in float64.
+    """
     from tests.multiprocess.collectives import CountCollectives
     from tests.multiprocess.memory import PeakBytes
 
-    program = load_program(path)
-    parallel = program.parallelize(build(name))
+    cast = in_float64 if exact else unchanged
+    program = load_in_float64(path) if exact else load_program(path)
+    parallel = program.parallelize(cast(build(name)))
     optimizer = program.optimizer_for(parallel, RATE)
     losses, gradients, counter = [], {}, CountCollectives()
     memory = PeakBytes([*parallel.parameters(), *parallel.buffers()])
     for step in range(STEPS):
-        inputs, target = share(batch(name, step), parallel)
+        inputs, target = share(cast(batch(name, step)), parallel)
         with memory, counter if step == 1 else nullcontext():
             loss = parallel.forward_backward(inputs, target)
         if step == 0:
@@ -165,19 +180,6 @@ def compare(plan: autopar.Plan, results: list[dict[str, Any]], reference: dict[s
     compare_training(results, reference)
     compare_collectives(plan, results)
     compare_memory(plan, results)
-
-
-def compare_training(results: list[dict[str, Any]], reference: dict[str, Any]) -> None:
-    """Losses within 1e-5, every gradient and parameter within 1e-4 of the single device's."""
-    for result in results:
-        assert result["losses"] == pytest.approx(reference["losses"], rel=1e-5)
-    for kind in ("gradients", "parameters"):
-        first = results[0][kind]
-        for key, wanted in reference[kind].items():
-            difference = (first[key] - wanted).double().norm()
-            assert difference <= 1e-4 * wanted.double().norm() + 1e-7, (kind, key)
-    gradients = results[0]["gradients"]
-    assert not any(gradients[key].any() for key in reference.get("unused", ()) if key in gradients)
 
 
 def compare_collectives(plan: autopar.Plan, results: list[dict[str, Any]]) -> None:
