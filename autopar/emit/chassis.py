@@ -55,12 +55,13 @@ PLACEMENTS = ("Partial", "Replicate", "Shard")
 class Part:
     """Statements outside the blocks, run by one stage; the last part of a program sets ``loss``.
 
-    ``parameters`` are the names of those that it reads, as ``code`` spells them.
+    ``tensors`` are the names of the parameters that it reads, as ``code`` spells them, and of the
+    buffers that it changes.
     """
 
     code: str
     stage: int
-    parameters: tuple[str, ...] = ()
+    tensors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -324,7 +325,7 @@ def render(program: Program) -> str:
         contexts=", ".join(context_imports(program, used)),
         ends_partial=_ends_partial(program),
         flow=flow_text(program),
-        parts_parameters=[part.parameters for part in program.parts],
+        parts=[part.tensors for part in program.parts],
         part_stages=[part.stage for part in program.parts],
         shared_stages={name: str(stages) for name, stages in program.shared.items()},
         unpack=unpack(program),

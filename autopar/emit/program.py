@@ -20,7 +20,11 @@ from autopar.plan_file import write_atomically
 from autopar.strategies.patterns import ENDS, Classes, Crossing
 from autopar.strategies.sharding import Sharding
 from autopar.strategies.sharding_json import decode_pattern, decode_sharding
-from autopar.strategies.statistics import is_synchronised, updates_statistics
+from autopar.strategies.statistics import (
+    changed_buffers,
+    is_synchronised,
+    updates_statistics,
+)
 
 
 @dataclass(frozen=True)
@@ -191,7 +195,9 @@ def _flow(plan: Plan, data: _Data, text: StageText) -> tuple[Part | Loop, ...]:
             continue
         flow += _loops(run, done)
         done, run = done + len(run), []
-        flow.append(Part(code, layer.stage, _part_parameters(data.graph, data.classes, member)))
+        held = _part_parameters(data.graph, data.classes, member)
+        held += _part_buffers(data.graph, data.classes, member)
+        flow.append(Part(code, layer.stage, held))
     return (*flow, *_loops(run, done))
 
 
@@ -253,6 +259,13 @@ def _part_parameters(graph: Graph, classes: Classes, part: str) -> tuple[str, ..
                 names = next((group for group in graph.tied if source in group), ())
                 found |= dict.fromkeys([spelled(graph, source, op.unit), *names])
     return tuple(found)
+
+
+def _part_buffers(graph: Graph, classes: Classes, part: str) -> tuple[str, ...]:
+    """Buffers that a part outside the blocks changes: those of its stage alone are up to date."""
+    pattern = classes.parts.get(part)
+    changed = [changed_buffers(graph.ops[i], graph.values) for i in pattern.ops] if pattern else []
+    return tuple(dict.fromkeys(name for names in changed for name in names))
 
 
 def _ends_placements(
