@@ -202,8 +202,9 @@ class Body:
         """The normalisation of a shard of the channels."""
         read = [self.read(a.name, states[a.name]) if a else "None" for a in op.args[:5]]
         x, weight, bias, mean, variance = read
+        training = "self.training" if op.args[5] else "False"
         return self._helper(
-            "sharded_batch_norm", x, mean, variance, weight, bias, "self.training",
+            "sharded_batch_norm", x, mean, variance, weight, bias, training,
             str(op.args[6]), str(op.args[7]),
         )  # fmt: skip
 

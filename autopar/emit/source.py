@@ -173,7 +173,8 @@ class Writer:
         if parameter in ("groups", "num_groups") and argument != 1 and self._channels_split(op):
             return Text(f"{argument} // TP")
         if parameter == "training":  # without running statistics, those of the samples always count
-            return Text("self.training") if isinstance(op.args[3], Ref) else True
+            kept = isinstance(op.args[3], Ref)
+            return Text("self.training") if kept and argument else argument or not kept
         alike = isinstance(argument, tuple) and len(set(argument)) == 1
         return argument[0] if alike and parameter in _PER_DIM else argument
 

@@ -21,8 +21,9 @@ from autopar.errors import TraceError
 from autopar.graph import Op, Ref, Size, Value
 from autopar.trace.constants import Constants
 from autopar.trace.expand import expand
+from autopar.trace.known import KnownValues
 from autopar.trace.losses import UnreducedLosses, as_torch_does
-from autopar.trace.model import Recorder, find_blocks, find_units, meta_copy
+from autopar.trace.model import Recorder, find_blocks, find_units, meta_copy, set_training
 from autopar.trace.norms import call_plain_norms, check_momentum
 from autopar.trace.opaque import (
     Described,
@@ -109,8 +110,9 @@ def capture(
             return _capture_few(model, example, loss_fn, dtype, observed, recorder)
         except ValueDependentError as error:
             found = find_opaque(
-                meta_copy(model, dtype).train(), error.path, _described_calls(recorder), observed
-            )
+                set_training(meta_copy(model, dtype), model), error.path,
+                _described_calls(recorder), observed,
+            )  # fmt: skip
             if not found:
                 raise
             _logger.info("one operation each, because of values: %s", ", ".join(found))
@@ -160,7 +162,7 @@ def _capture(
 ) -> Raw:
     omitted = tuple(path for repeat in repeats for path in repeat.omitted)
     blocks = find_blocks(model)
-    copy = meta_copy(model, dtype, hollow=omitted).train()
+    copy = set_training(meta_copy(model, dtype, hollow=omitted), model)
     _disable_cache(copy)
     call_plain_norms(copy)
     units = tuple(path for path in find_units(model, blocks) if path not in omitted)
@@ -212,7 +214,7 @@ def _export(step: nn.Module, example: tuple[Any, ...], recorder: Recorder) -> Ex
     logging.disable(logging.CRITICAL)
     try:
         # What the model makes without naming a device is made where its inputs are.
-        own = (torch.device("meta"), Constants(), UnreducedLosses())
+        own = (torch.device("meta"), Constants(), UnreducedLosses(), KnownValues())
         with contextlib.redirect_stderr(io.StringIO()), contextlib.ExitStack() as stack:
             for context in own:
                 stack.enter_context(context)

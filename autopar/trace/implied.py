@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from autopar.graph import Call, Op, Ref, Value, refs
 from autopar.trace.capture import Raw
-from autopar.trace.model import meta_copy
+from autopar.trace.model import meta_copy, set_training
 from autopar.trace.private import tree_flatten, tree_map
 from autopar.trace.repeats import NotRepeatedError, Repeat, hide_counters
 
@@ -92,7 +92,7 @@ def _implies(
     values: Mapping[str, Value], dtype: torch.dtype,
 ) -> bool:  # fmt: skip
     """Whether the block computes the same without the masks; if that cannot be told, no."""
-    block = meta_copy(model.get_submodule(call.path), dtype).train()
+    block = set_training(meta_copy(model.get_submodule(call.path), dtype), model)
     hide_counters(block, repeat.counters if repeat else ())
     terms: dict[Any, int] = {}
     try:

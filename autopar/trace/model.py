@@ -52,6 +52,14 @@ def meta_copy(model: nn.Module, dtype: torch.dtype, hollow: tuple[str, ...] = ()
     return copy.deepcopy(model, memo)
 
 
+def set_training(copy: nn.Module, model: nn.Module) -> nn.Module:
+    """Puts the copy of (a part of) ``model`` into training, unless the user did so with the model.
+
+    What is in evaluation there is meant to be, such as frozen batch normalisation.
+    """
+    return copy if model.training else copy.train()
+
+
 def _empty_shell(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     shell = type(module).__new__(type(module))
     nn.Module.__init__(shell)

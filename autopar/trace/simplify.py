@@ -13,6 +13,7 @@ from autopar.graph import Op, Ref, Value, refs
 Values = dict[str, Value]
 FULL_SLICE = 2**63 - 1
 
+DROPOUTS = frozenset({"dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"})
 # Ops that return their first argument unchanged in every training step.
 _IDENTITIES = {
     "autopar.mark.default", "aten.contiguous.default", "aten.alias.default",
@@ -74,7 +75,7 @@ def _is_identity(op: Op, values: Values) -> bool:
         return True
     if name == "slice":
         return op.args[4:] in ((), (1,))
-    if name == "dropout":
+    if name in DROPOUTS:
         return op.args[1] == 0.0 or op.args[2] is False
     scalar = op.args[1] if len(op.args) == 2 and not op.kwargs else None
     if isinstance(scalar, bool) or not isinstance(scalar, (int, float)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from autopar.errors import TraceError
 from autopar.graph import Size
@@ -122,3 +123,27 @@ def test_sizes_are_multiples_of_the_batch():
     assert graph.values[graph.inputs["args.0"]].shape == (Size(1, 1), Size(8))
     assert targets(graph, "blocks.0") == ["linear", "add"]
     assert all(op.where for op in graph.ops if op.unit)
+
+
+class Frozen(nn.Module):
+    """Batch normalisation and dropout that stay in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm, self.drop = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.AlphaDropout(0.5)
+
+    def forward(self, x):
+        return self.drop(self.norm(self.linear(x)))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_what_is_in_evaluation_within_a_model_in_training_stays_there(frozen):
+    model = Frozen()
+    for module in (model.norm, model.drop) if frozen else (model,):
+        module.eval()  # a model that is in evaluation as a whole is trained nevertheless
+    x = torch.zeros(2, 4, device="meta")
+    ops = trace(model, (x,), {}, target=x, loss_fn=F.mse_loss).ops
+    (norm,) = (op for op in ops if "batch_norm" in op.target)
+    assert norm.args[5] is not frozen
+    assert any("dropout" in op.target for op in ops) is not frozen
+    assert not model.norm.training
