@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tests.multiprocess.case import CLASSES, LAYERS, SAMPLES, TOKENS, VOCABULARY, Case
 from tests.multiprocess.huggingface import CASES as HUGGING_FACE
+from tests.multiprocess.ordinary import CASES as ORDINARY
 from tests.multiprocess.recurrent import CASES as RECURRENT
 from tests.multiprocess.scratch import CASES as SCRATCH
 from tests.multiprocess.unusual import CASES as UNUSUAL
@@ -281,6 +282,7 @@ CASES = {
     **HUGGING_FACE,
     **VISION,
     **RECURRENT,
+    **ORDINARY,
     **SCRATCH,
     **UNUSUAL,
 }
