@@ -66,9 +66,9 @@ def traced(name: str, layers: int = 2) -> Graph:
 
 
 @cache
-def reduced(name: str) -> tuple[Graph, Classes]:
+def reduced(name: str, layers: int = 2) -> tuple[Graph, Classes]:
     """One layer of each class."""
-    graph = traced(name)
+    graph = traced(name, layers)
     return reduce(graph, find_classes(graph))
 
 

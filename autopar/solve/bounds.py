@@ -12,130 +12,104 @@ from autopar.solve.columns import Relaxed
 
 Combine = Callable[[Floats, Floats], Floats]
 CAPS = 12
-# Caps on the slowest stage's step seconds, as multiples of the least possible.
+# Caps on the slowest rank's step seconds, as multiples of the least possible.
 QUIET = (1 + 1e-9, 1.05, 1.1, 1.2, 1.35, 1.6, 2.0, 3.0)
 
 
 @dataclass(frozen=True)
 class Windows:
-    """For interval [i, j) on stage p, arrays [stages, layers+1, layers+1].
+    """For interval [i, j) on rank p, arrays [ranks, layers+1, layers+1].
 
     ``through`` is a lower bound on the objective of every plan with that interval there.
-    ``others_lead`` is a lower bound on the lead seconds summed over all other stages,
-    ``slowest_pace`` and ``slowest_step`` on the largest pace and step seconds of a rank.
-    ``rest_pace`` and ``rest_step`` [stages] are the least that the rank's other stages add.
+    ``others_lead`` is a lower bound on the lead seconds summed over all other ranks,
+    ``slowest_pace`` and ``slowest_step`` on the largest pace and step seconds of another.
     """
 
     through: Floats
     others_lead: Floats
     slowest_pace: Floats
     slowest_step: Floats
-    rest_pace: Floats
-    rest_step: Floats
 
     @property
     def bound(self) -> float:
-        """A lower bound on the objective: every plan has one interval on each stage."""
+        """A lower bound on the objective: every plan has one interval on each rank."""
         return float(self.through.min(axis=(1, 2)).max())
 
 
 def dense(chain: Chain, values: Floats, transfers: Floats | float = 0.0) -> Floats:
-    """Figures [stages, contents] laid out by interval [stages, layers+1, layers+1].
+    """Figures [ranks, contents] laid out by interval [ranks, layers+1, layers+1].
 
-    Adds ``transfers`` [stages]; infinite for intervals that are empty or not allowed.
+    Adds ``transfers`` [ranks]; infinite for intervals that are empty or not allowed.
     """
     laid = np.where(chain.allowed, values[:, chain.content], np.inf)
     return np.asarray(laid + np.reshape(transfers, (-1, 1, 1)))
 
 
 def windows(chain: Chain, relaxed: Relaxed) -> Windows:
-    """The bounds of every interval on every stage.
+    """The bounds of every interval on every rank.
 
-    With lead a, pace b and step g of the interval, of which the rank's other stages add the least
-    they can to b and g, a plan through it costs at least ``others + a + max(slowest, b) +
-    max(slowest step, g)``, and at least ``others + (a + b + g)``, where both are bounded by the
-    relaxation of the interval.
+    With lead a, pace b and step g of the interval, a plan through it costs at least ``others + a +
+    max(slowest, b) + max(slowest step, g)``, and at least ``others + (a + b + g)``, where both are
+    bounded by the relaxation of the interval.
     """
     lead = dense(chain, relaxed.lead, chain.lead_transfers)
     pace = dense(chain, relaxed.pace, chain.pace_transfers)
     step = dense(chain, relaxed.step_seconds)
-    rest_pace, rest_step = _rest(chain, pace), _rest(chain, step)
-    own_pace, own_step = pace + rest_pace[:, None, None], step + rest_step[:, None, None]
     others = _around(lead, np.add, 0.0)
-    slowest = _around(own_pace, np.maximum, 0.0)
-    slowest_step = _around(own_step, np.maximum, 0.0)
-    finish = np.maximum(slowest_step, own_step)
-    apart = others + lead + np.maximum(slowest, own_pace) + finish
+    slowest = _around(pace, np.maximum, 0.0)
+    slowest_step = _around(step, np.maximum, 0.0)
+    apart = others + lead + np.maximum(slowest, pace) + np.maximum(slowest_step, step)
     mixed = dense(chain, relaxed.mixed, chain.num_microbatches * chain.transfer_seconds)
-    through = np.maximum(apart, others + mixed + (rest_pace + rest_step)[:, None, None])
-    if chain.shares_rank:
-        through = np.maximum(through, _level(chain, lead, pace) + finish)
-    return Windows(through, others, slowest, slowest_step, rest_pace, rest_step)
-
-
-def _rest(chain: Chain, figure: Floats) -> Floats:
-    """The least of a figure that the other stages of each stage's rank add, [stages]."""
-    if not chain.shares_rank:
-        return np.zeros(chain.stages)
-    least = figure.min(axis=(1, 2)).reshape(-1, chain.pp)
-    if not np.isfinite(least).all():
-        return np.full(chain.stages, np.inf)
-    return np.asarray((least.sum(axis=0) - least).reshape(-1))
-
-
-def _level(chain: Chain, lead: Floats, pace: Floats) -> Floats:
-    """Lead of all stages and the mean pace of a rank, which its largest is no less than."""
-    both = lead + pace / chain.pp
-    return np.asarray(both + _around(both, np.add, 0.0))
+    return Windows(np.maximum(apart, others + mixed), others, slowest, slowest_step)
 
 
 def _around(cost: Floats, combine: Combine, start: float) -> Floats:
-    """Least combination of ``cost`` over the stages before and after each interval."""
+    """Least combination of ``cost`` over the ranks before and after each interval."""
     before = _prefix(cost, combine, start)
     after = _prefix(cost[::-1, ::-1, ::-1].transpose(0, 2, 1), combine, start)[::-1, ::-1]
     return combine(before[:-1, :, None], after[1:, None, :])
 
 
 def _prefix(cost: Floats, combine: Combine, start: float) -> Floats:
-    """best[p, i]: least combination over stages 0..p-1 that cover the layers before i."""
-    stages, ends, _ = cost.shape
-    best = np.full((stages + 1, ends), np.inf)
+    """best[p, i]: least combination over ranks 0..p-1 that cover the layers before i."""
+    ranks, ends, _ = cost.shape
+    best = np.full((ranks + 1, ends), np.inf)
     best[0, 0] = start
-    for p in range(stages):
+    for p in range(ranks):
         best[p + 1] = combine(best[p][:, None], cost[p]).min(axis=0)
     return best
 
 
 def cheapest_path(cost: Floats) -> tuple[int, ...] | None:
-    """First layers of the stages with the least sum of ``cost``; None if nothing covers."""
+    """First layers of the ranks with the least sum of ``cost``; None if nothing covers."""
     return _best_path(cost, np.add)
 
 
 def bottleneck_path(cost: Floats) -> tuple[int, ...] | None:
-    """First layers of the stages with the least largest ``cost``; None if nothing covers."""
+    """First layers of the ranks with the least largest ``cost``; None if nothing covers."""
     return _best_path(cost, np.maximum)
 
 
 def _best_path(cost: Floats, combine: Combine) -> tuple[int, ...] | None:
-    stages, ends, _ = cost.shape
+    ranks, ends, _ = cost.shape
     best = _prefix(cost, combine, 0.0)
     if not np.isfinite(best[-1, -1]):
         return None
     j, starts = ends - 1, []
-    for p in range(stages - 1, -1, -1):
+    for p in range(ranks - 1, -1, -1):
         j = int(combine(best[p], cost[p, :, j]).argmin())
         starts.append(j)
     return tuple(reversed(starts))
 
 
 def good_paths(
-    lead: Floats, pace: Floats, step: Floats, ranks: int
+    lead: Floats, pace: Floats, step: Floats
 ) -> Iterator[tuple[float, tuple[int, ...], tuple[int, ...]]]:
-    """Plans from patterns with these seconds [patterns, stages, ends, ends] on ``ranks`` ranks.
+    """Plans from patterns with these seconds, [patterns, ranks, ends, ends].
 
-    Under a cap on the pace and one on the step seconds of the slowest stage, the path of least
+    Under a cap on the pace and one on the step seconds of the slowest rank, the path of least
     total lead; first for a rising cap on step seconds, then, under the best of these, for a rising
-    cap on the pace. Yields (objective, boundaries, pattern of each stage) whenever it improves.
+    cap on the pace. Yields (objective, starts, pattern of each rank) whenever it improves.
     """
     best, best_quiet = np.inf, np.inf
     slowest = _prefix(pace.min(axis=0), np.maximum, 0.0)[-1, -1]
@@ -147,18 +121,17 @@ def good_paths(
             path = cheapest_path(cost.min(axis=0))
             if path is None:
                 continue
-            stage, ends = np.arange(len(path)), [*path[1:], lead.shape[-1] - 1]
-            chosen = cost[:, stage, list(path), ends].argmin(axis=0)
-            a, b, g = (x[chosen, stage, list(path), ends] for x in (lead, pace, step))
-            sums = [x.reshape(-1, ranks).sum(axis=0).max() for x in (b, g)]
-            value = float(a.sum() + sums[0] + sums[1])
+            rank, ends = np.arange(len(path)), [*path[1:], lead.shape[-1] - 1]
+            chosen = cost[:, rank, list(path), ends].argmin(axis=0)
+            a, b, g = (x[chosen, rank, list(path), ends] for x in (lead, pace, step))
+            value = float(a.sum() + b.max() + g.max())
             if value < best:
                 best, best_quiet = value, quiet_cap
                 yield value, path, tuple(int(k) for k in chosen)
 
 
 def _caps(seconds: Floats, slowest: float) -> Floats:
-    """A few values of the slowest stage's pace from the least possible upwards."""
+    """A few values of the slowest rank's pace from the least possible upwards."""
     if not np.isfinite(slowest):
         return np.array([])
     values = np.unique(seconds[(seconds >= slowest) & (seconds <= 1.5 * slowest)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -17,33 +17,31 @@ from autopar.solve.problem import Option, Problem
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Depths = tuple[Depth, ...]  # of the stages of a rank
 
 
 @dataclass(frozen=True)
 class Place:
-    """What a stage holds at its peak, and the bytes that it may use of its rank's.
+    """What the stages of a rank hold at their peaks, one by one, and its p2p seconds."""
 
-    ``most_bytes`` are left if the rank's other stages hold as little as they can; ``fair_bytes``
-    add up to no more than the rank has. With one stage per rank both are all of it.
-    """
-
-    depth: Depth
-    most_bytes: float
-    fair_bytes: float
+    depths: Depths
+    transfer_seconds: float
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A problem without links, its options stacked class by class.
+    """A problem without links, its layers in the order of which each rank takes an interval.
 
-    ``problem`` is the original; ``layers`` and ``menus`` are after links and dominance.
-    Arrays over options have the shape [options]; ``owner`` is the class of each option.
-    Bytes are float64, which holds whole numbers up to 2**53 exactly.
+    ``problem`` is the original; ``layers`` and ``menus`` are after links, folding and dominance:
+    a class has one place in the chain's chunks, its number in ``chunks``. Arrays over options have
+    the shape [options]; ``owner`` is the class of each option. Bytes are float64, which holds whole
+    numbers up to 2**53 exactly.
     """
 
     problem: Problem
     layers: tuple[int, ...]
     menus: tuple[tuple[Option, ...], ...]
+    chunks: tuple[int, ...]
 
     @property
     def pp(self) -> int:
@@ -51,86 +49,64 @@ class Chain:
         return self.problem.configuration.pp
 
     @property
-    def stages(self) -> int:
-        """Number of stages."""
-        return self.problem.configuration.stages
-
-    @property
     def num_microbatches(self) -> int:
         """Micro-batches of one optimizer step."""
         return self.problem.configuration.num_microbatches
+
+    @property
+    def splits_backward(self) -> bool:
+        """Whether the lead is a figure of its own, and no share of the seconds."""
+        return self.problem.configuration.splits_backward
 
     @property
     def room_bytes(self) -> int:
         """What the layers of one rank may use."""
         return self.problem.memory_limit_bytes - self.problem.baseline_bytes
 
-    @property
-    def shares_rank(self) -> bool:
-        """Whether a rank holds more stages than one."""
-        return self.stages > self.pp
-
-    @property
-    def coupled(self) -> bool:
-        """Whether patterns differ in more than seconds and step seconds.
-
-        Bytes matter beyond the limit where stages share a rank, and crossing seconds are a
-        figure of their own where they are not the seconds.
-        """
-        return self.shares_rank or self.problem.configuration.splits_backward
-
-    @cached_property
-    def depths(self) -> tuple[Depth, ...]:
-        """What each stage holds at its peak."""
-        return tuple(self.problem.configuration.depth(s) for s in range(self.stages))
-
     @cached_property
     def places(self) -> tuple[Place, ...]:
-        """Depth and room of each stage."""
-        room = float(self.room_bytes)
-        if not self.shares_rank:
-            return tuple(Place(depth, room, room) for depth in self.depths)
-        leanest = [self._leanest_bytes(s) for s in range(self.stages)]
-        least = np.array([held.min() for held in leanest])
-        usual = np.array([held.mean() for held in leanest])
-        ranks = np.arange(self.stages) % self.pp
-        of_rank = [np.bincount(ranks, weights=x)[ranks] for x in (least, usual)]
-        most = room - (of_rank[0] - least)
-        fair = room * usual / np.maximum(of_rank[1], 1.0)
+        """Depths and transfers of each rank."""
+        configuration, p2p = self.problem.configuration, self.problem.p2p_seconds
+        count = configuration.stages
+        ranks = [range(rank, count, self.pp) for rank in range(self.pp)]
         return tuple(
-            Place(depth, float(m), float(f))
-            for depth, m, f in zip(self.depths, most, fair, strict=True)
+            Place(
+                tuple(configuration.depth(s) for s in own),
+                p2p * sum(neighbours(count, s) for s in own),
+            )
+            for own in ranks
         )
 
-    def _leanest_bytes(self, stage: int) -> Floats:
-        """The least that every interval allowed on a stage holds, without transients."""
-        held = self.held_bytes(self.depths[stage])
-        each = np.array([held[self.owner == c].min(initial=np.inf) for c in range(len(self.menus))])
-        contents = np.unique(self.content[self.allowed[stage]])
-        sums = self.counts[contents] @ np.where(np.isfinite(each), each, 0.0)
-        return np.asarray(sums if len(sums) else np.array([np.inf]))
+    def held_bytes(self, depths: Depths) -> Floats:
+        """Bytes of one layer with each option on a rank of these depths, without transients."""
+        each = np.array([(d.forwarded, d.waiting) for d in depths], dtype=np.float64)
+        forwarded, waiting = each[np.array(self.chunks, dtype=np.int64)[self.owner]].T
+        return np.asarray(
+            self.state_bytes + forwarded * self.activation_bytes + waiting * self.waiting_bytes
+        )
 
-    def held_bytes(self, depth: Depth) -> Floats:
-        """Bytes of one layer with each option at this depth, without transients."""
-        held = self.state_bytes + depth.forwarded * self.activation_bytes
-        return np.asarray(held + depth.waiting * _column(self.options, "waiting_bytes"))
+    def twins(self, depths: Depths) -> Ints:
+        """For each class the first one with the same options on a stage as deep, [classes]."""
+        kinds = [(m, depths[chunk]) for m, chunk in zip(self.menus, self.chunks, strict=True)]
+        first = {kind: c for c, kind in reversed(list(enumerate(kinds)))}
+        return np.array([first[kind] for kind in kinds], dtype=np.int64)
 
     @cached_property
     def allowed(self) -> Bools:
-        """Which intervals [i, j) a stage may take; [stages, layers+1, layers+1]."""
-        n = len(self.layers)
-        begin = np.ones((self.stages + 1, n + 1), dtype=bool)
-        for s, cuts in enumerate(self.problem.cuts):
-            begin[s] = np.isin(np.arange(n + 1), cuts)
-        begin[self.stages] = np.arange(n + 1) == n
+        """Which intervals [i, j) of the order a rank may take; [ranks, layers+1, layers+1]."""
+        fold, pp, cuts = self.problem.fold, self.pp, self.problem.cuts
+        begin = np.ones((pp + 1, len(self.layers) + 1), dtype=bool)
+        for s, places in enumerate(cuts):
+            begin[s % pp] &= np.isin(fold.begins[:, s // pp], places)
+        begin[pp] = np.arange(len(self.layers) + 1) == len(self.layers)
+        filled = (fold.taken[None] > fold.taken[:, None]).all(axis=2)
         starts, ends = begin[:-1, :, None], begin[1:, None, :]
-        return np.asarray((self.content >= 0) & starts & (ends | (not self.problem.cuts)))
+        return np.asarray(filled & starts & (ends | (not cuts)))
 
     @cached_property
     def transfer_seconds(self) -> Floats:
-        """p2p seconds of each stage, [stages]."""
-        each = [neighbours(self.stages, s) for s in range(self.stages)]
-        return self.problem.p2p_seconds * np.array(each, dtype=np.float64)
+        """p2p seconds of each rank, [ranks]."""
+        return np.array([place.transfer_seconds for place in self.places])
 
     @cached_property
     def options(self) -> tuple[Option, ...]:
@@ -201,28 +177,41 @@ class Chain:
         return _column(self.options, "transient_bytes")
 
     @cached_property
+    def waiting_bytes(self) -> Floats:
+        """Kept besides per micro-batch whose parameters' gradients are still to be made."""
+        return _column(self.options, "waiting_bytes")
+
+    @cached_property
     def counts(self) -> Ints:
         """Layers per class of every different interval, [contents, classes]."""
         return self._intervals[0]
 
     @cached_property
     def content(self) -> Ints:
-        """Row of ``counts`` for the interval [i, j), -1 where it is empty; [layers+1, layers+1]."""
+        """Row of ``counts`` for the interval [i, j), -1 where none is; [layers+1, layers+1]."""
         return self._intervals[1]
 
     @cached_property
     def _intervals(self) -> tuple[Ints, Ints]:
-        return _intervals_of(self.layers, len(self.menus))
+        if not self.problem.cuts:
+            return _all_intervals(self.layers, len(self.menus))
+        return _intervals_of(self.layers, len(self.menus), *np.nonzero(self.allowed.any(axis=0)))
 
 
 @lru_cache(maxsize=64)
-def _intervals_of(layers: tuple[int, ...], classes: int) -> tuple[Ints, Ints]:
-    """``counts`` and ``content``; most configurations of a model have the same."""
+def _all_intervals(layers: tuple[int, ...], classes: int) -> tuple[Ints, Ints]:
+    """``counts`` and ``content`` of all intervals; most configurations of a model have the same."""
+    return _intervals_of(layers, classes, *np.triu_indices(len(layers) + 1, k=1))
+
+
+def _intervals_of(
+    layers: tuple[int, ...], classes: int, start: Ints, end: Ints
+) -> tuple[Ints, Ints]:
+    """``counts`` and ``content`` of some intervals."""
     n = len(layers)
     each = np.zeros((n + 1, classes), dtype=np.int64)
     each[np.arange(1, n + 1), list(layers)] = 1
     before = each.cumsum(axis=0)
-    start, end = np.triu_indices(n + 1, k=1)
     rows, inverse = np.unique(before[end] - before[start], axis=0, return_inverse=True)
     content = np.full((n + 1, n + 1), -1, dtype=np.int64)
     content[start, end] = inverse.reshape(-1)
@@ -237,35 +226,18 @@ def _column(options: Sequence[Option], name: str) -> Floats:
 
 def relaxed_chain(problem: Problem) -> Chain:
     """The chain without the rule that linked layers agree: never dearer than the problem."""
-    return _prune(Chain(problem, problem.layers, problem.menus))
+    return _folded(problem, problem.layers, problem.menus)
 
 
 def chains(problem: Problem) -> Iterator[Chain]:
-    """One chain per choice of a key for each group of linked layers; one in all without links.
-
-    Uniform classes multiply them by the choices of their zero mode and shardings.
-    """
+    """One chain per choice of a key for each group of linked layers; one in all without links."""
     groups = _groups(problem)
     keys = [_common_keys(problem, group) for group in groups]
     for chosen in itertools.product(*keys):
-        for uniform in _uniform_menus(problem):
-            layers, menus = list(problem.layers), list(uniform)
-            for group, key in zip(groups, chosen, strict=True):
-                _fix_key(layers, menus, group, key)
-            yield _prune(Chain(problem, tuple(layers), tuple(menus)))
-
-
-def _uniform_menus(problem: Problem) -> Iterator[list[tuple[Option, ...]]]:
-    """The menus with one zero mode and one sharding left for each uniform class."""
-    present = [c for c in problem.uniform if c in problem.layers]
-    zeros = {o.zero for c in present for o in problem.menus[c]}
-    ways = [sorted({o.tp_option for o in problem.menus[c]}) for c in present]
-    for zero, *taken in itertools.product(sorted(zeros) if present else [0], *ways):
-        menus = list(problem.menus)
-        for c, k in zip(present, taken, strict=True):
-            menus[c] = tuple(o for o in menus[c] if (o.zero, o.tp_option) == (zero, k))
-        if all(menus[c] for c in present):
-            yield menus
+        layers, menus = list(problem.layers), list(problem.menus)
+        for group, key in zip(groups, chosen, strict=True):
+            _fix_key(layers, menus, group, key)
+        yield _folded(problem, layers, menus)
 
 
 def _groups(problem: Problem) -> list[set[int]]:
@@ -296,22 +268,36 @@ def _fix_key(
         layers[i] = renamed[old]
 
 
-def _prune(chain: Chain) -> Chain:
-    """Drops classes that no layer has, and options that another beats in every figure."""
-    used = sorted(set(chain.layers))
-    number = {old: new for new, old in enumerate(used)}
-    layers = tuple(number[c] for c in chain.layers)
-    whole = replace(chain, layers=layers, menus=tuple(chain.menus[c] for c in used))
+def _folded(problem: Problem, layers: Sequence[int], menus: Sequence[tuple[Option, ...]]) -> Chain:
+    """The layers in their order, those of another chunk in classes of their own.
+
+    Without options that another beats in every figure.
+    """
+    fold = problem.fold
+    each = [(layers[i], k) for i, k in zip(fold.layers.tolist(), fold.turns, strict=True)]
+    classes = sorted(set(each))
+    useful = _useful(problem, {c: menus[c] for c, _ in classes})
+    return Chain(
+        problem, tuple(classes.index(pair) for pair in each),
+        tuple(useful[c] for c, _ in classes), tuple(k for _, k in classes),
+    )  # fmt: skip
+
+
+def _useful(
+    problem: Problem, menus: dict[int, tuple[Option, ...]]
+) -> dict[int, tuple[Option, ...]]:
+    """The options of each class that no other beats in every figure."""
+    whole = Chain(problem, (), tuple(menus.values()), (0,) * len(menus))
     figures = np.stack(
         [whole.seconds, whole.lead_seconds, whole.step_seconds, whole.state_bytes,
-         whole.activation_bytes, whole.transient_bytes, _column(whole.options, "waiting_bytes")],
+         whole.activation_bytes, whole.transient_bytes, whole.waiting_bytes],
         axis=1,
     )  # fmt: skip
-    menus = []
-    for c, menu in enumerate(whole.menus):
-        keep = undominated(figures[whole.owner == c])
-        menus.append(tuple(o for o, kept in zip(menu, keep, strict=True) if kept))
-    return replace(whole, menus=tuple(menus))
+    kept = [undominated(figures[whole.owner == n]) for n in range(len(menus))]
+    return {
+        c: tuple(o for o, good in zip(menu, own, strict=True) if good)
+        for (c, menu), own in zip(menus.items(), kept, strict=True)
+    }
 
 
 def undominated(figures: Floats) -> Bools:

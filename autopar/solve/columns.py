@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autopar.solve.chain import Bools, Chain, Floats, Ints, Place
+from autopar.solve.chain import Bools, Chain, Depths, Floats, Ints
 
 LEVELS = 4
 
@@ -57,11 +57,11 @@ class Filled:
 
 @dataclass(frozen=True)
 class Relaxed:
-    """Bounds and patterns for each stage and interval content; arrays are [stages, contents].
+    """Bounds and patterns for each rank and interval content; arrays are [ranks, contents].
 
     Lower bounds of lead, pace and step seconds and of their sum come without transfers; infinite
     where nothing fits. ``patterns`` has the lead, pace and step seconds of real patterns, one
-    entry per weighting of ``weights``; those of one rank fit together.
+    entry per weighting of ``weights``.
     """
 
     lead: Floats
@@ -81,9 +81,9 @@ def levels(chain: Chain) -> list[Level]:
 def weights(chain: Chain) -> tuple[Floats, ...]:
     """The costs of options [options] by which patterns are sought.
 
-    Seconds matter once on most stages, and m times on the slowest.
+    Seconds matter once on most ranks, and m times on the slowest.
     """
-    if chain.stages == 1:
+    if chain.pp == 1:
         return (chain.seconds,)
     return chain.seconds, chain.num_microbatches * chain.seconds + chain.step_seconds
 
@@ -144,13 +144,12 @@ def climb(steps: Ladder, counts: Ints, option_bytes: Floats, cost: Floats, room:
 
 
 def may_fit(chain: Chain) -> Bools:
-    """Which contents fit at each stage when every layer takes its leanest option; a superset.
+    """Which contents fit on each rank when every layer takes its leanest option; a superset.
 
-    [stages, contents]; in a fraction of the time of ``relax``.
+    [ranks, contents]; in a fraction of the time of ``relax``.
     """
-    places = list(dict.fromkeys(chain.places))
-    held = np.stack([chain.held_bytes(place.depth) for place in places])
-    room = np.array([place.most_bytes for place in places])
+    places = list(dict.fromkeys(place.depths for place in chain.places))
+    held = np.stack([chain.held_bytes(depths) for depths in places])
     fits = np.zeros((len(places), len(chain.counts)), dtype=bool)
     for level in levels(chain):
         allowed = np.where(chain.transient_bytes <= level.high, held, np.inf)
@@ -158,8 +157,8 @@ def may_fit(chain: Chain) -> Bools:
         lean = np.stack(least, axis=1)
         missing = (chain.counts[None] > 0) & ~np.isfinite(lean)[:, None]
         total = np.where(np.isfinite(lean), lean, 0.0) @ chain.counts.T
-        fits |= (total <= (room - level.low)[:, None]) & ~missing.any(axis=2)
-    return np.asarray(fits[[places.index(place) for place in chain.places]])
+        fits |= (total <= chain.room_bytes - level.low) & ~missing.any(axis=2)
+    return np.asarray(fits[[places.index(place.depths) for place in chain.places]])
 
 
 def _classes(chain: Chain) -> range:
@@ -167,36 +166,36 @@ def _classes(chain: Chain) -> range:
 
 
 def relax(chain: Chain) -> Relaxed:
-    """Bounds and patterns for every stage and content of an interval."""
-    places = list(dict.fromkeys(chain.places))
-    row = [places.index(place) for place in chain.places]
-    each = [_relax_place(chain, place) for place in places]
+    """Bounds and patterns for every rank and content of an interval."""
+    places = list(dict.fromkeys(place.depths for place in chain.places))
+    row = [places.index(place.depths) for place in chain.places]
+    each = [_relax_depths(chain, depths) for depths in places]
     stacked = [np.stack([entry[k] for entry in each])[row] for k in range(len(each[0]))]
     lead, pace, step, mixed, *patterns = stacked
     triples = zip(patterns[::3], patterns[1::3], patterns[2::3], strict=True)
     return Relaxed(lead, pace, step, mixed, tuple(triples))
 
 
-def _relax_place(chain: Chain, place: Place) -> list[Floats]:
+def _relax_depths(chain: Chain, depths: Depths) -> list[Floats]:
     """Four lower bounds, then the figures of a pattern per weighting; [contents]."""
     m, sought = chain.num_microbatches, weights(chain)
-    ladders = [_ladders(chain, place, cost) for cost in sought]
-    seconds = _lower(chain, place, ladders[0])
-    if chain.problem.configuration.splits_backward:
+    ladders = [_ladders(chain, depths, cost) for cost in sought]
+    seconds = _lower(chain, ladders[0])
+    if chain.splits_backward:
         lead, pace = (
-            _lower(chain, place, _ladders(chain, place, w))
+            _lower(chain, _ladders(chain, depths, w))
             for w in (chain.lead_seconds, chain.pace_seconds)
         )
     else:
         lead = seconds / chain.problem.configuration.virtual_stages
         with np.errstate(invalid="ignore"):
             pace = np.where(np.isfinite(seconds), m * seconds - lead, np.inf)
-    if chain.stages == 1:
+    if chain.pp == 1:
         step, mixed = np.zeros_like(seconds), m * seconds
     else:
-        step = _lower(chain, place, _ladders(chain, place, chain.step_seconds))
-        mixed = _lower(chain, place, ladders[1])
-    figures = [f for own in ladders for f in _pattern_figures(chain, place, own)]
+        step = _lower(chain, _ladders(chain, depths, chain.step_seconds))
+        mixed = _lower(chain, ladders[1])
+    figures = [f for own in ladders for f in _pattern_figures(chain, own)]
     return [lead, pace, step, mixed, *figures]
 
 
@@ -209,30 +208,28 @@ class _Ladders:
     each: tuple[tuple[Level, Ladder], ...]
 
 
-def _ladders(chain: Chain, place: Place, cost: Floats) -> _Ladders:
-    held = chain.held_bytes(place.depth)
+def _ladders(chain: Chain, depths: Depths, cost: Floats) -> _Ladders:
+    held = chain.held_bytes(depths)
     each = tuple((level, ladder(chain, held, cost, level)) for level in levels(chain))
     return _Ladders(cost, held, each)
 
 
-def _lower(chain: Chain, place: Place, ladders: _Ladders) -> Floats:
+def _lower(chain: Chain, ladders: _Ladders) -> Floats:
     """The least cost of each content over all levels, by relaxation."""
     best = np.full(len(chain.counts), np.inf)
     for level, steps in ladders.each:
-        room = place.most_bytes - level.low
+        room = chain.room_bytes - level.low
         filled = climb(steps, chain.counts, ladders.option_bytes, ladders.cost, room)
         best = np.minimum(best, filled.lower)
     return best
 
 
-def _pattern_figures(
-    chain: Chain, place: Place, ladders: _Ladders
-) -> tuple[Floats, Floats, Floats]:
+def _pattern_figures(chain: Chain, ladders: _Ladders) -> tuple[Floats, Floats, Floats]:
     """Lead, pace and step seconds of the best rounded pattern of each content."""
     best = np.full(len(chain.counts), np.inf)
     lead, pace, step = best.copy(), best.copy(), best.copy()
     sources = ((lead, chain.lead_seconds), (pace, chain.pace_seconds), (step, chain.step_seconds))
-    for filled, steps in _roundings(place, ladders, chain.counts):
+    for filled, steps in _roundings(chain, ladders, chain.counts):
         value = _total(chain.counts, filled, steps, ladders.cost)
         better = value < best
         best = np.where(better, value, best)
@@ -241,11 +238,11 @@ def _pattern_figures(
     return lead, pace, step
 
 
-def _roundings(place: Place, ladders: _Ladders, counts: Ints) -> list[tuple[Filled, Ladder]]:
+def _roundings(chain: Chain, ladders: _Ladders, counts: Ints) -> list[tuple[Filled, Ladder]]:
     """A rounding of the relaxation at every level."""
     found = []
     for level, steps in ladders.each:
-        room = place.fair_bytes - level.high
+        room = chain.room_bytes - level.high
         found.append((climb(steps, counts, ladders.option_bytes, ladders.cost, room), steps))
     return found
 
@@ -257,11 +254,11 @@ def _total(counts: Ints, filled: Filled, steps: Ladder, figure: Floats) -> Float
     return np.where(filled.feasible, total, np.inf)
 
 
-def rounded_pattern(chain: Chain, place: Place, content: int, weighting: int) -> Ints:
+def rounded_pattern(chain: Chain, depths: Depths, content: int, weighting: int) -> Ints:
     """Layers per option [options] of the pattern whose figures ``relax`` reported."""
     cost, counts = weights(chain)[weighting], chain.counts[content : content + 1]
     filled, steps = min(
-        _roundings(place, _ladders(chain, place, cost), counts),
+        _roundings(chain, _ladders(chain, depths, cost), counts),
         key=lambda pair: float(_total(counts, pair[0], pair[1], cost)[0]),
     )
     taken = np.zeros(len(chain.options), dtype=np.int64)

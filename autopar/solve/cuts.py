@@ -63,6 +63,17 @@ def narrowed(wanted: Cuts, usual: Cuts) -> Cuts:
     return _ascending(common(wanted, usual)) or wanted
 
 
+def nearest(wanted: Cuts, usual: Sequence[int]) -> list[int]:
+    """Of each stage's cuts the one that is nearest the usual one; none if some stage has none."""
+    found: list[int] = []
+    for own, at in zip(wanted, usual, strict=True):
+        later = [i for i in own if not found or i > found[-1]]
+        if not later:
+            return []
+        found.append(min(later, key=lambda i: abs(i - at)))
+    return found
+
+
 def _ascending(cuts: Sequence[Sequence[int]]) -> Cuts | None:
     """Those that some plan with a layer or more on each stage has; None if there is none."""
     left = [list(own) for own in cuts]

@@ -1,7 +1,7 @@
-"""Every pattern of a stage of few layers that no other beats, built layer by layer.
+"""Every pattern of a rank of few layers that no other beats, built layer by layer.
 
-Where a stage is alone on its rank a pattern is no more than seconds, step seconds, bytes and its
-largest transient. Adding the layers one by one and keeping what no other row beats in all four
+A pattern is no more than seconds, step seconds, bytes, its largest transient and, where backward is
+split, its lead. Adding the layers one by one and keeping what no other row beats in all of them
 (Nemhauser and Ullmann 1969, for the knapsack) leaves few rows, because layers of one class may
 be exchanged. What the bounds leave to a plan below the target limits every row from the start.
 """
@@ -14,23 +14,24 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from autopar.solve.chain import Bools, Chain, Floats, Ints, Place
-from autopar.solve.patterns import Listing, OutOfTimeError, Pattern, Request
+from autopar.solve.chain import Bools, Chain, Depths, Floats, Ints
+from autopar.solve.patterns import Listing, OutOfTimeError, Pattern, Request, pareto
 
-# A stage with more rows is left to ``patterns.py``, which need not list all of them.
+# A rank with more rows is left to ``patterns.py``, which need not list all of them.
 MOST_ROWS = 20_000
 MOST_PRODUCTS = 1_000_000
 BLOCK = 128
 EDGES = 256
+LEADS = 32
 TIE = 1e-9
 
 Content = tuple[int, ...]  # layers per class
-SECONDS, STEP, BYTES, TRANSIENT = range(4)
+SECONDS, STEP, BYTES, TRANSIENT, LEAD = range(5)
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Partial patterns: ``figures`` [rows, 4], and the row and option that each was made from."""
+    """Partial patterns: ``figures`` [rows, 5], and the row and option that each was made from."""
 
     figures: Floats
     before: Ints
@@ -41,20 +42,28 @@ class _Rows:
 class _Fronts:
     """The rows of each content at one place; ``limits`` [3] of their first three figures.
 
-    Bytes are limited with the transient on top of them.
+    Bytes are limited with the transient on top of them. Classes with the same options at these
+    depths are one: ``twins`` [classes] has the first of them.
     """
 
     chain: Chain
-    place: Place
+    depths: Depths
     deadline: float
+    twins: Ints
     limits: dict[Content, Floats] = field(default_factory=dict)
     rows: dict[Content, _Rows] = field(default_factory=dict)
 
+    def content(self, request: Request) -> Content:
+        """Layers per class, those of twins with the first."""
+        counts = np.bincount(self.twins, request.counts, len(self.twins))
+        return tuple(counts.astype(np.int64).tolist())
+
     def options(self) -> Floats:
-        """The figures of all options, [options, 4]."""
+        """The figures of all options, [options, 5]."""
         chain = self.chain
-        held = chain.held_bytes(self.place.depth)
-        return np.stack([chain.seconds, chain.step_seconds, held, chain.transient_bytes], axis=1)
+        held, lead = chain.held_bytes(self.depths), chain.lead_seconds
+        figures = chain.seconds, chain.step_seconds, held, chain.transient_bytes, lead
+        return np.stack(figures, axis=1)
 
 
 def list_fronts(requests: Sequence[Request]) -> list[Listing] | None:
@@ -66,11 +75,12 @@ def list_fronts(requests: Sequence[Request]) -> list[Listing] | None:
         OutOfTimeError: the deadline has passed.
     """
     first = requests[0]
-    fronts = _Fronts(first.chain, first.place, max(r.deadline for r in requests))
+    deadline = max(request.deadline for request in requests)
+    fronts = _Fronts(first.chain, first.depths, deadline, first.chain.twins(first.depths))
     for request in requests:
-        room = request.place.most_bytes
+        room = request.chain.room_bytes
         limits = np.array([request.cap_seconds, request.most_step, room]) * (1 + TIE)
-        _demand(fronts, tuple(request.counts.tolist()), limits)
+        _demand(fronts, fronts.content(request), limits)
     _pass_on(fronts)
     for content in sorted(fronts.limits, key=sum):
         if not _build(fronts, content):
@@ -112,7 +122,7 @@ def _build(fronts: _Fronts, content: Content) -> bool:
     """Adds the last layer to the rows of the content before; False if there are too many."""
     if not any(content):
         zero = np.zeros(1, dtype=np.int64)
-        fronts.rows[content] = _Rows(np.zeros((1, 4)), zero, zero)
+        fronts.rows[content] = _Rows(np.zeros((1, 5)), zero, zero)
         return True
     last = rarest(content)
     rest = fronts.rows[without(content, last)].figures
@@ -122,9 +132,9 @@ def _build(fronts: _Fronts, content: Content) -> bool:
     added = fronts.options()[offered]
     figures = rest[:, None, :] + added[None]
     figures[:, :, TRANSIENT] = np.maximum(rest[:, None, TRANSIENT], added[None, :, TRANSIENT])
-    figures = figures.reshape(-1, 4)
+    figures = figures.reshape(-1, 5)
     kept = np.flatnonzero(_within(figures, fronts.limits[content]))
-    kept = kept[_unbeaten(figures[kept], fronts.deadline)]
+    kept = kept[_unbeaten(figures[kept], fronts.deadline, fronts.chain.splits_backward)]
     fronts.rows[content] = _Rows(figures[kept], kept // len(offered), offered[kept % len(offered)])
     return len(kept) <= MOST_ROWS
 
@@ -135,32 +145,40 @@ def _within(figures: Floats, limits: Floats) -> Bools:
     return np.asarray(fast & (peak <= limits[BYTES]))
 
 
-def _unbeaten(figures: Floats, deadline: float) -> Ints:
+def _unbeaten(figures: Floats, deadline: float, apart: bool) -> Ints:
     """Rows that no other beats, fastest first, and a few that one does.
 
-    A table has the fewest bytes of any faster row by transient and step seconds, at a few
-    hundred steps of them: rows between two steps may stay although they are beaten.
+    A table has the fewest bytes of any faster row by transient, step seconds and, where it stands
+    ``apart``, lead, at a few hundred steps of them: rows between two steps may stay although they
+    are beaten.
     """
     order = np.lexsort(figures.T[::-1])
     if not len(order):
         return order
-    sizes, size = np.unique(figures[:, TRANSIENT], return_inverse=True)
-    edges = np.unique(figures[:, STEP])
-    edges = edges[np.unique(np.linspace(0, len(edges) - 1, EDGES).astype(np.int64))]
-    inserted = np.searchsorted(edges, figures[:, STEP], side="left")
-    looked_up = np.searchsorted(edges, figures[:, STEP], side="right") - 1
-    fewest = np.full((len(sizes), len(edges)), np.inf)
+    most = {TRANSIENT: len(order), STEP: EDGES} | ({LEAD: LEADS} if apart else {})
+    axes = [_axis(figures[:, kind], number) for kind, number in most.items()]
+    fewest = np.full([size for size, _, _ in axes], np.inf)
+    inserted, looked_up = [axis[1] for axis in axes], [axis[2] for axis in axes]
     kept = []
     for block in np.split(order, range(BLOCK, len(order), BLOCK)):
         if time.monotonic() > deadline:
             raise OutOfTimeError
-        new = block[figures[block, BYTES] < fewest[size[block], looked_up[block]]]
+        new = block[figures[block, BYTES] < fewest[tuple(at[block] for at in looked_up)]]
         new = new[~_beaten_inside(figures[new])]
-        np.minimum.at(fewest, (size[new], inserted[new]), figures[new, BYTES])
-        np.minimum.accumulate(fewest, axis=0, out=fewest)
-        np.minimum.accumulate(fewest, axis=1, out=fewest)
+        np.minimum.at(fewest, tuple(at[new] for at in inserted), figures[new, BYTES])
+        for axis in range(fewest.ndim):
+            np.minimum.accumulate(fewest, axis=axis, out=fewest)
         kept.append(new)
     return np.concatenate(kept)
+
+
+def _axis(values: Floats, most: int) -> tuple[int, Ints, Ints]:
+    """Steps of an axis of the table: their number, and where values are put and looked up."""
+    edges = np.unique(values)
+    edges = edges[np.unique(np.linspace(0, len(edges) - 1, most).astype(np.int64))]
+    inserted: Ints = np.searchsorted(edges, values, side="left")
+    behind: Ints = np.searchsorted(edges, values, side="right")
+    return len(edges), inserted, behind - 1
 
 
 def _beaten_inside(figures: Floats) -> Bools:
@@ -171,28 +189,52 @@ def _beaten_inside(figures: Floats) -> Bools:
 
 
 def _listing(fronts: _Fronts, request: Request) -> Listing:
-    """The patterns of a content, fastest first, each with fewer step seconds than the last."""
-    content = tuple(request.counts.tolist())
+    """The patterns of a content, fastest first, each with fewer step seconds or a shorter lead."""
+    content = fronts.content(request)
     figures = fronts.rows[content].figures
-    limits = np.array([request.cap_seconds, request.most_step, request.place.most_bytes])
+    limits = np.array([request.cap_seconds, request.most_step, request.chain.room_bytes])
     fitting = np.flatnonzero(_within(figures, limits * [1 + TIE, 1 + TIE, 1.0]))
     heard = np.maximum(figures[fitting, STEP], request.quiet_step)
     order = np.lexsort((figures[fitting, STEP], heard, figures[fitting, SECONDS]))
     heard = heard[order]
-    quieter = heard < np.concatenate([[np.inf], np.minimum.accumulate(heard)[:-1]])
-    rows = fitting[order[quieter]]
-    return Listing(tuple(_pattern(fronts, content, int(row)) for row in rows), np.inf)
+    if request.chain.splits_backward:
+        kept = np.array(pareto(np.column_stack([heard, figures[fitting[order], LEAD]])), dtype=int)
+    else:
+        kept = heard < np.concatenate([[np.inf], np.minimum.accumulate(heard)[:-1]])
+    rows = fitting[order[kept]]
+    return Listing(
+        tuple(_pattern(fronts, request.counts, content, int(row)) for row in rows), np.inf
+    )
 
 
-def _pattern(fronts: _Fronts, content: Content, row: int) -> Pattern:
-    """The pattern of a row, followed back to the first layer."""
-    chain, figures = fronts.chain, fronts.rows[content].figures[row]
-    taken = np.zeros(len(chain.options), dtype=np.int64)
+def _pattern(fronts: _Fronts, counts: Ints, content: Content, row: int) -> Pattern:
+    """The pattern of a row, followed back to the first layer; ``counts`` are layers per class."""
+    chain = fronts.chain
+    added = []
     while any(content):
         rows = fronts.rows[content]
-        taken[rows.option[row]] += 1
+        added.append(int(rows.option[row]))
         content, row = without(content, rarest(content)), int(rows.before[row])
-    return Pattern(
-        tuple(taken.tolist()), float(taken @ chain.seconds), float(taken @ chain.step_seconds),
-        float(taken @ chain.lead_seconds), float(figures[BYTES]), float(figures[TRANSIENT]),
-    )  # fmt: skip
+    taken = spread(chain, fronts.twins, counts, added)
+    figures = chain.seconds, chain.step_seconds, chain.lead_seconds
+    return Pattern(tuple(taken.tolist()), *(float(taken @ figure) for figure in figures))
+
+
+def spread(chain: Chain, twins: Ints, counts: Ints, options: Sequence[int]) -> Ints:
+    """Layers per option [options] if the layers of each class take ``options`` of its twins.
+
+    Twins are on different stages of the rank, which stall each other least if they take equally
+    long: the slowest option goes to the stage that has least work.
+    """
+    first = np.searchsorted(chain.owner, range(len(twins)))
+    chunks = np.array(chain.chunks)
+    left, busy = counts.copy(), np.zeros(int(chunks.max()) + 1)
+    taken = np.zeros(len(chain.options), dtype=np.int64)
+    for option in sorted(options, key=lambda o: -chain.seconds[o]):
+        owner = chain.owner[option]
+        able = np.flatnonzero((twins == twins[owner]) & (left > 0))
+        member = able[busy[chunks[able]].argmin()]
+        left[member] -= 1
+        busy[chunks[member]] += chain.seconds[option]
+        taken[option - first[owner] + first[member]] += 1
+    return taken

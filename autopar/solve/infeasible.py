@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from autopar.cost.schedule import Depth
 from autopar.errors import AutoparError, InfeasiblePlanError
 from autopar.plan import Memory
 from autopar.solve.bounds import bottleneck_path, dense
-from autopar.solve.chain import Chain, Floats, Ints, chains
+from autopar.solve.chain import Chain, Depths, Floats, Ints, chains
 from autopar.solve.problem import Candidate, Configuration, Group, Problem, Solution
 
 Verify = Callable[[Sequence[Candidate | Group], float], Solution]
@@ -116,32 +115,31 @@ def _shortfalls(problems: Sequence[Problem]) -> Iterator[Shortfall]:
 def least_memory(chain: Chain) -> Shortfall | None:
     """The fullest rank when boundaries and options are chosen for memory alone.
 
-    Where ranks hold several stages, the boundaries are those that keep the fullest stage small.
     None if some layer has no option at all, or there are fewer layers than stages.
     """
-    peaks = np.stack([_least_bytes(chain, depth) for depth in chain.depths])
-    boundaries = bottleneck_path(dense(chain, peaks))
-    if boundaries is None:
+    peaks = np.stack([_least_bytes(chain, place.depths) for place in chain.places])
+    starts = bottleneck_path(dense(chain, peaks))
+    if starts is None:
         return None
-    intervals = list(zip(boundaries, [*boundaries[1:], len(chain.layers)], strict=True))
-    ranks = [_rank(chain, p, intervals) for p in range(chain.pp)]
+    intervals = zip(starts, [*starts[1:], len(chain.layers)], strict=True)
+    ranks = [_rank(chain, p, interval) for p, interval in enumerate(intervals)]
     return max(ranks, key=lambda rank: rank.needed_bytes)
 
 
-def _least_bytes(chain: Chain, depth: Depth) -> Floats:
+def _least_bytes(chain: Chain, depths: Depths) -> Floats:
     """Least peak of every content: each layer its leanest option, for every cap on transients."""
     best = np.full(len(chain.counts), np.inf)
     for cap in np.unique(chain.transient_bytes):
-        leanest = _leanest(chain, depth, cap)
+        leanest = _leanest(chain, depths, cap)
         missing = (chain.counts[:, leanest < 0] > 0).any(axis=1)
-        held = chain.counts @ chain.held_bytes(depth)[leanest] + cap
+        held = chain.counts @ chain.held_bytes(depths)[leanest] + cap
         best = np.minimum(best, np.where(missing, np.inf, held))
     return best
 
 
-def _leanest(chain: Chain, depth: Depth, cap: float) -> Ints:
+def _leanest(chain: Chain, depths: Depths, cap: float) -> Ints:
     """The option of each class that holds least, among those with transients up to ``cap``."""
-    held = np.where(chain.transient_bytes <= cap, chain.held_bytes(depth), np.inf)
+    held = np.where(chain.transient_bytes <= cap, chain.held_bytes(depths), np.inf)
     found = np.full(len(chain.menus), -1, dtype=np.int64)
     for c in range(len(chain.menus)):
         members = np.flatnonzero((chain.owner == c) & np.isfinite(held))
@@ -150,31 +148,29 @@ def _leanest(chain: Chain, depth: Depth, cap: float) -> Ints:
     return found
 
 
-def _rank(chain: Chain, rank: int, intervals: Sequence[tuple[int, int]]) -> Shortfall:
+def _rank(chain: Chain, rank: int, interval: tuple[int, int]) -> Shortfall:
     """The bytes of one rank at its leanest, by kind."""
-    problem = chain.problem
-    gradients = optimizer = state = activations = transient = 0.0
-    for stage in range(rank, chain.stages, chain.pp):
-        options, number = _leanest_options(chain, stage, intervals[stage])
-        held = chain.held_bytes(chain.depths[stage]) - chain.state_bytes
-        state += float(number @ chain.state_bytes[options])
-        gradients += float(number @ [chain.options[o].gradient_bytes for o in options])
-        optimizer += float(number @ [chain.options[o].optimizer_bytes for o in options])
-        activations += float(number @ held[options])
-        transient = max(transient, chain.transient_bytes[options].max())
+    problem, depths = chain.problem, chain.places[rank].depths
+    options, number = _leanest_options(chain, depths, interval)
+    gradients = float(number @ [chain.options[o].gradient_bytes for o in options])
+    optimizer = float(number @ [chain.options[o].optimizer_bytes for o in options])
+    state = float(number @ chain.state_bytes[options])
+    activations = float(number @ chain.held_bytes(depths)[options]) - state
+    transient = chain.transient_bytes[options].max()
     memory = Memory(
         int(state - gradients - optimizer), int(gradients), int(optimizer), int(activations),
         int(transient), problem.baseline_bytes,
     )  # fmt: skip
-    return Shortfall(problem, rank, tuple(intervals[rank :: chain.pp]), memory)
+    begins = (problem.fold.begins[at].tolist() for at in interval)
+    return Shortfall(problem, rank, tuple(zip(*begins, strict=True)), memory)
 
 
-def _leanest_options(chain: Chain, stage: int, layers: tuple[int, int]) -> tuple[Ints, Ints]:
-    """Options, one per class that the stage has, that need least; and the layers of each."""
-    depth, counts = chain.depths[stage], chain.counts[chain.content[layers]]
+def _leanest_options(chain: Chain, depths: Depths, interval: tuple[int, int]) -> tuple[Ints, Ints]:
+    """Options, one per class in the interval, that need least; and the layers of each."""
+    counts = chain.counts[chain.content[interval]]
     present = counts > 0
-    choices = [_leanest(chain, depth, cap) for cap in np.unique(chain.transient_bytes)]
-    held, number = chain.held_bytes(depth), counts[present]
+    choices = [_leanest(chain, depths, cap) for cap in np.unique(chain.transient_bytes)]
+    held, number = chain.held_bytes(depths), counts[present]
     options = min(
         (o[present] for o in choices if (o[present] >= 0).all()),
         key=lambda o: number @ held[o] + chain.transient_bytes[o].max(),

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from math import ceil, floor
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,8 @@ from autopar.cost.schedule import SINGLE
 from autopar.cost.statistics import statistics_seconds
 from autopar.graph import Graph
 from autopar.solve.chain import undominated
-from autopar.solve.cuts import Cuts, common, narrowed, pinned_cuts
+from autopar.solve.cuts import Cuts, common, narrowed, nearest, pinned_cuts
+from autopar.solve.fold import even_starts, turns_through
 from autopar.solve.pins import LAYERED, pin_of
 from autopar.solve.placements import Demand, find_demands
 from autopar.solve.price import time_bound
@@ -146,7 +146,7 @@ class Pricer:
         ``demand`` are the placements that they ask for, as in ``useful``.
         """
         pinned = pin_of(self.pins.get("zero"), layer)
-        free = FREE_ZERO if config.dp > 1 else FREE_ZERO[:1]
+        free = FREE_ZERO["pipeline" if config.pp > 1 else "alone"] if config.dp > 1 else (0,)
         whole = not config.splits_backward  # see space.py
         modes = [r for r in self.recomputes(member, layer) if whole or r == "none"]
         return tuple(
@@ -335,19 +335,9 @@ class Pricer:
             p2p_seconds=self.p2p_seconds(config),
             baseline_bytes=self.buffer_bytes(config),
             linked=tuple(pairwise(i for i, m in enumerate(members) if m in parts)),
-            cuts=self.cuts(config),
-            uniform=self.uniform(config, [member for member, *_ in order]),
+            cuts=(cuts := self.cuts(config)),
+            turns=self.turns(config, cuts),
         )
-
-    def uniform(self, config: Configuration, names: Sequence[str]) -> tuple[int, ...]:
-        """Blocks, where a stage's patterns differ in more than their seconds.
-
-        There would be too many of them, and too hard to choose between: bytes that one stage of
-        a rank leaves are of use to another.
-        """
-        if config.virtual_stages == 1 and not config.splits_backward:
-            return ()
-        return tuple(c for c, name in enumerate(names) if name not in self.classes.parts)
 
     def cuts(self, config: Configuration) -> Cuts:
         """Where stages may begin: where pins say, and else where the schedule likes it."""
@@ -358,7 +348,7 @@ class Pricer:
             return ((),) * config.stages
         if self.equal_stages:
             return common(wanted, self.equal_cuts(config))
-        return narrowed(wanted, self.even_cuts(config))
+        return narrowed(wanted, self.near_cuts(config))
 
     def with_pins(self, pins: dict[str, Any]) -> Pricer:
         """The same prices under other pins."""
@@ -370,29 +360,45 @@ class Pricer:
             self, pins=pins, shardings=shardings, _costs={}, _useful={}, _widest={}
         )
 
-    def even_cuts(self, config: Configuration) -> tuple[tuple[int, ...], ...]:
+    def near_cuts(self, config: Configuration) -> tuple[tuple[int, ...], ...]:
         """Where stages that share a rank may begin: within one block of equal stages.
 
-        Without this the layers of a rank could be divided between its stages in very many ways
-        that take equally long.
+        Stages that differ by more stall each other, which the objective does not see.
         """
-        members, parts = self.classes.members, self.classes.parts
         if config.virtual_stages == 1:
             return ()
-        blocks = [i for i, member in enumerate(members) if member not in parts]
-        cuts: list[tuple[int, ...]] = [(0,)]
-        for stage in range(1, config.stages):
-            even = len(blocks) * stage / config.stages
-            near = range(max(1, ceil(even) - 1), min(len(blocks) - 1, floor(even) + 1) + 1)
-            cuts.append(tuple(blocks[k] for k in near))
-        return tuple(cuts)
+        blocks = self._blocks
+        near = (
+            range(max(1, k - 1), min(len(blocks) - 1, k + 1) + 1)
+            for k in even_starts(len(blocks), config.stages)[1:]
+        )
+        return ((0,), *(tuple(blocks[k] for k in numbers) for numbers in near))
+
+    def turns(self, config: Configuration, cuts: Cuts) -> tuple[int, ...]:
+        """The order of the layers of which each rank takes an interval.
+
+        Stages do that are equal, or as near to that as the cuts let them; parts go with blocks.
+        """
+        if config.virtual_stages == 1:
+            return ()
+        blocks, layers = self._blocks, len(self.classes.members)
+        even = [0, *(blocks[k] for k in even_starts(len(blocks), config.stages)[1:])]
+        starts = nearest(cuts, even) or even
+        units = sorted({*blocks[1:], *starts})
+        lengths = [end - start for start, end in pairwise([*units, layers])]
+        return turns_through([units.index(start) for start in starts], lengths, config.pp)
 
     def equal_cuts(self, config: Configuration) -> tuple[tuple[int, ...], ...]:
         """The one place where each stage begins if the blocks are spread evenly."""
-        members, parts = self.classes.members, self.classes.parts
-        blocks = [i for i, member in enumerate(members) if member not in parts]
-        first = [-(-len(blocks) * stage // config.stages) for stage in range(1, config.stages)]
+        blocks, stages = self._blocks, config.stages
+        first = [-(-len(blocks) * stage // stages) for stage in range(1, stages)]
         return ((0,), *((blocks[k],) for k in first))
+
+    @property
+    def _blocks(self) -> list[int]:
+        """Positions of the blocks in the chain."""
+        parts = self.classes.parts
+        return [i for i, member in enumerate(self.classes.members) if member not in parts]
 
     @property
     def interleaves(self) -> bool:

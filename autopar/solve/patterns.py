@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autopar.solve.chain import Bools, Chain, Floats, Ints, Place
+from autopar.solve.chain import Bools, Chain, Depths, Floats, Ints
 from autopar.solve.columns import Level, climb, ladder, levels, rounded_pattern, weights
 
 SHARES = (1 / 64, 1 / 8, 1.0)
@@ -33,11 +33,11 @@ class Request:
     Those of fewer than ``cap_seconds``, without transfers; step seconds below ``quiet_step``
     make no difference, because another stage has as many, and above ``most_step`` none is wanted.
     At most ``budget`` rows are tried, and none after ``deadline`` in ``time.monotonic`` seconds.
-    Where the chain is coupled a pattern is also wanted for its lead or its bytes.
+    Where the lead is a figure of its own a pattern is also wanted for that.
     """
 
     chain: Chain
-    place: Place
+    depths: Depths
     content: int
     cap_seconds: float
     quiet_step: float
@@ -53,23 +53,18 @@ class Request:
 
     @property
     def option_bytes(self) -> Floats:
-        """Bytes of one layer with each option at this depth."""
-        return self.chain.held_bytes(self.place.depth)
+        """Bytes of one layer with each option at these depths."""
+        return self.chain.held_bytes(self.depths)
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """One way to fill a stage: layers per option, seconds per micro-batch and per step, bytes.
-
-    ``held_bytes`` are there at the stage's peak, ``transient_bytes`` come on top once per rank.
-    """
+    """One way to fill a rank: layers per option, seconds per micro-batch and step, and lead."""
 
     taken: tuple[int, ...]
     seconds: float
     step_seconds: float
     lead_seconds: float = 0.0
-    held_bytes: float = 0.0
-    transient_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -123,7 +118,7 @@ def _rounded(request: Request) -> Ints:
     """The patterns that the relaxation was rounded to."""
     number = len(weights(request.chain))
     rows = [
-        rounded_pattern(request.chain, request.place, request.content, k) for k in range(number)
+        rounded_pattern(request.chain, request.depths, request.content, k) for k in range(number)
     ]
     return _fitting(request, np.stack(rows))
 
@@ -143,7 +138,7 @@ def _price(request: Request, level: Level) -> _Prices | None:
     quiet_weight = TIE * chain.seconds.max() / max(chain.step_seconds.max(), TIE)
     cost = chain.seconds + quiet_weight * chain.step_seconds
     steps = ladder(chain, option_bytes, cost, level)
-    counts, room = request.counts, request.place.most_bytes - level.low
+    counts, room = request.counts, request.chain.room_bytes - level.low
     filled = climb(steps, counts[None], option_bytes, cost, room)
     if not filled.feasible[0]:
         return None
@@ -218,7 +213,7 @@ def _may_fit(request: Request, taken: Ints, done: int) -> Bools:
         for c in range(done + 1, len(request.counts))
         if request.counts[c]
     )
-    fits = _peak_bytes(request, taken) + rest <= request.place.most_bytes
+    fits = _peak_bytes(request, taken) + rest <= request.chain.room_bytes
     return np.asarray(fits)
 
 
@@ -258,7 +253,7 @@ def _fitting(request: Request, taken: Ints) -> Ints:
     classes = np.arange(len(request.counts))
     members = taken @ (request.chain.owner[:, None] == classes)
     right = (members == request.counts).all(axis=1)
-    fits = _peak_bytes(request, taken) <= request.place.most_bytes
+    fits = _peak_bytes(request, taken) <= request.chain.room_bytes
     fitting: Ints = taken[right & fits]
     return fitting
 
@@ -268,7 +263,7 @@ def _quiet_seconds(request: Request, taken: Ints) -> float:
 
     A slower one is of no use, unless it is wanted for something else.
     """
-    if request.chain.coupled:
+    if request.chain.splits_backward:
         return np.inf
     quiet = taken @ request.chain.step_seconds <= request.quiet_step
     return float((taken[quiet] @ request.chain.seconds).min(initial=np.inf))
@@ -278,21 +273,17 @@ def _best(request: Request, taken: Ints) -> tuple[Pattern, ...]:
     """The patterns that no other matches in every figure that matters, fastest first."""
     figures = _figures(request, taken)
     heard = np.maximum(figures[:, 2], request.quiet_step)
-    matters = [heard]
-    if request.chain.coupled:
-        matters += [figures[:, 1], figures[:, 3], figures[:, 4]]
+    matters = [heard, figures[:, 1]] if request.chain.splits_backward else [heard]
     order = np.lexsort((figures[:, 2], *matters[::-1], figures[:, 0]))
-    kept = _pareto(np.column_stack(matters)[order])
-    rows = [int(row) for row in order[kept]]
-    return tuple(_pattern(taken[row], figures[row]) for row in rows)
+    kept = pareto(np.column_stack(matters)[order])
+    rows = order[kept]
+    return tuple(
+        Pattern(tuple(taken[row].tolist()), figures[row, 0], figures[row, 2], figures[row, 1])
+        for row in rows
+    )
 
 
-def _pattern(taken: Ints, figures: Floats) -> Pattern:
-    seconds, lead, step, held, transient = figures.tolist()
-    return Pattern(tuple(taken.tolist()), seconds, step, lead, held, transient)
-
-
-def _pareto(figures: Floats) -> list[int]:
+def pareto(figures: Floats) -> list[int]:
     """Rows that no earlier row matches or beats everywhere."""
     kept: list[int] = []
     front = np.zeros((0, figures.shape[1]))

@@ -133,7 +133,6 @@ def violations(problem: Problem, boundaries: Sequence[int], options: Sequence[Op
     for i, (layer, option) in enumerate(zip(problem.layers, options, strict=True)):
         if option not in problem.menus[layer]:
             broken.append(f"layer {i} has no option {option.key}")
-    broken += _differing(problem, options)
     for i, j in problem.linked:
         if options[i].key != options[j].key:
             broken.append(f"layers {i} and {j} differ: {options[i].key}, {options[j].key}")
@@ -151,16 +150,6 @@ def _misplaced(problem: Problem, boundaries: Sequence[int]) -> list[str]:
     for s, (start, allowed) in enumerate(zip(boundaries, problem.cuts, strict=False)):
         if start not in allowed:
             broken.append(f"stage {s} may begin with layers {allowed}, not {start}")
+    if not problem.fold.is_cut_by(boundaries):
+        broken.append(f"stages {tuple(boundaries)} are no intervals of {problem.turns}")
     return broken
-
-
-def _differing(problem: Problem, options: Sequence[Option]) -> list[str]:
-    """Classes that should be uniform and are not."""
-    taken: dict[int, set[int]] = {c: set() for c in problem.uniform}
-    zeros = set()
-    for c, option in zip(problem.layers, options, strict=True):
-        if c in taken:
-            taken[c].add(option.tp_option)
-            zeros.add(option.zero)
-    broken = [f"class {c} has shardings {sorted(k)}" for c, k in taken.items() if len(k) > 1]
-    return broken + ([f"zero modes {sorted(zeros)}"] if len(zeros) > 1 else [])

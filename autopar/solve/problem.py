@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from autopar.cost.schedule import Depth, schedule_depths
+from autopar.solve.fold import Fold
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,8 @@ class Problem:
         linked: pairs of layer positions that must take options with the same ``key``.
         baseline_bytes: bytes that every rank holds whatever is chosen.
         cuts: for each stage the layers that it may begin with; empty where any may.
-        uniform: classes whose layers must all take the same zero mode, and those of one class
-            the same sharding; they differ in recomputation alone.
+        turns: with several stages per rank, the chunk of every layer in the order of which each
+            rank takes an interval, see ``fold.py``.
     """
 
     configuration: Configuration
@@ -125,7 +126,12 @@ class Problem:
     linked: tuple[tuple[int, int], ...] = ()
     baseline_bytes: int = 0
     cuts: tuple[tuple[int, ...], ...] = ()
-    uniform: tuple[int, ...] = ()
+    turns: tuple[int, ...] = ()
+
+    @property
+    def fold(self) -> Fold:
+        """The order in which ranks take the layers: the chain's own with one stage per rank."""
+        return Fold(self.turns or (0,) * len(self.layers), self.configuration.virtual_stages)
 
 
 @dataclass(frozen=True)

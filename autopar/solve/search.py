@@ -7,23 +7,24 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 
 from autopar.errors import InfeasiblePlanError
-from autopar.solve.alone import solve_alone
 from autopar.solve.bounds import cheapest_path, dense, good_paths, windows
 from autopar.solve.chain import Chain, chains, relaxed_chain
 from autopar.solve.columns import may_fit, relax, rounded_pattern
 from autopar.solve.engine import solver_name
+from autopar.solve.fronts import spread
 from autopar.solve.infeasible import Relaxation, diagnose
-from autopar.solve.milp import solve_milp
+from autopar.solve.optimum import solve_chain
 from autopar.solve.patterns import OutOfTimeError
 from autopar.solve.price import objective_seconds, violations
 from autopar.solve.problem import Candidate, Group, Option, Problem, Solution
 from autopar.solve.queue import Queue
 from autopar.solve.runners import PER_FAMILY, family, runners_up
-from autopar.solve.windows import Offer, Open, offer_columns
+from autopar.solve.windows import Open
 
 Progress = Callable[[int, int, float | None, float], None]
 
@@ -32,7 +33,7 @@ Progress = Callable[[int, int, float | None, float], None]
 AIM = 0.1
 BUDGETS = (2_000, 20_000, 200_000)
 VERIFYING = 0.5  # the gap that will do to show that something fits
-TOLERANCE = 2e-6  # of the MILP solvers, on a scale where the objective is 1
+TOLERANCE = 2e-6  # of floating point sums, as a share of the objective
 ROUNDING = 1e-12
 
 
@@ -200,7 +201,7 @@ def _chains(search: _Search, number: int, problem: Problem) -> Iterator[Open]:
     loose = _opened(relaxed_chain(problem), number)
     if loose is None:
         return
-    if loose.bound >= search.target or not (problem.linked or problem.uniform):
+    if loose.bound >= search.target or not problem.linked:
         yield loose
         return
     for chain in chains(problem):
@@ -225,37 +226,41 @@ def _improve_by_rounding(search: _Search, opened: Open) -> None:
     lead = np.stack([dense(chain, a, chain.lead_transfers) for a, _, _ in patterns])
     pace = np.stack([dense(chain, b, chain.pace_transfers) for _, b, _ in patterns])
     step = np.stack([dense(chain, g) for _, _, g in patterns])
-    for value, path, weighting in good_paths(lead, pace, step, chain.pp):
+    for value, path, weighting in good_paths(lead, pace, step):
         if search.best and value >= search.best.seconds:
             continue
         ends = [*path[1:], len(chain.layers)]
         filled = [
-            rounded_pattern(chain, chain.places[p], int(chain.content[i, j]), k)
+            rounded_pattern(chain, chain.places[p].depths, int(chain.content[i, j]), k)
             for p, (i, j, k) in enumerate(zip(path, ends, weighting, strict=True))
         ]
         _accept(search, opened, path, [row.tolist() for row in filled])
 
 
 def _accept(
-    search: _Search, opened: Open, boundaries: Sequence[int], taken: Sequence[Sequence[int]]
+    search: _Search, opened: Open, starts: Sequence[int], taken: Sequence[Sequence[int]]
 ) -> None:
-    """Prices a plan given by layers per option of each stage, and keeps it if it is the best."""
+    """Prices a plan given by layers per option of each rank, and keeps it if it is the best."""
     chain, problem = opened.chain, opened.chain.problem
-    options: list[Option] = []
-    for start, end, numbers in zip(
-        boundaries, [*boundaries[1:], len(chain.layers)], taken, strict=True
-    ):
+    layers = problem.fold.layers.tolist()
+    options: dict[int, Option] = {}
+    for rank, (start, end) in enumerate(pairwise([*starts, len(layers)])):
+        twins = chain.twins(chain.places[rank].depths)
+        counts = chain.counts[chain.content[start, end]]
+        numbers = spread(
+            chain, twins, counts, np.repeat(range(len(taken[rank])), taken[rank]).tolist()
+        )
         rest: dict[int, list[Option]] = {c: [] for c in range(len(chain.menus))}
         for option, owner, number in zip(chain.options, chain.owner, numbers, strict=True):
             rest[int(owner)] += [option] * number
-        options += [rest[c].pop(0) for c in chain.layers[start:end]]
-    broken = violations(problem, boundaries, options)
+        for place in range(start, end):
+            options[layers[place]] = rest[chain.layers[place]].pop(0)
+    boundaries, chosen = problem.fold.boundaries(starts), [options[i] for i in sorted(options)]
+    broken = violations(problem, boundaries, chosen)
     assert not broken, broken
-    seconds = objective_seconds(problem, boundaries, options)
+    seconds = objective_seconds(problem, boundaries, chosen)
     if search.best is None or seconds < search.best.seconds:
-        search.best = _Incumbent(
-            problem, tuple(boundaries), tuple(options), seconds, opened.candidate
-        )
+        search.best = _Incumbent(problem, boundaries, tuple(chosen), seconds, opened.candidate)
 
 
 def _close(search: _Search) -> None:
@@ -287,56 +292,15 @@ def _closed(search: _Search) -> bool:
 def _solve_open(search: _Search, budget: int) -> None:
     """Solves the open chains; afterwards their bounds are what has been proven."""
     for k in sorted(range(len(search.open)), key=lambda k: search.open[k].bound):
-        if not search.open[k].chain.coupled:
-            _solve_alone(search, k, budget)
-    coupled = [k for k, opened in enumerate(search.open) if opened.chain.coupled]
-    if coupled:
-        _solve_together(search, coupled, budget)
-
-
-def _solve_alone(search: _Search, k: int, budget: int) -> None:
-    """The best plan of a chain that no other has to be compared with."""
-    opened, target = search.open[k], search.target
-    if opened.bound >= target:
-        return
-    answer = solve_alone(opened, target, AIM * search.gap, budget, search.deadline)
-    if answer.plan is not None:
-        boundaries, patterns = answer.plan
-        _accept(search, opened, boundaries, [pattern.taken for pattern in patterns])
-    bound = min(target, search.target, answer.residual)
-    search.open[k] = replace(opened, bound=max(opened.bound, bound))
-
-
-def _solve_together(search: _Search, coupled: Sequence[int], budget: int) -> None:
-    """One MILP over the open chains whose stages share ranks or split backward."""
-    target, chosen = search.target, [search.open[k] for k in coupled]
-    offers = [offer_columns(opened, target, budget, search.deadline) for opened in chosen]
-    answer_bound = _solve_offers(search, chosen, offers)
-    for k, offer in zip(coupled, offers, strict=True):
-        opened = search.open[k]
-        bound = min(target, offer.residual, answer_bound)
+        opened, target = search.open[k], search.target
+        if opened.bound >= target:
+            continue
+        answer = solve_chain(opened, target, AIM * search.gap, budget, search.deadline)
+        if answer.plan is not None:
+            starts, patterns = answer.plan
+            _accept(search, opened, starts, [pattern.taken for pattern in patterns])
+        bound = min(target, search.target, answer.residual)
         search.open[k] = replace(opened, bound=max(opened.bound, bound))
-
-
-def _solve_offers(search: _Search, chosen: Sequence[Open], offers: Sequence[Offer]) -> float:
-    """Runs the MILP, keeps its plan if it is the best, and returns its bound."""
-    pairs = zip(chosen, offers, strict=True)
-    live = [(opened, offer) for opened, offer in pairs if offer.choices.columns]
-    if not live:
-        return np.inf
-    scale = search.best.seconds if search.best else min(o.bound for o, _ in live)
-    answer = solve_milp(
-        [offer.choices for _, offer in live], scale, solver=search.solver, gap=search.gap / 2,
-        time_limit=search.deadline - time.monotonic(), watch=lambda _bound: search.report(),
-    )  # fmt: skip
-    if answer.chosen:
-        opened, columns = live[answer.chosen[0]][0], answer.chosen[1]
-        _accept(search, opened, [c.start for c in columns], [c.pattern.taken for c in columns])
-    if answer.outcome.interrupted:
-        raise KeyboardInterrupt
-    if answer.bound is None:
-        return -np.inf
-    return answer.bound
 
 
 def _failure(

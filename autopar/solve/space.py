@@ -25,9 +25,9 @@ from autopar.solve.statistics import NO_STATISTICS, Statistics, allows, check_st
 SCHEDULES = ("gpipe", "1f1b", "interleaved_1f1b", "zero_bubble")
 RECOMPUTE = ("none", "selective", "full")
 ZERO = (0, 1, 2, 3)
-# Those that need no pin: a quarter fewer options for the search. 1 is of use where micro-batches
-# accumulate without a pipeline.
-FREE_ZERO = (0, 2, 3)
+# Those that need no pin: half as many options for the search. 1 is of use where micro-batches
+# accumulate without a pipeline; in one, 3 holds what 2 does, and gathers for every micro-batch.
+FREE_ZERO = {"alone": (0, 2, 3), "pipeline": (0, 2)}
 # Stages per rank that are considered. More of them shorten the bubble by ever less, and every one
 # sends all activations once more.
 VIRTUAL_STAGES = (2, 3, 4, 6, 8)
@@ -214,11 +214,10 @@ def _schedules(task: Task, pp: int, count: int) -> list[tuple[str, int]]:
     """(schedule, stages per rank) that can run ``count`` micro-batches and agree with the pins.
 
     gpipe never needs less time or memory than 1f1b, which needs as many micro-batches as stages.
-    Schedules that split stages or backward are considered where a pin asks for them.
     """
     pinned, v = task.pins.get("schedule"), _pinned_chunks(task, pp)
     found = [("1f1b", 1)] * (count >= pp) + [("gpipe", 1)] * (count < pp or pinned == "gpipe")
-    if pp > 1 and count % pp == 0 and (pinned in SPLIT or (v or 1) > 1):
+    if pp > 1 and count % pp == 0:
         found += _split_schedules(task, pp)
     return [x for x in found if pinned in (None, x[0]) and v in (None, x[1])]
 

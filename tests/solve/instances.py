@@ -6,7 +6,8 @@ import itertools
 import random
 from collections.abc import Iterator
 
-from autopar.solve.price import objective_seconds, violations
+from autopar.solve.fold import turns_through
+from autopar.solve.price import objective_seconds, stages, violations
 from autopar.solve.problem import Candidate, Configuration, Option, Problem
 
 
@@ -27,12 +28,15 @@ def problem(rng: random.Random, layers: int, classes: int, most: int = 4) -> Pro
         tuple(option(rng, f"k{k % 3}") for k in range(rng.randint(2, most))) for _ in range(classes)
     )
     linked = ((0, layers - 1),) if layers > 1 and rng.random() < 0.4 else ()
+    count = configuration.stages
+    starts = (0, *sorted(rng.sample(range(1, layers), count - 1)))
     return Problem(
         configuration, tuple(rng.randrange(classes) for _ in range(layers)), menus,
         memory_limit_bytes=rng.randint(60, 400), p2p_seconds=rng.choice([0.0, 0.3]),
         linked=linked, baseline_bytes=rng.choice([0, 7]),
-        cuts=_cuts(rng, configuration.stages, layers),
-        uniform=tuple(c for c in range(classes) if rng.random() < 0.2),
+        cuts=_cuts(rng, starts, layers),
+        turns=turns_through(starts, (1,) * layers, configuration.pp)
+        if count > configuration.pp else (),
     )  # fmt: skip
 
 
@@ -49,20 +53,28 @@ def _configuration(rng: random.Random, layers: int) -> Configuration:
     )  # fmt: skip
 
 
-def _cuts(rng: random.Random, stages: int, layers: int) -> tuple[tuple[int, ...], ...]:
-    """Now and then, where each stage may begin."""
-    if rng.random() < 0.7:
+def _cuts(rng: random.Random, starts: tuple[int, ...], layers: int) -> tuple[tuple[int, ...], ...]:
+    """Now and then, where each stage may begin: near these layers."""
+    if rng.random() < 0.6:
         return ()
-    near = [sorted({s * layers // stages, -(-s * layers // stages)}) for s in range(stages)]
-    return tuple(tuple(places) for places in near)
+    near = ({s, max(1, s - rng.randint(0, 1)), min(layers - 1, s + 1)} for s in starts[1:])
+    return ((0,), *(tuple(sorted(places)) for places in near))
 
 
 def legal_plans(problem: Problem) -> Iterator[tuple[tuple[int, ...], tuple[Option, ...]]]:
-    stages, layers = problem.configuration.stages, len(problem.layers)
-    for rest in itertools.combinations(range(1, layers), stages - 1):
+    count, layers = problem.configuration.stages, len(problem.layers)
+    for rest in itertools.combinations(range(1, layers), count - 1):
         for options in itertools.product(*(problem.menus[c] for c in problem.layers)):
             if not violations(problem, (0, *rest), options):
                 yield (0, *rest), options
+
+
+def intervals(problem: Problem, boundaries: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Where each rank's layers begin and end in the order of ``problem.fold``."""
+    pp, places = problem.configuration.pp, problem.fold.layers.tolist()
+    held = [list(layers) for layers in stages(problem, boundaries)]
+    ranks = [sorted(places.index(i) for own in held[p::pp] for i in own) for p in range(pp)]
+    return [(own[0], own[-1] + 1) for own in ranks]
 
 
 def optimum(problems: list[Problem]) -> float:

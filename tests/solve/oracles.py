@@ -26,29 +26,18 @@ def tried(problem: Problem) -> float:
     for i, j in problem.linked:
         keys = np.array([[a.key == b.key for b in menus[j]] for a in menus[i]])
         choices = choices[keys[choices[:, i], choices[:, j]]]
-    uniform = [i for i, c in enumerate(problem.layers) if c in problem.uniform]
-    for i, j in itertools.pairwise(uniform):
-        choices = choices[_taken(menus, choices, i, "zero") == _taken(menus, choices, j, "zero")]
-    for i, j in itertools.combinations(uniform, 2):
-        if problem.layers[i] == problem.layers[j]:
-            ways = (_taken(menus, choices, k, "tp_option") for k in (i, j))
-            choices = choices[np.equal(*ways)]
     if not len(choices):
         return float("inf")
     bounds = _all_boundaries(problem)
     return min((_least(problem, menus, choices, b) for b in bounds), default=float("inf"))
 
 
-def _taken(menus: Any, choices: Any, layer: int, name: str) -> Any:
-    """A figure of the option that each plan takes for a layer, [plans]."""
-    return np.array([getattr(option, name) for option in menus[layer]])[choices[:, layer]]
-
-
 def _all_boundaries(problem: Problem) -> Iterator[tuple[int, ...]]:
     stages, layers = problem.configuration.stages, len(problem.layers)
     for rest in itertools.combinations(range(1, layers), stages - 1):
         starts = (0, *rest)
-        if not problem.cuts or all(b in c for b, c in zip(starts, problem.cuts, strict=True)):
+        free = not problem.cuts or all(b in c for b, c in zip(starts, problem.cuts, strict=True))
+        if free and problem.fold.is_cut_by(starts):
             yield starts
 
 

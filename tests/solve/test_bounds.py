@@ -12,7 +12,7 @@ from autopar.solve.chain import relaxed_chain
 from autopar.solve.columns import relax
 from autopar.solve.price import objective_seconds
 from autopar.solve.problem import Configuration
-from tests.solve.instances import legal_plans, problem
+from tests.solve.instances import intervals, legal_plans, problem
 
 
 def _costs(stages: int, layers: int, seed: int) -> np.ndarray:
@@ -52,8 +52,7 @@ def test_no_plan_is_cheaper_than_the_bound_of_its_intervals(seed: int) -> None:
     for boundaries, options in legal_plans(given):
         value = objective_seconds(given, boundaries, options) + 1e-9
         assert window.bound <= value
-        ends = [*boundaries[1:], len(given.layers)]
-        for p, (i, j) in enumerate(zip(boundaries, ends, strict=True)):
+        for p, (i, j) in enumerate(intervals(given, boundaries)):
             assert window.through[p, i, j] <= value
 
 
@@ -62,28 +61,28 @@ def test_good_paths_improve_and_report_their_objective() -> None:
         np.stack([_costs(4, 7, s) for s in seeds]) for seeds in ((1, 2), (3, 4), (5, 6))
     )
     values = []
-    for value, path, chosen in good_paths(lead, pace, step, 2):
+    for value, path, chosen in good_paths(lead, pace, step):
         a, b, g = (
             [_along(figure[k], path)[s] for s, k in enumerate(chosen)]
             for figure in (lead, pace, step)
         )
-        slowest, finish = (max(x[0] + x[2], x[1] + x[3]) for x in (b, g))
-        assert value == pytest.approx(sum(a) + slowest + finish)
+        assert value == pytest.approx(sum(a) + max(b) + max(g))
         values.append(value)
     assert values == sorted(values, reverse=True)
     assert values
 
 
 def test_dense_lays_contents_out_by_interval() -> None:
-    chain = relaxed_chain(problem(random.Random(4), 4, 2))
-    laid = dense(chain, np.tile(np.arange(len(chain.counts), dtype=float), (chain.stages, 1)))
+    drawn = (problem(random.Random(seed), 4, 2) for seed in range(99))
+    chain = relaxed_chain(next(p for p in drawn if not p.cuts and not p.turns))
+    laid = dense(chain, np.tile(np.arange(len(chain.counts), dtype=float), (chain.pp, 1)))
     assert laid[0, 1, 3] == chain.content[1, 3]
     assert laid[0, 3, 1] == np.inf
 
 
 def test_intervals_that_are_not_allowed_are_infinite() -> None:
     given = replace(
-        problem(random.Random(4), 4, 2), cuts=((0,), (1, 2)),
+        problem(random.Random(4), 4, 2), cuts=((0,), (1, 2)), turns=(),
         configuration=Configuration(2, 1, 1, 1, 4, "1f1b"),
     )  # fmt: skip
     chain = relaxed_chain(given)

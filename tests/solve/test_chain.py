@@ -26,7 +26,7 @@ def test_arrays_follow_the_options() -> None:
     assert chain.owner.tolist() == [0, 0, 1, 1]
     assert chain.seconds.tolist() == [1.0, 2.0, 1.0, 2.0]
     assert chain.room_bytes == 90
-    assert chain.depths == (Depth(2, 0), Depth(1, 0))
+    assert [place.depths for place in chain.places] == [(Depth(2, 0),), (Depth(1, 0),)]
     assert chain.transfer_seconds.tolist() == [0.25, 0.25]
 
 
@@ -59,6 +59,20 @@ def test_links_join_into_groups_and_may_contradict() -> None:
     assert len(list(chains(chained))) == 2
     apart = replace(PROBLEM, menus=((A,), (B,)), linked=((0, 1),))
     assert list(chains(apart)) == []
+
+
+def test_a_folded_chain_has_classes_by_chunk_and_intervals_with_a_stage_of_each() -> None:
+    """Layers 0 1 1 0 as two chunks of two, by turns: 0 | 1, 1 | 0."""
+    given = replace(PROBLEM, configuration=Configuration(2, 1, 1, 1, 4, "interleaved_1f1b",
+                                                         virtual_stages=2),
+                    turns=(0, 1, 0, 1), cuts=((0,), (1,), (2,), (3,)))  # fmt: skip
+    chain = relaxed_chain(given)
+    assert chain.layers == (0, 3, 2, 1)
+    assert chain.chunks == (0, 1, 0, 1)
+    assert list(zip(*np.nonzero(chain.allowed), strict=True)) == [(0, 0, 2), (1, 2, 4)]
+    assert sorted(chain.counts.tolist()) == [[0, 1, 1, 0], [1, 0, 0, 1]]
+    assert chain.transfer_seconds.tolist() == [0.25 * 3, 0.25 * 3]
+    assert chain.places[0].depths == (given.configuration.depth(0), given.configuration.depth(2))
 
 
 def test_of_equal_rows_the_first_stays() -> None:

@@ -11,17 +11,15 @@ from autopar.solve.columns import hull, may_fit, relax, rounded_pattern, weights
 from tests.solve.instances import problem
 
 
-def _fillings(
-    chain: Chain, stage: int, content: int, room: float
-) -> list[tuple[float, float, float]]:
+def _fillings(chain: Chain, rank: int, content: int) -> list[tuple[float, float, float]]:
     """(lead, pace, step seconds) of every way to fill the content within the room."""
     found = []
     layers = [c for c, n in enumerate(chain.counts[content]) for _ in range(n)]
     menus = [np.flatnonzero(chain.owner == c).tolist() for c in layers]
     for chosen in itertools.product(*menus):
         options = list(chosen)
-        held = chain.held_bytes(chain.depths[stage])[options].sum()
-        if held + chain.transient_bytes[options].max() <= room:
+        held = chain.held_bytes(chain.places[rank].depths)[options].sum()
+        if held + chain.transient_bytes[options].max() <= chain.room_bytes:
             figures = chain.lead_seconds, chain.pace_seconds, chain.step_seconds
             lead, pace, step = (figure[options].sum() for figure in figures)
             found.append((lead, pace, step))
@@ -37,29 +35,18 @@ def test_hull_keeps_the_lower_left_corners() -> None:
 def test_bounds_and_patterns_hold_against_every_filling(seed: int) -> None:
     chain = relaxed_chain(problem(random.Random(seed), 4, 2, 3))
     relaxed = relax(chain)
-    for stage, content in itertools.product(range(chain.stages), range(len(chain.counts))):
-        place = chain.places[stage]
-        fillings = _fillings(chain, stage, content, place.most_bytes)
+    for rank, content in itertools.product(range(chain.pp), range(len(chain.counts))):
+        fillings = _fillings(chain, rank, content)
         least = [min((f(*x) for x in fillings), default=np.inf) for f in (
             lambda a, b, g: a, lambda a, b, g: b, lambda a, b, g: g,
             lambda a, b, g: a + b + g)]  # fmt: skip
         bounds = (relaxed.lead, relaxed.pace, relaxed.step_seconds, relaxed.mixed)
         for figure, exact in zip(bounds, least, strict=True):
-            assert figure[stage, content] <= exact + 1e-9
+            assert figure[rank, content] <= exact + 1e-9
         for pattern in relaxed.patterns:
-            real = [figure[stage, content] for figure in pattern]
+            real = [figure[rank, content] for figure in pattern]
             if np.isfinite(real[0]):
-                fair = _fillings(chain, stage, content, place.fair_bytes)
-                assert np.isclose(real, fair).all(axis=1).any()
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_fair_shares_of_a_rank_fit_together(seed: int) -> None:
-    chain = relaxed_chain(problem(random.Random(seed), 6, 2, 3))
-    for rank in range(chain.pp):
-        places = chain.places[rank :: chain.pp]
-        assert sum(p.fair_bytes for p in places) <= chain.room_bytes * (1 + 1e-12)
-        assert all(p.fair_bytes <= chain.room_bytes for p in places)
+                assert np.isclose(real, fillings).all(axis=1).any()
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -69,7 +56,7 @@ def test_a_rounded_pattern_has_the_reported_figures(seed: int) -> None:
     for weighting in range(len(weights(chain))):
         lead, pace, step = relaxed.patterns[weighting]
         for content in np.flatnonzero(np.isfinite(lead[0])):
-            taken = rounded_pattern(chain, chain.places[0], int(content), weighting)
+            taken = rounded_pattern(chain, chain.places[0].depths, int(content), weighting)
             assert taken.min() >= 0
             assert taken @ chain.lead_seconds == pytest.approx(lead[0, content])
             assert taken @ chain.pace_seconds == pytest.approx(pace[0, content])
@@ -81,7 +68,7 @@ def test_a_rounded_pattern_has_the_reported_figures(seed: int) -> None:
 def test_plenty_of_memory_makes_the_relaxation_exact() -> None:
     given = problem(random.Random(1), 4, 1)
     chain = relaxed_chain(type(given)(**{**vars(given), "memory_limit_bytes": 10**9}))
-    fastest = chain.counts[:, 0] * chain.lead_seconds.min()
+    fastest = chain.counts.sum(axis=1) * chain.lead_seconds.min()
     assert relax(chain).lead[0] == pytest.approx(fastest)
 
 
@@ -91,7 +78,6 @@ def test_what_may_fit_holds_all_that_does_and_not_everything() -> None:
         chain = relaxed_chain(problem(random.Random(seed), 4, 2, 3))
         fits = may_fit(chain)
         left_out += int((~fits).sum())
-        for stage, content in itertools.product(range(chain.stages), range(len(chain.counts))):
-            room = chain.places[stage].most_bytes
-            assert fits[stage, content] or not _fillings(chain, stage, content, room)
+        for rank, content in itertools.product(range(chain.pp), range(len(chain.counts))):
+            assert fits[rank, content] or not _fillings(chain, rank, content)
     assert left_out > 20

@@ -23,8 +23,8 @@ TENSOR = Configuration(1, 1, 2, 2, 4, "1f1b", "sequence")
 STAGES = Configuration(2, 2, 1, 2, 4, "1f1b")
 
 
-def pricer(name="gpt", **pins):
-    graph, classes = reduced(name)
+def pricer(name="gpt", blocks=2, **pins):
+    graph, classes = reduced(name, blocks)
     shardings = Shardings(graph, classes, CLUSTER)
     return Pricer(shardings, "fp32", "adamw", pins, CLUSTER.memory_bytes)
 
@@ -187,17 +187,18 @@ def test_a_split_backward_has_two_parts_and_holds_gradients_between_them():
 
 
 @pytest.mark.parametrize("schedule", ["interleaved_1f1b", "zero_bubble"])
-def test_stages_of_a_rank_begin_near_an_even_cut_and_are_uniform(schedule):
-    given = shared().problem(dataclasses.replace(SPLIT, schedule=schedule))
-    blocks = [i for i, m in enumerate(shared().classes.members) if m == BLOCK]
+def test_stages_of_a_rank_begin_near_an_even_cut_and_take_turns(schedule):
+    own = pricer("gpt", blocks=6)
+    given = own.problem(dataclasses.replace(SPLIT, schedule=schedule))
+    blocks = [i for i, m in enumerate(own.classes.members) if m not in own.classes.parts]
     assert given.cuts[0] == (0,)
     assert len(given.cuts) == 4
     for stage, cuts in enumerate(given.cuts[1:], start=1):
         assert cuts
         assert all(abs(blocks.index(i) - len(blocks) * stage / 4) <= 1 for i in cuts)
-    assert [given.menus[c][0].recompute for c in given.uniform] == ["none"]
-    single = shared().problem(dataclasses.replace(SPLIT, schedule="1f1b", virtual_stages=1))
-    assert (single.cuts, single.uniform) == ((), ())
+    assert given.fold.is_cut_by([0, *(blocks[k] for k in (1, 3, 5))])
+    single = own.problem(dataclasses.replace(SPLIT, schedule="1f1b", virtual_stages=1))
+    assert (single.cuts, single.turns) == ((), ())
 
 
 def test_multi_stage_schedules_hold_what_they_sent():
@@ -213,7 +214,7 @@ def test_multi_stage_schedules_hold_what_they_sent():
 def test_no_option_undercuts_the_bound_of_its_configuration(schedule):
     v = 1 if schedule == "1f1b" else 2
     config = dataclasses.replace(SPLIT, schedule=schedule, virtual_stages=v)
-    candidate = shared().candidate(config)
+    candidate = pricer("gpt", blocks=4).candidate(config)
     assert 0 < candidate.lower_bound <= problem_bound(candidate.build()) * (1 + 1e-12)
 
 

@@ -12,38 +12,35 @@ import pytest
 from autopar.solve.paths import Network, best_path
 
 
-def network(rng: random.Random, stages: int, layers: int, microbatches: int) -> Network:
+def network(rng: random.Random, ranks: int, layers: int) -> Network:
     """Some intervals are missing, some fronts empty."""
     arcs = sorted(
-        ((s, i, j) for s in range(stages) for i in range(layers) for j in range(i + 1, layers + 1)
+        ((p, i, j) for p in range(ranks) for i in range(layers) for j in range(i + 1, layers + 1)
          if rng.random() < 0.8),
         key=lambda arc: (arc[0], arc[2]),
     )  # fmt: skip
-    seconds, step = np.full((2, 6, 3), np.inf)
+    lead, pace, step = np.full((3, 6, 3), np.inf)
     for row in range(6):
         count = rng.randint(1, 3)
-        seconds[row, :count] = sorted(rng.uniform(1, 9) for _ in range(count))
-        step[row, :count] = sorted((rng.uniform(0, 30) for _ in range(count)), reverse=True)
+        for figure, most in ((lead, 9), (pace, 60), (step, 30)):
+            figure[row, :count] = [rng.uniform(0, most) for _ in range(count)]
     columns = np.array(arcs, dtype=np.int64).reshape(-1, 3).T
     front = np.array([rng.randrange(6) for _ in arcs], dtype=np.int64)
-    transfers = np.array([0.1 * (s > 0) for s, _, _ in arcs])
-    return Network(layers, stages, microbatches, *columns, front, transfers, seconds, step)
+    return Network(layers, ranks, *columns, front, lead, pace, step)
 
 
 def price(net: Network, arcs: tuple[int, ...], patterns: tuple[int, ...]) -> float:
-    rows = net.front[list(arcs)]
-    seconds = net.seconds[rows, list(patterns)] + net.transfers[list(arcs)]
-    step = net.step_seconds[rows, list(patterns)]
-    return float(seconds.sum() + (net.microbatches - 1) * seconds.max() + step.max())
+    taken = net.front[list(arcs)], list(patterns)
+    return float(net.lead[taken].sum() + net.pace[taken].max() + net.step[taken].max())
 
 
 def every_plan(net: Network) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    by_stage = [np.flatnonzero(net.stage == s).tolist() for s in range(net.stages)]
-    for arcs in itertools.product(*by_stage):
+    by_rank = [np.flatnonzero(net.rank == p).tolist() for p in range(net.ranks)]
+    for arcs in itertools.product(*by_rank):
         starts = [0, *(int(net.end[a]) for a in arcs)]
         joined = all(net.start[a] == at for a, at in zip(arcs, starts, strict=False))
         if joined and starts[-1] == net.layers:
-            listed = [np.flatnonzero(np.isfinite(net.seconds[net.front[a]])).tolist() for a in arcs]
+            listed = [np.flatnonzero(np.isfinite(net.lead[net.front[a]])).tolist() for a in arcs]
             for patterns in itertools.product(*listed):
                 yield arcs, patterns
 
@@ -51,7 +48,7 @@ def every_plan(net: Network) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]
 @pytest.mark.parametrize("seed", range(60))
 def test_equal_to_trying_every_plan(seed: int) -> None:
     rng = random.Random(seed)
-    net = network(rng, rng.randint(1, 3), 4, rng.choice([1, 2, 8]))
+    net = network(rng, rng.randint(1, 3), 4)
     prices = [price(net, *plan) for plan in every_plan(net)]
     exact = min(prices, default=np.inf)
     found = best_path(net, np.inf)
@@ -69,5 +66,5 @@ def test_equal_to_trying_every_plan(seed: int) -> None:
 
 def test_a_network_without_arcs_has_no_path() -> None:
     none = np.zeros(0, dtype=np.int64)
-    empty = Network(2, 1, 4, none, none, none, none, np.zeros(0), *np.zeros((2, 0, 0)))
+    empty = Network(2, 1, none, none, none, none, *np.zeros((3, 0, 0)))
     assert best_path(empty, np.inf) is None

@@ -181,10 +181,10 @@ def _schedules(pp: int, blocks: int, batch: int, interleaves: bool = True, **pin
     return {(c.schedule, c.virtual_stages) for c in configurations(given, LAYOUTS)}
 
 
-def test_split_schedules_are_considered_where_a_pin_asks_for_them():
+def test_all_schedules_are_considered_but_gpipe_where_1f1b_can_run():
     two = {("interleaved_1f1b", 2), ("zero_bubble", 2)}
-    assert _schedules(2, 4, 8) == {("1f1b", 1)}
-    assert _schedules(2, 4, 8, virtual_stages=1) == {("1f1b", 1)}
+    assert _schedules(2, 4, 8) == {("1f1b", 1), ("zero_bubble", 1), *two}
+    assert _schedules(2, 4, 8, virtual_stages=1) == {("1f1b", 1), ("zero_bubble", 1)}
     assert _schedules(2, 4, 8, virtual_stages=2) == two
     assert _schedules(2, 4, 8, schedule="zero_bubble") == {("zero_bubble", 1), ("zero_bubble", 2)}
 
