@@ -11,6 +11,7 @@ from autopar import plan_file
 
 Recompute = Literal["none", "selective", "full"]
 Schedule = Literal["gpipe", "1f1b", "interleaved_1f1b", "zero_bubble"]
+Offload = Literal["none", "optimizer", "activations", "all"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ class Memory:
 class StagePrediction:
     """Prices of one stage.
 
-    Seconds are per micro-batch, except ``sync`` and ``optimizer``, which are per step.
+    Seconds are per micro-batch, except ``sync`` and ``optimizer``, which are per step; those of
+    optimizer state on its way from the host and back are among the latter. ``offload_seconds`` are
+    those of activations. ``host_bytes`` are what is kept in host memory instead.
     """
 
     forward_seconds: float
@@ -57,6 +60,8 @@ class StagePrediction:
     optimizer_seconds: float
     memory: Memory
     collectives: dict[str, int] = field(default_factory=dict)
+    offload_seconds: float = 0.0
+    host_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -201,6 +206,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     workload: str = ""
     runners_up: tuple[RunnerUp, ...] = ()
+    offload: Offload = "none"
 
     @property
     def plan_id(self) -> str:
@@ -213,6 +219,10 @@ class Plan:
         Its stages count each at its own worst moment.
         """
         return sum_memory(stage.prediction.memory for stage in self.stages[rank :: self.mesh.pp])
+
+    def host_bytes(self, rank: int) -> int:
+        """Bytes of host memory that a rank at position ``rank`` along the pipeline needs."""
+        return sum(stage.prediction.host_bytes for stage in self.stages[rank :: self.mesh.pp])
 
     def to_json(self) -> str:
         """The text that ``save`` writes; equal plans give equal text."""

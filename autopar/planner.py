@@ -360,6 +360,7 @@ def _plan(traced: _Traced, pricer: Pricer, solution: Solution, baselines: tuple[
                *undivided(pricer, config), *extrapolated(cluster, config)),
         workload=request.source,
         runners_up=_runners_up(traced, pricer, solution, prediction),
+        offload=config.offload,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -383,7 +384,8 @@ def _runners_up(
 
 def _lost(runner: Prediction, plan: Prediction) -> str:
     """The part of the step that grows most: "0.12 s more bubble"."""
-    more = {part: runner.breakdown[part] - plan.breakdown[part] for part in plan.breakdown}
+    kinds = dict.fromkeys((*plan.breakdown, *runner.breakdown))
+    more = {part: runner.breakdown.get(part, 0) - plan.breakdown.get(part, 0) for part in kinds}
     part = max(more, key=lambda p: more[p])
     return f"{more[part]:.2g} s more {part}" if more[part] > 0 else "equally fast"
 

@@ -206,6 +206,16 @@ def optimizer(figures: Figures, name: str, floats: int) -> dict[str, Any]:
     }
 
 
+def host_link(figures: Figures, name: str) -> dict[str, Any]:
+    """The raw rate of PCIe, less line code and the headers of its packets."""
+    rate = figures.value(name, "host_link_bandwidth") * figures.value(name, "host_link_payload")
+    return {
+        "launch_seconds": figures.value(name, "launch"),
+        "bytes": [MIB],
+        "bytes_per_second": [rounded(rate)],
+    }
+
+
 # --- collectives ---
 
 
@@ -278,6 +288,8 @@ DETAILS = {
     "elementwise": ("fitted to published runs", "a share of the data sheet's bandwidth"),
     "optimizer": ("fitted to published runs", "80 bytes (AdamW) and 12 bytes (SGD) per element at "
                   "the bandwidth of element-wise operations"),
+    "host_link": ("vendor", "PCIe of 16 lanes by the data sheet, 128b/130b, packets of 256 bytes "
+                  "with 24 of headers"),
     "collectives.in_node": ("published", "A100 all-reduce by size, H100 bus bandwidth; "
                             "other kinds by the traffic of the ring algorithms"),
     "collectives.across_nodes": ("fitted to published runs", "a share of the published bus "
@@ -336,6 +348,7 @@ def model(figures: Figures, machine: Machine) -> dict[str, Any]:
                 "sgd": optimizer(figures, name, floats=3),
                 "adamw": optimizer(figures, name, floats=20),
             },
+            "host_link": host_link(figures, name),
             "collectives": collectives(figures, name),
             "overlap": {"slowdown": figures.value(name, "overlap_slowdown")},
             "dispatch": {"op_seconds": figures.value(name, "dispatch")},

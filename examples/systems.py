@@ -98,6 +98,17 @@ SYSTEMS = (
         "mnist.py", 2, {**FSDP, "dp": 2, "microbatch_size": 8},
         {"all_gather": 6, "reduce_scatter": 3},
     ),
+    System(
+        "offload-optimizer", "optimizer state in host memory, on the device one block's at a time",
+        "llama.py", 2,
+        {**DDP, "dp": 2, "zero": 2, "microbatch_size": 4, "offload": "optimizer"},
+        {"all_gather": 5, "reduce_scatter": 5},
+    ),
+    System(
+        "offload-activations", "what blocks save for backward waits in host memory",
+        "llama.py", 2, {**DDP, "dp": 2, "microbatch_size": 4, "offload": "activations"},
+        {"all_reduce": 5},
+    ),
     # --- pipeline parallel ---
     System(
         "layer-split", "layers on two devices, one works while the other waits",
@@ -201,8 +212,6 @@ ABSENT = {
     "replicas on unequal devices": "a cost model describes one kind of device, and every dp rank"
     " gets the same share of the batch",
     "ring all-reduce as a choice": "gloo and NCCL choose the algorithm of a collective themselves",
-    "CPU offload of state or activations": "`CPUOffloadPolicy` of `fully_shard` moves nothing on a"
-    " host without a GPU, so what it does could not be compared with its price",
     "expert parallelism by pin": "whole experts are shared out over tp where that is cheaper than"
     " to divide each of them, which no pin asks for; nor are tokens sent to them by all-to-all, as"
     " routing by data has no price",

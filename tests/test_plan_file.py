@@ -75,8 +75,9 @@ def test_numbers_that_are_none(saved, number):
 
 
 def test_newer_schema_asks_for_an_upgrade(saved):
-    rewrite(saved, schema_version=3)
-    assert "upgrade" in refused(saved, "schema_version 3").hint
+    newer = plan_file.SCHEMA_VERSION + 1
+    rewrite(saved, schema_version=newer)
+    assert "upgrade" in refused(saved, f"schema_version {newer}").hint
 
 
 @pytest.mark.parametrize("version", [None, "1", 0, True, 1.0])
@@ -95,7 +96,7 @@ def test_wrong_types_are_located(saved):
 def test_missing_and_unknown_fields(saved):
     rewrite(saved, extra=1)
     refused(saved, "extra")
-    saved.write_text('{"schema_version": 2}')
+    saved.write_text(json.dumps({"schema_version": plan_file.SCHEMA_VERSION}))
     refused(saved, "required")
 
 

@@ -195,7 +195,7 @@ def _provenance(
 ) -> dict[str, Any]:
     """Origin and error of each curve; curves that were taken over keep theirs."""
     names = [f"{curve}.{dtype}" for curve in ("gemm", "attention") for dtype in curves[curve]]
-    names += ["elementwise", "optimizer"]
+    names += ["elementwise", "optimizer", "host_link"]
     names += [f"collectives.{kind}" for kind in COLLECTIVES] if measured else []
     names += [f"overheads.{name}" for name in curves.get("overheads", ())] if measured else []
     names += ["contention"] if "contention" in errors else []

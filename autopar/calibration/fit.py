@@ -26,6 +26,7 @@ from autopar.cost.compute import (
     gemm_seconds,
     optimizer_seconds,
 )
+from autopar.cost.offload import copy_seconds
 
 Times = dict[tuple[int, ...], float]
 
@@ -48,6 +49,7 @@ def compute_curves(rows: Rows) -> dict[str, Any]:
             kind: _rates(_times(rows, "optimizer", kind), UPDATE_LAUNCH, "elements")
             for kind in OPTIMIZERS
         },
+        "host_link": _rates(_times(rows, "host_link", "copy"), TRAFFIC_LAUNCH, "bytes"),
     }
 
 
@@ -220,5 +222,6 @@ _PRICES: dict[str, Callable[[Cluster, str, tuple[int, ...]], float]] = {
     "attention": _attention_price,
     "elementwise": lambda cluster, kind, shape: elementwise_seconds(cluster, shape[0], kind),
     "optimizer": lambda cluster, kind, shape: optimizer_seconds(cluster, shape[0], kind),
+    "host_link": lambda cluster, _, shape: copy_seconds(cluster, shape[0], 1),
     "collectives": _collective_price,
 }

@@ -178,9 +178,22 @@ def _update(kernels: Kernels, point: Point) -> tuple[Call, int]:
     return optimizer(parameters, lr=1e-3).step, count
 
 
+def _copy(kernels: Kernels, point: Point) -> tuple[Call, int]:
+    """To host memory as the programs take it: pinned for a GPU, from a cache of such memory."""
+    (size,) = point.shape
+    cuda = kernels._device == "cuda"
+
+    def make(turn: Turn) -> Call:
+        x = turn.tensor(0, (size // 4,), torch.float32, grad=False)
+        return lambda: torch.empty_like(x, device="cpu", pin_memory=cuda).copy_(x, cuda)
+
+    return kernels.in_turn(make, 2 * size), 1
+
+
 _BUILDERS: dict[str, Callable[[Kernels, Point], tuple[Call, int]]] = {
     "gemm": _gemm,
     "attention": _attention,
     "elementwise": _traffic,
     "optimizer": _update,
+    "host_link": _copy,
 }

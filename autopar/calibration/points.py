@@ -40,12 +40,13 @@ class Point:
     """One thing to time.
 
     Attributes:
-        curve: "gemm", "attention", "elementwise", "optimizer", "collectives" or "overheads".
+        curve: "gemm", "attention", "elementwise", "optimizer", "host_link", "collectives" or
+            "overheads".
         variant: dtype and layout ("float32/linear"), dtype and pass, kind of operation,
             optimizer, kind of collective, or what a toy does.
         shape: gemm (m, n, k); attention (batch * heads, length, head_dim); elementwise
-            (bytes moved,); optimizer (elements,); collectives (bytes, group size, groups);
-            overheads (bytes of parameters, ranks).
+            (bytes moved,); optimizer (elements,); host_link (bytes,); collectives (bytes, group
+            size, groups); overheads (bytes of parameters, ranks).
         held_out: whether it judges the curve instead of shaping it.
     """
 
@@ -76,6 +77,7 @@ class Sweep:
             *self._gemm(), *self._attention(),
             *_by_size("elementwise", TRAFFIC, TRAFFIC_LAUNCH, self.traffic_bytes),
             *_by_size("optimizer", OPTIMIZERS, UPDATE_LAUNCH, self.elements),
+            *_by_size("host_link", ("copy",), TRAFFIC_LAUNCH, self.traffic_bytes),
         ]  # fmt: skip
 
     def collective_points(self, size: int, ranks: int) -> list[Point]:

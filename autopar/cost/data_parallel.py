@@ -16,12 +16,14 @@ element of compute:
 - a reduction's flat buffer ``4 n``, and the gradients that are copied into it or out of it.
   Pipelines reduce when all their passes are over;
 - a copy of the gradients that are partial sums on tp, which travel as one.
+
+Optimizer state may be in host memory instead, see ``offload.py``.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from autopar.cluster import Cluster
@@ -29,6 +31,7 @@ from autopar.cost.collectives import Group, collective_seconds
 from autopar.cost.compute import optimizer_seconds
 from autopar.cost.layer import LayerCost
 from autopar.cost.moves import tp_group
+from autopar.cost.offload import offloads, state_seconds
 from autopar.cost.schedule import actions, gather_events
 
 MASTER_BYTES = 4
@@ -70,6 +73,7 @@ class Setting:
     optimizer: str | int
     traffic: Traffic = field(default_factory=Traffic)
     virtual_stages: int = 1
+    offload: str = "none"
 
     @property
     def world_size(self) -> int:
@@ -104,6 +108,8 @@ class StateBytes:
     """Bytes of one layer that stay for the whole step, by kind, and the peaks on top of them.
 
     ``transient`` is there while the layer runs, ``behind`` when all passes of the step are over.
+    ``host`` bytes of optimizer state are in host memory; those of one layer come to the device at
+    a time.
     """
 
     parameters: int
@@ -111,6 +117,7 @@ class StateBytes:
     optimizer: int
     transient: int
     behind: int = 0
+    host: int = 0
 
     @property
     def total(self) -> int:
@@ -189,6 +196,15 @@ def reductions(setting: Setting, zero: int) -> int:
 
 def state_bytes(cost: LayerCost, setting: Setting, zero: int) -> StateBytes:
     """Bytes of one layer's parameters, gradients and optimizer state on one rank."""
+    found = _device_bytes(cost, setting, zero)
+    if not offloads(setting.offload, "optimizer"):
+        return found
+    behind = max(found.behind, found.optimizer)
+    return replace(found, optimizer=0, behind=behind, host=found.optimizer)
+
+
+def _device_bytes(cost: LayerCost, setting: Setting, zero: int) -> StateBytes:
+    """The same where nothing is in host memory."""
     n, compute = cost.parameter_elements, setting.compute_bytes
     shards = setting.dp if zero else 1
     held, flat = -(-n // shards), MASTER_BYTES * -(-cost.partial_elements // shards)
@@ -257,12 +273,17 @@ def dp_cost(
 
 
 def _update_seconds(cluster: Cluster, cost: LayerCost, setting: Setting, held: int) -> float:
-    """The optimizer step of one rank on ``held`` elements, and its part of the clipping."""
+    """The optimizer step of one rank on ``held`` elements, and its part of the clipping.
+
+    With it the way of the state that is in host memory.
+    """
     tensors = cost.parameter_tensors
     kernels = optimizer_seconds(cluster, held, setting.optimizer, tensors)
     each = cluster.overhead_seconds("clip_parameter")
     if setting.wrapped or setting.tp > 1:
         each += cluster.overhead_seconds("shard_parameter")
+    if offloads(setting.offload, "optimizer"):
+        kernels += state_seconds(cluster, setting.optimizer_bytes * held, held, tensors)
     return kernels + tensors * each
 
 

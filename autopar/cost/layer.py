@@ -58,6 +58,7 @@ class LayerCost:
     the forward of the ops that selective recomputation does not repeat and their results, of
     which ``kept_saved_bytes`` are saved for backward as well. ``norm_channels`` are those on one
     rank of each normalisation whose statistics are taken over the samples of all dp ranks.
+    ``saved_tensors`` counts what is saved; ``handed_bytes`` of it are results for further layers.
     """
 
     forward_seconds: float
@@ -83,6 +84,8 @@ class LayerCost:
     kept_bytes: int = 0
     kept_saved_bytes: int = 0
     norm_channels: tuple[int, ...] = ()
+    saved_tensors: int = 0
+    handed_bytes: int = 0
 
     @property
     def norm_elements(self) -> int:
@@ -171,6 +174,8 @@ def layer_cost(
         kept_bytes=sum(kept.values()) + kept_extra,
         kept_saved_bytes=sum(saved.get(key, 0) for key in kept) + kept_extra,
         norm_channels=_norm_channels(graph, pattern, sharding),
+        saved_tensors=len(saved) + sum(graph.saved[i].extra_bytes > 0 for i in pattern.ops),
+        handed_bytes=sum(_handed(graph, pattern, sharding, batch).values()),
     )
 
 
@@ -307,8 +312,8 @@ def _saved(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> Te
     roots = _roots(ops, graph)
     elsewhere = set(pattern.received) - pattern.chained
     kept: Tensors = {}
-    for name in set(pattern.sent) - pattern.chained:
-        kept[roots.get(name, name), False] = boundary_bytes(graph, sharding, name, batch)
+    for name, size in _handed(graph, pattern, sharding, batch).items():
+        kept[roots.get(name, name), False] = size
     for index in pattern.ops:
         op, strategy, saved = graph.ops[index], sharding.strategies[index], graph.saved[index]
         states = {**dict(zip(op.outputs, strategy.outputs, strict=True)), **dict(strategy.inputs)}
@@ -321,6 +326,12 @@ def _saved(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> Te
             if split or root.name not in elsewhere:
                 kept[root.name, split] = root.bytes(batch) // (sharding.tp if split else 1)
     return kept
+
+
+def _handed(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> dict[str, int]:
+    """Bytes of the results that not only the next layer reads."""
+    names = set(pattern.sent) - pattern.chained
+    return {name: boundary_bytes(graph, sharding, name, batch) for name in names}
 
 
 def _extra_bytes(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> int:

@@ -120,6 +120,7 @@ class Program:
         sync_norms: whether ranks hold an ``nn.SyncBatchNorm`` of the user's.
         mixes: whether batch normalisation takes statistics over the samples.
         keeps: whether any block changes its buffers, as running statistics do.
+        offload: what is in host memory: "none", "optimizer", "activations" or "all".
         file_name: as the docstring's torchrun line spells it.
     """
 
@@ -160,6 +161,7 @@ class Program:
     sync_norms: bool = False
     mixes: bool = False
     keeps: bool = False
+    offload: str = "none"
     file_name: str = "program.py"
 
     @property
@@ -203,6 +205,16 @@ class Program:
     def selective(self) -> bool:
         """Whether any block is recomputed in part."""
         return "selective" in self.recompute
+
+    @property
+    def offloads_state(self) -> bool:
+        """Whether optimizer state is in host memory."""
+        return self.offload in ("optimizer", "all")
+
+    @property
+    def offloads_activations(self) -> bool:
+        """Whether what blocks save for backward is in host memory."""
+        return self.offload in ("activations", "all")
 
     @property
     def dtensors(self) -> bool:
@@ -400,6 +412,7 @@ def tensor_imports(program: Program) -> list[str]:
 def context_imports(program: Program, used: frozenset[str]) -> list[str]:
     """What the program imports from contextlib, sorted."""
     manager = "shard_rng" in used or program.norms or program.scratch
+    manager = manager or program.offloads_activations
     return [*["contextmanager"] * manager, "nullcontext"]
 
 

@@ -123,6 +123,7 @@ def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
         sync_norms=plan.program.get("sync_norms", False) and plan.world_size > 1,
         mixes=any(is_synchronised(op) for op in graph.ops),
         keeps=any(updates_statistics(op) for op in graph.ops),
+        offload=plan.offload,
         file_name=file_name,
     )
 

@@ -20,6 +20,7 @@ TIME_PARTS = {
     "pp_comm": "pipeline communication",
     "bubble": "pipeline bubble",
     "optimizer": "optimizer",
+    "offload": "copies to host memory and back",
 }
 
 
@@ -117,6 +118,7 @@ def _choices(plan: Plan) -> Section:
         ("global batch", f"{plan.global_batch_size:,} samples"),
         ("ZeRO stages", ", ".join(map(str, zero))),
         ("recompute", ", ".join(recompute)),
+        ("in host memory", _offload(plan)),
         ("precision", f"{plan.precision}, optimizer {plan.optimizer}"),
         ("pinned by you", pins or "nothing"),
     )
@@ -130,6 +132,15 @@ def _pins(pins: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"{key}@{name}={own}" for name, own in value.items())
         else:
             yield f"{key}={','.join(map(str, value)) if isinstance(value, list) else value}"
+
+
+def _offload(plan: Plan) -> str:
+    """What is kept on the host, and how much on the rank that keeps most."""
+    if plan.offload == "none":
+        return "nothing"
+    most = max(map(plan.host_bytes, range(plan.mesh.pp)))
+    kinds = {"all": "optimizer and activations"}.get(plan.offload, plan.offload)
+    return f"{kinds}, {size(most)} per rank"
 
 
 def _stages(plan: Plan) -> Section:

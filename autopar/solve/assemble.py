@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from autopar.cost.data_parallel import dp_cost, gathers, reductions, state_bytes
 from autopar.cost.layer import LayerCost
+from autopar.cost.offload import activation_bytes
 from autopar.cost.simulator import simulate
 from autopar.cost.statistics import statistics_collectives, statistics_seconds
 from autopar.plan import (
@@ -88,11 +89,11 @@ def _predict_stage(pricer: Pricer, config: Configuration, stage: _Stage) -> Stag
     """Sums over the stage's layers; the transient peak is that of its largest layer."""
     slow = pricer.cluster.oversubscription(config.pp * config.dp * config.tp)
     setting, depth = pricer.setting(config), config.depth(stage.index)
-    forward = backward = tp = sync = optimizer = 0.0
-    parameters = gradients = state = activations = transient = 0
+    forward = backward = tp = sync = optimizer = offload = 0.0
+    parameters = gradients = state = activations = transient = host = 0
     for member, option in zip(stage.members, stage.options, strict=True):
         cost = pricer.layer(member, config, option.tp_option)
-        again = cost.recomputed(option.recompute)
+        again = pricer.between(member, cost, config, option.recompute)
         parallel = dp_cost(pricer.cluster, cost, setting, option.zero, stage.index, again.seconds)
         held = state_bytes(cost, setting, option.zero)
         compute = cost.forward_seconds * slow
@@ -102,6 +103,11 @@ def _predict_stage(pricer: Pricer, config: Configuration, stage: _Stage) -> Stag
         backward += whole - cost.tp_backward_seconds + again.seconds * slow
         backward += parallel.backward_seconds + pricer.checkpoint_seconds(option.recompute)
         backward += norms[1]
+        moved = pricer.offload_seconds(member, cost, config)
+        forward, backward, offload = forward + moved, backward + moved, offload + 2 * moved
+        host += held.host
+        if pricer.moves_activations(member, config):
+            host += depth.forwarded * activation_bytes(cost)
         tp += cost.tp_forward_seconds + cost.tp_backward_seconds + again.tp_seconds
         sync += parallel.sync_seconds + pricer.shared_seconds(member, config, option.tp_option)
         optimizer += parallel.optimizer_seconds * slow
@@ -114,7 +120,16 @@ def _predict_stage(pricer: Pricer, config: Configuration, stage: _Stage) -> Stag
     memory = Memory(parameters, gradients, state, activations, transient, buffers)
     counts = _collectives(pricer, config, stage)
     return StagePrediction(
-        forward, backward, tp, p2p, sync, optimizer, memory, dict(sorted(counts.items()))
+        forward,
+        backward,
+        tp,
+        p2p,
+        sync,
+        optimizer,
+        memory,
+        dict(sorted(counts.items())),
+        offload,
+        host,
     )
 
 
@@ -196,12 +211,15 @@ def _breakdown(
     ]
     busiest = ranks[work.index(max(work))]
     parts = {
-        "compute": m * sum(p.forward_seconds + p.backward_seconds for p in busiest),
+        "compute": m
+        * sum(p.forward_seconds + p.backward_seconds - p.offload_seconds for p in busiest),
         "tp_comm": m * sum(p.tp_comm_seconds for p in busiest),
         "dp_comm": sum(p.sync_seconds for p in busiest),
         "pp_comm": m * sum(p.p2p_seconds for p in busiest),
         "optimizer": sum(p.optimizer_seconds for p in busiest),
     }
+    if any(p.offload_seconds for p in busiest):
+        parts["offload"] = m * sum(p.offload_seconds for p in busiest)
     rest = step - sum(parts.values())
     if rest < 0:  # transfers overlap with the neighbours' compute in the simulated schedule
         parts["pp_comm"] = max(0.0, parts["pp_comm"] + rest)

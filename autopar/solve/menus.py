@@ -13,7 +13,15 @@ import numpy as np
 from autopar.cluster import Cluster
 from autopar.cost.collectives import Group, collective_seconds
 from autopar.cost.data_parallel import MASTER_BYTES, Setting, dp_cost, state_bytes
-from autopar.cost.layer import LayerCost, OpCosts, boundary_bytes, can_keep, layer_cost
+from autopar.cost.layer import (
+    LayerCost,
+    OpCosts,
+    Recomputed,
+    boundary_bytes,
+    can_keep,
+    layer_cost,
+)
+from autopar.cost.offload import activation_seconds, offloaded, offloads
 from autopar.cost.schedule import SINGLE
 from autopar.cost.statistics import statistics_seconds
 from autopar.graph import Graph
@@ -136,6 +144,7 @@ class Pricer:
         return Setting(
             config.pp, config.dp, config.tp, config.num_microbatches, config.schedule,
             self.precision, self.optimizer, virtual_stages=config.virtual_stages,
+            offload=config.offload,
         )  # fmt: skip
 
     def menu(
@@ -148,7 +157,8 @@ class Pricer:
         pinned = pin_of(self.pins.get("zero"), layer)
         free = FREE_ZERO["pipeline" if config.pp > 1 else "alone"] if config.dp > 1 else (0,)
         whole = not config.splits_backward  # see space.py
-        modes = [r for r in self.recomputes(member, layer) if whole or r == "none"]
+        once = not whole or offloads(config.offload, "activations")
+        modes = [r for r in self.recomputes(member, layer) if r == "none" or not once]
         return tuple(
             option
             for k in self.useful(member, config, demand)
@@ -185,20 +195,21 @@ class Pricer:
         backward, weight = self.backward_seconds(cost, config)
         shared = self.shared_seconds(member, config, tp_option)
         for recompute in recomputes:
-            again = cost.recomputed(recompute)
+            again = self.between(member, cost, config, recompute)
             parallel = dp_cost(
                 self.cluster, cost, setting, zero, stage=0, again_seconds=again.seconds
             )
             repeated = slow * again.seconds + again.tp_seconds
             repeated += self.checkpoint_seconds(recompute)
             norms = statistics_seconds(self.cluster, cost, setting, recompute)
+            moved = self.offload_seconds(member, cost, config)
             yield Option(
                 key=f"{zero}/{recompute}" + (f"/{aim}" if aim else ""),
                 tp_option=tp_option,
                 zero=zero,
                 recompute=recompute,
-                forward_seconds=forward + parallel.forward_seconds + norms[0],
-                backward_seconds=backward + repeated + parallel.backward_seconds + norms[1],
+                forward_seconds=forward + parallel.forward_seconds + norms[0] + moved,
+                backward_seconds=backward + repeated + parallel.backward_seconds + norms[1] + moved,
                 step_seconds=parallel.sync_seconds + slow * parallel.optimizer_seconds + shared,
                 state_bytes=state.total,
                 activation_bytes=again.held_bytes,
@@ -210,6 +221,26 @@ class Pricer:
                 gradient_bytes=state.gradients,
                 optimizer_bytes=state.optimizer,
             )
+
+    def between(
+        self, member: str, cost: LayerCost, config: Configuration, recompute: str
+    ) -> Recomputed:
+        """What a layer holds from forward to backward, and what it takes to have the rest again."""
+        if self.moves_activations(member, config):
+            return offloaded(cost)
+        return cost.recomputed(recompute)
+
+    def moves_activations(self, member: str, config: Configuration) -> bool:
+        """Whether what a layer saves is in host memory: only that of blocks ever is."""
+        blocks = member not in self.classes.parts
+        return blocks and offloads(config.offload, "activations")
+
+    def offload_seconds(self, member: str, cost: LayerCost, config: Configuration) -> float:
+        """Seconds of moving a micro-batch's activations of one layer to the host, or back."""
+        if not self.moves_activations(member, config):
+            return 0.0
+        slow = self.cluster.oversubscription(world_size(config))
+        return slow * activation_seconds(self.cluster, cost)
 
     def backward_seconds(
         self, cost: LayerCost, config: Configuration, whole: bool = False

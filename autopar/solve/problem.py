@@ -58,6 +58,7 @@ class Configuration:
     """The model-wide choices. ``layout`` is the tp layout of the activations between layers.
 
     The chain is cut into ``stages`` = pp * virtual_stages; rank p holds stages p, p + pp, ...
+    ``offload`` says what is in host memory: "none", "optimizer", "activations" or "all".
     """
 
     pp: int
@@ -68,6 +69,7 @@ class Configuration:
     schedule: str
     layout: str = "replicate"
     virtual_stages: int = 1
+    offload: str = "none"
 
     @property
     def stages(self) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from autopar.cost.offload import OFFLOADS
 from autopar.solve.infeasible import Relaxation
 from autopar.solve.pins import LAYERED
 from autopar.solve.problem import Candidate, Group, Solution
@@ -35,8 +36,10 @@ class Asked:
 
 
 def relaxations(asked: Asked) -> list[Relaxation]:
-    """Each pin let go, other batches, and more devices unless all degrees are pinned."""
+    """Each pin let go, host memory, other batches, and more devices unless degrees are pinned."""
     found = [_without(asked, pin) for pin in asked.task.pins]
+    if "offload" not in asked.task.pins:
+        found.append(_offload(asked))
     if "microbatch_size" not in asked.task.pins:
         found.append(_batches(asked))
     if not {"pp", "dp", "tp"} <= set(asked.task.pins):
@@ -77,6 +80,15 @@ def chosen(pin: str, solution: Solution, blocks: Sequence[bool]) -> str:
         return f"{pin}={next(iter(numbers))}"
     each = (f"{value} in {n} layer{'s' * (n > 1)}" for value, n in numbers.items())
     return f"{pin}=" + " and ".join(each)
+
+
+def _offload(asked: Asked) -> Relaxation:
+    """Host memory for optimizer state, for activations, or for both."""
+    return Relaxation(
+        values=[choice for choice, kinds in OFFLOADS.items() if kinds],
+        candidates=lambda choice: asked.with_pins({**asked.task.pins, "offload": choice}),
+        describe=lambda choice, _: f"fits with offload={choice}",
+    )
 
 
 def _batches(asked: Asked) -> Relaxation:

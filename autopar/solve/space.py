@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
+from autopar.cost.offload import OFFLOADS, offloads
 from autopar.errors import UsageError
 from autopar.solve.cuts import check_stages, pinned_cuts
 from autopar.solve.pins import (
@@ -51,6 +52,7 @@ PINS = {
     "stages": "the number of blocks of each stage",
     "stage": "stages by layer, as in stage@LAYER=1",
     "placement": "placements on the tp axis by parameter, as in placement@PARAMETER=Shard(0)",
+    "offload": "what is kept in host memory",
 }
 # What holds between pins.
 RULES = (
@@ -132,6 +134,7 @@ def check_pins(task: Task) -> None:
             )
     values = {kind: _allowed(kind, task) for kind in (*LAYERED, "stage")}
     check_layer_pins(task.pins, task.names, task.parts, values)
+    _check_offload(task.pins)
     check_statistics(task.statistics, task.pins, task.world_size, task.parts)
     if _possible(task, {}) and not _possible(task, task.pins):
         found = conflict(task.pins, partial(_possible, task))
@@ -150,6 +153,22 @@ def rules_of(found: Sequence[Entry], task: Task) -> str:
     return "; ".join(rules).format(world=task.world_size, batch=task.global_batch_size)
 
 
+def _check_offload(pins: dict[str, Any]) -> None:
+    """Refuses pins that nothing could be combined with where activations are on the host."""
+    if not offloads(pins.get("offload", "none"), "activations"):
+        return
+    recompute = pins.get("recompute", "none")
+    modes = set(recompute.values()) if isinstance(recompute, dict) else {recompute}
+    others = [f"recompute={mode}" for mode in sorted(modes - {"none"})]
+    others += ["schedule=zero_bubble"] * (pins.get("schedule") == "zero_bubble")
+    if others:
+        raise UsageError(
+            f"pins offload={pins['offload']} and {others[0]}", where="pin",
+            expected="activations that are kept from forward to backward, which runs in one part",
+            hint=f"let go of one of them, or pin offload=optimizer with {others[0]}",
+        )  # fmt: skip
+
+
 def _allowed(name: str, task: Task) -> Sequence[Any]:
     world = divisors(task.world_size)
     fixed: dict[str, Sequence[Any]] = {
@@ -165,6 +184,7 @@ def _allowed(name: str, task: Task) -> Sequence[Any]:
         "sequence_parallel": (False, True),
         "sharding": tuple(AIMS),
         "stage": range(len(task.names)),
+        "offload": tuple(OFFLOADS),
     }
     return fixed[name]
 
@@ -188,9 +208,14 @@ def _shards(task: Task) -> bool:
 
 
 def configurations(task: Task, layouts: Sequence[str]) -> Iterator[Configuration]:
-    """Every configuration. ``layouts`` are those of tp > 1; tp = 1 has one."""
+    """Every configuration. ``layouts`` are those of tp > 1; tp = 1 has one.
+
+    Nothing is in host memory unless a pin asks for it: where the rest fits, the way there only
+    costs time, and where it does not, ``relaxations.py`` says what would.
+    """
     blocks = [name not in task.parts for name in task.names]
     can_cut = cache(lambda n: pinned_cuts(task.pins, task.names, blocks, n) is not None)
+    offload = task.pins.get("offload", "none")
     for pp, dp, tp in degrees(task):
         per_rank = task.global_batch_size // dp
         for size in _pinned(task, "microbatch_size", divisors(per_rank)):
@@ -207,7 +232,7 @@ def configurations(task: Task, layouts: Sequence[str]) -> Iterator[Configuration
                 if not allows(task.statistics, dp, schedule):
                     continue
                 for layout in _layouts(task, tp, layouts):
-                    yield Configuration(pp, dp, tp, size, count, schedule, layout, v)
+                    yield Configuration(pp, dp, tp, size, count, schedule, layout, v, offload)
 
 
 def _schedules(task: Task, pp: int, count: int) -> list[tuple[str, int]]:
@@ -226,12 +251,13 @@ def _split_schedules(task: Task, pp: int) -> list[tuple[str, int]]:
     """Those that need a number of micro-batches that pp divides.
 
     torch's zero_bubble takes the parameters of a stage before it gathers them: with zero 3, which
-    frees them, their gradients would be lost. And it would recompute a layer once for each group of
-    its parameters, and keep every result.
+    frees them, their gradients would be lost. And it would recompute a layer, or fetch what it has
+    saved from the host, once for each group of its parameters, and keep every result.
     """
     chunks = _chunks(task, pp)
     whole = not _pinned_layers(task, "zero", {3})
     whole &= not _pinned_layers(task, "recompute", {"selective", "full"})
+    whole &= not offloads(task.pins.get("offload", "none"), "activations")
     zero_bubble = [1, *chunks] if whole else []
     return [("interleaved_1f1b", v) for v in chunks] + [("zero_bubble", v) for v in zero_bubble]
 

@@ -25,6 +25,7 @@ POINTS = [
     *(Point("elementwise", kind, shape)
       for kind in TRAFFIC for shape in (TRAFFIC_LAUNCH, (65536,))),
     *(Point("optimizer", kind, shape) for kind in OPTIMIZERS for shape in (UPDATE_LAUNCH, (512,))),
+    *(Point("host_link", "copy", shape) for shape in (TRAFFIC_LAUNCH, (65536,))),
 ]  # fmt: skip
 
 

@@ -40,7 +40,7 @@ def train(path: str, name: str) -> dict[str, Any]:
     system, program = find(name), load_program(path)
     work, made = workload(system)
     parallel = program.parallelize(made["model"])
-    optimizer = torch.optim.AdamW(parallel.parameters(), lr=system.learning_rate)
+    optimizer = program.optimizer_for(parallel, system.learning_rate)
     counter, share = CountCollectives(), made["global_batch_size"] // parallel.dp_size
     losses, blocks = [], list[Counter[str]]()
     for step in range(STEPS):

@@ -122,6 +122,8 @@ def train(path: str, name: str, *, exact: bool = False) -> dict[str, Any]:
     optimizer = program.optimizer_for(parallel, RATE)
     losses, gradients, counter = [], {}, CountCollectives()
     memory = PeakBytes([*parallel.parameters(), *parallel.buffers()])
+    if hasattr(program, "host_like"):
+        program.host_like = memory.elsewhere(program.host_like)
     for step in range(STEPS):
         inputs, target = share(cast(batch(name, step)), parallel)
         with memory, counter if step == 1 else nullcontext():
@@ -135,7 +137,7 @@ def train(path: str, name: str, *, exact: bool = False) -> dict[str, Any]:
     state = parallel.full_state_dict()
     return {
         "losses": losses, "gradients": gradients, "parameters": state, "kinds": counter.kinds,
-        "peak_bytes": memory.peak,
+        "peak_bytes": memory.peak, "host_bytes": memory.away_peak,
     }  # fmt: skip
 
 
@@ -199,6 +201,8 @@ def compare_memory(plan: autopar.Plan, results: list[dict[str, Any]]) -> None:
         assert 0.95 * result["peak_bytes"] <= predicted <= 1.5 * result["peak_bytes"], (
             f"rank {rank}"
         )
+        host = plan.host_bytes(rank // (plan.mesh.dp * plan.mesh.tp))
+        assert 0.95 * result["host_bytes"] <= host <= 1.5 * result["host_bytes"], f"rank {rank}"
 
 
 @pytest.mark.parametrize("name", ["gpt", "gpt2", "llama"])

@@ -65,6 +65,17 @@ def test_a_batch_that_fits_is_stated():
     assert make(memory_limit=limit, pin=pin, global_batch_size=6)
 
 
+def test_host_memory_is_offered():
+    """Least first: optimizer state alone is enough here, at the price of its copies."""
+    pin = {"dp": 2, "pp": 1, "tp": 1, "zero": 0, "recompute": "full", "microbatch_size": 1}
+    limit = leanest_bytes(pin=pin) - 1
+    assert "fits with offload=optimizer" in refused(memory_limit=limit, pin=pin).hint
+    plan = make(memory_limit=limit, pin=pin | {"offload": "optimizer"})
+    assert plan.prediction.memory_bytes <= limit
+    assert plan.host_bytes(0) > 0
+    assert plan.prediction.step_seconds > make(pin=pin).prediction.step_seconds
+
+
 def test_many_devices_grow_by_nodes():
     assert list(_worlds(2, 8)) == [3, 4, 5, 6, 7, 8]
     assert list(_worlds(1000, 8))[:3] == [1008, 1016, 1024]

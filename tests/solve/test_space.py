@@ -211,3 +211,13 @@ def test_zero_bubble_is_not_offered_where_it_loses_gradients():
 def test_shared_parameters_keep_ranks_to_one_stage():
     assert _schedules(2, 4, 8, False, schedule="zero_bubble") == {("zero_bubble", 1)}
     assert _schedules(2, 4, 8, False, schedule="interleaved_1f1b") == set()
+
+
+@pytest.mark.parametrize("other", [{"recompute": "full"}, {"schedule": "zero_bubble"},
+                                   {"recompute": {"model.layers.0": "selective"}}])  # fmt: skip
+def test_activations_on_the_host_are_neither_computed_again_nor_used_twice(other):
+    names = ("embedding", "model.layers.0", "model.layers.1", "head")
+    for offload in ("activations", "all"):
+        with pytest.raises(UsageError, match=f"offload={offload} and"):
+            check_pins(replace(task(offload=offload, **other), names=names))
+    check_pins(replace(task(offload="optimizer", **other), names=names))
