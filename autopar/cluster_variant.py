@@ -4,7 +4,8 @@
      "description": "...", "memory_bytes": 40000000000,
      "rates": {"memory": 0.763}, "source": "vendor", "detail": "HBM2 of 1,555 GB/s, data sheet"}
 
-``rates`` are speeds relative to the machine that is extended. Latencies stay what they are.
+``rates`` are speeds relative to the machine that is extended; those of attention come on top of
+``products``. Latencies stay what they are.
 """
 
 from __future__ import annotations
@@ -25,6 +26,20 @@ def _products(curves: Curves, rate: float) -> None:
     """Attention is given as a share of the same peak."""
     for curve in curves["gemm"].values():
         curve["peak_flops"] *= rate
+
+
+def _attention(direction: str) -> Callable[[Curves, float], None]:
+    """Another kernel: a share of the same peak, of which there is no more than all."""
+
+    def scale(curves: Curves, rate: float) -> None:
+        for parts in curves["attention"].values():
+            for name, curve in parts.items():
+                if name.endswith(direction):
+                    curve["efficiency"] = [
+                        [min(1.0, value * rate) for value in row] for row in curve["efficiency"]
+                    ]
+
+    return scale
 
 
 def _memory(curves: Curves, rate: float) -> None:
@@ -48,9 +63,19 @@ def _transfers(level: str) -> Callable[[Curves, float], None]:
 # What each rate scales, and the provenance that it touches.
 RATES: dict[str, tuple[Callable[[Curves, float], None], tuple[str, ...]]] = {
     "products": (_products, ("gemm", "attention")),
+    "attention_forward": (_attention("forward"), ("attention",)),
+    "attention_backward": (_attention("backward"), ("attention",)),
     "memory": (_memory, ("elementwise", "optimizer")),
     "node_links": (_transfers("node"), ("collectives.in_node",)),
     "network": (_transfers("nodes"), ("collectives.across_nodes",)),
+}
+
+
+# Figures that a variant may set, and where they stand among the curves.
+_FIGURES = {
+    "dispatch_seconds": ("dispatch", "op_seconds"),
+    "dispatch_whole_node": ("dispatch", "whole_node"),
+    "overlap_slowdown": ("overlap", "slowdown"),
 }
 
 
@@ -75,8 +100,8 @@ def extend(base: Mapping[str, Any], variant: Mapping[str, Any]) -> dict[str, Any
                 }  # fmt: skip
     if variant.get("rates"):
         data["provenance"].pop("step_time", None)  # measured steps were those of the base
-    for name, figure in (("dispatch_seconds", "op_seconds"), ("dispatch_whole_node", "whole_node")):
+    for name, (curve, figure) in _FIGURES.items():
         if name in variant:
-            data["curves"].setdefault("dispatch", {})[figure] = variant[name]
+            data["curves"].setdefault(curve, {})[figure] = variant[name]
     data["calibrated"] = base["calibrated"] and not variant.get("rates")
     return data

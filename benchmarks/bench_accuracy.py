@@ -1,6 +1,8 @@
 """Predicted against measured step time of small transformers on local gloo ranks, and the regret.
 
     python benchmarks/bench_accuracy.py [--rounds 4] [--steps 5] [--cluster cpu] [--models gpt ...]
+    python benchmarks/bench_accuracy.py --plans FOLDER --only plan      # on a busy host
+    python benchmarks/bench_accuracy.py --plans FOLDER --only measure   # on an idle one
 
 Every plan is pinned, emitted, and trained. All plans of one world size live in the same processes,
 which go round through them, so that a disturbance of the host hits all alike; what is compared is
@@ -92,15 +94,24 @@ def main() -> None:
     parser.add_argument("--cluster", default="cpu")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--json", type=Path, help="where to write every pair")
+    parser.add_argument("--plans", type=Path, help="where the programs stay")
+    parser.add_argument("--only", choices=("plan", "measure"), help="one half of the work")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         _work(args.worker, args.rounds, args.steps)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        pairs = [p for n in args.models for p in _plan_all(n, args.cluster, Path(folder))]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.plans or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        if args.only != "measure":
+            pairs = [p for n in args.models for p in _plan_all(n, args.cluster, folder)]
+            (folder / "pairs.json").write_text(json.dumps(pairs, indent=1))
+        if args.only == "plan":
+            return
+        pairs = json.loads((folder / "pairs.json").read_text())
         for world in (1, 2):
-            _measure([p for p in pairs if p["world"] == world], world, args, Path(folder))
+            _measure([p for p in pairs if p["world"] == world], world, args, folder)
     if args.json:
         args.json.write_text(json.dumps(pairs, indent=1))
     _print(pairs)

@@ -284,10 +284,11 @@ def collectives(figures: Figures, name: str) -> dict[str, Any]:
 DETAILS = {
     "gemm": ("fitted to published runs", "a share of the best published bfloat16 product; by how "
              "well tiles fill the device for other shapes, and for float32 as for bfloat16"),
-    "attention": ("fitted to published runs", "share of the peak by length, of FlashAttention-2"),
+    "attention": ("published", "share of the peak that FlashAttention-2 reaches; how it grows with "
+                  "the length is fitted to published runs"),
     "elementwise": ("fitted to published runs", "a share of the data sheet's bandwidth"),
-    "optimizer": ("fitted to published runs", "80 bytes (AdamW) and 12 bytes (SGD) per element at "
-                  "the bandwidth of element-wise operations"),
+    "optimizer": ("fitted to published runs", "28 bytes (fused AdamW) and 12 bytes (SGD) per "
+                  "element at the bandwidth of element-wise operations"),
     "host_link": ("vendor", "PCIe of 16 lanes by the data sheet, 128b/130b, packets of 256 bytes "
                   "with 24 of headers"),
     "collectives.in_node": ("published", "A100 all-reduce by size, H100 bus bandwidth; "
@@ -346,7 +347,7 @@ def model(figures: Figures, machine: Machine) -> dict[str, Any]:
             "elementwise": {kind: elementwise(figures, name) for kind in TRAFFIC},
             "optimizer": {
                 "sgd": optimizer(figures, name, floats=3),
-                "adamw": optimizer(figures, name, floats=20),
+                "adamw": optimizer(figures, name, floats=7),
             },
             "host_link": host_link(figures, name),
             "collectives": collectives(figures, name),

@@ -28,7 +28,7 @@ from functools import lru_cache
 
 from autopar.cluster import Cluster
 from autopar.cost.collectives import Group, collective_seconds
-from autopar.cost.compute import optimizer_seconds
+from autopar.cost.compute import elementwise_seconds, optimizer_seconds
 from autopar.cost.layer import LayerCost
 from autopar.cost.moves import tp_group
 from autopar.cost.offload import offloads, state_seconds
@@ -51,6 +51,9 @@ class Traffic:
         overlapped: whether communication runs beside the layer's computing.
         flat: whether a layer's parameters travel together; otherwise each in a collective of
             its own.
+        accumulate_bytes: what adding up one gradient moves in the first and in each later
+            micro-batch; None: as emitted programs do, see ``accumulation_seconds``.
+        update_bytes: what the optimizer moves per parameter; None: as the model's curve has it.
     """
 
     gather_bytes: int | None = None
@@ -58,6 +61,8 @@ class Traffic:
     every_microbatch: bool = True
     overlapped: bool = True
     flat: bool = True
+    accumulate_bytes: tuple[int, int] | None = None
+    update_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -127,12 +132,16 @@ class StateBytes:
 
 @dataclass(frozen=True)
 class DpCost:
-    """Exposed seconds per micro-batch and per step, and collectives per step."""
+    """Exposed seconds per micro-batch and per step, and collectives per step.
+
+    ``accumulation_seconds`` are those of adding up gradients, computing in each backward.
+    """
 
     forward_seconds: float
     backward_seconds: float
     sync_seconds: float
     optimizer_seconds: float
+    accumulation_seconds: float = 0.0
     collectives: Counter[str] = field(default_factory=Counter)
 
 
@@ -238,8 +247,9 @@ def dp_cost(
     step = _update_seconds(cluster, cost, setting, held)
     tp_sync = _tp_sync_seconds(cluster, cost, setting, zero)
     hooks = cluster.overhead_seconds("shard_forward") if setting.wrapped else 0.0
+    added = accumulation_seconds(cluster, cost, setting, zero)
     if setting.dp == 1:
-        return DpCost(0.0, hooks, tp_sync, step)
+        return DpCost(0.0, hooks, tp_sync, step, added)
     group = dp_group(cluster, setting)
     n, m = cost.parameter_elements, setting.num_microbatches
     slow = cluster.contention(setting.dp, setting.world_size)
@@ -265,20 +275,49 @@ def dp_cost(
         backward = exposed(gather + (reduce if count > 1 else 0.0), behind)
         backward *= min(1.0, (times - m) / m if times > m else 1.0)
         sync = tp_sync + (0.0 if count > 1 else exposed(reduce, behind))
-        return DpCost(forward, backward + hooks, sync, step, counts)
+        return DpCost(forward, backward + hooks, sync, step, added, counts)
     backward = exposed(reduce, behind) if count > 1 else 0.0
     sync = 0.0 if count > 1 else exposed(reduce, behind)
     first = times * exposed(gather, cost.forward_seconds) if zero else 0.0
-    return DpCost(0.0, backward + hooks, sync + first + tp_sync, step, counts)
+    return DpCost(0.0, backward + hooks, sync + first + tp_sync, step, added, counts)
+
+
+def accumulation_seconds(cluster: Cluster, cost: LayerCost, setting: Setting, zero: int) -> float:
+    """Mean seconds per micro-batch in which a layer's gradients are added to earlier ones.
+
+    autograd reads both and writes the sum, in float32. Where gradients in bf16 wait for the last
+    micro-batch, ``fully_shard`` copies the first into float32 and adds the others to that. Where
+    they are reduced in every micro-batch, each rank adds up its share alone.
+    """
+    m = setting.num_microbatches
+    held = cost.parameter_elements
+    first, later = 0, 3 * MASTER_BYTES
+    if setting.traffic.accumulate_bytes is not None:
+        first, later = setting.traffic.accumulate_bytes
+    elif setting.wrapped and reductions(setting, zero) > 1:
+        held = -(-held // setting.dp)
+    elif setting.precision == "bf16" and (m > 1 or setting.pp > 1):
+        first, later = 2 + MASTER_BYTES, 2 + 2 * MASTER_BYTES
+    tensors = max(1, cost.parameter_tensors)
+
+    def added(bytes_each: int) -> float:
+        return tensors * elementwise_seconds(cluster, bytes_each * held // tensors)
+
+    return (added(first) + (m - 1) * added(later)) / m
 
 
 def _update_seconds(cluster: Cluster, cost: LayerCost, setting: Setting, held: int) -> float:
     """The optimizer step of one rank on ``held`` elements, and its part of the clipping.
 
+    Clipping reads gradients for their norm, then reads and writes them to scale them.
     With it the way of the state that is in host memory.
     """
     tensors = cost.parameter_tensors
-    kernels = optimizer_seconds(cluster, held, setting.optimizer, tensors)
+    kernels = elementwise_seconds(cluster, 3 * MASTER_BYTES * held)
+    if setting.traffic.update_bytes is None:
+        kernels += optimizer_seconds(cluster, held, setting.optimizer, tensors)
+    else:
+        kernels += elementwise_seconds(cluster, setting.traffic.update_bytes * held)
     each = cluster.overhead_seconds("clip_parameter")
     if setting.wrapped or setting.tp > 1:
         each += cluster.overhead_seconds("shard_parameter")

@@ -100,7 +100,8 @@ def _predict_stage(pricer: Pricer, config: Configuration, stage: _Stage) -> Stag
         norms = statistics_seconds(pricer.cluster, cost, setting, option.recompute)
         forward += compute + parallel.forward_seconds + norms[0]
         whole, _ = pricer.backward_seconds(cost, config, whole=stage.index == 0)
-        backward += whole - cost.tp_backward_seconds + again.seconds * slow
+        backward += whole - cost.tp_backward_seconds
+        backward += slow * (again.seconds + parallel.accumulation_seconds)
         backward += parallel.backward_seconds + pricer.checkpoint_seconds(option.recompute)
         backward += norms[1]
         moved = pricer.offload_seconds(member, cost, config)

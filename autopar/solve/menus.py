@@ -199,7 +199,7 @@ class Pricer:
             parallel = dp_cost(
                 self.cluster, cost, setting, zero, stage=0, again_seconds=again.seconds
             )
-            repeated = slow * again.seconds + again.tp_seconds
+            repeated = slow * (again.seconds + parallel.accumulation_seconds) + again.tp_seconds
             repeated += self.checkpoint_seconds(recompute)
             norms = statistics_seconds(self.cluster, cost, setting, recompute)
             moved = self.offload_seconds(member, cost, config)

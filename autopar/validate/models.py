@@ -24,6 +24,7 @@ class Shape:
             LayerNorm, as in GPT.
         flash: attention in one kernel; otherwise scores are written, normalised and read.
         tied: whether the output layer shares the embedding.
+        fused_loss: whether one kernel takes the loss of logits as they are, otherwise in float32.
     """
 
     hidden: int
@@ -35,6 +36,7 @@ class Shape:
     gated: bool
     flash: bool
     tied: bool
+    fused_loss: bool = False
 
     @property
     def head_dim(self) -> int:
@@ -125,4 +127,9 @@ class Decoder(nn.Module):
 
 def loss_fn(logits: Tensor, target: Tensor) -> Tensor:
     """Mean cross entropy over all tokens, in float32."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), target.flatten())
+    return fused_loss_fn(logits.float(), target)
+
+
+def fused_loss_fn(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross entropy over all tokens, in one kernel that keeps the dtype of the logits."""
+    return F.cross_entropy(logits.flatten(0, 1), target.flatten())

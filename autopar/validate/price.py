@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 from autopar.cluster import Cluster
 from autopar.cost.data_parallel import Setting, Traffic
-from autopar.cost.layer import replicated
+from autopar.cost.layer import LayerCost, replicated
 from autopar.graph import Graph
 from autopar.plan import Prediction, StagePlan
 from autopar.solve.assemble import assemble
@@ -19,8 +19,9 @@ from autopar.solve.menus import Pricer
 from autopar.solve.problem import Configuration, Option, Problem, Solution
 from autopar.solve.shardings import AIMS, REFERENCE_BATCH, Offered, Shardings
 from autopar.strategies.patterns import Classes, find_classes, reduce
+from autopar.strategies.sharding import Sharding
 from autopar.trace import trace
-from autopar.validate.models import Decoder, Shape, loss_fn
+from autopar.validate.models import Decoder, Shape, fused_loss_fn, loss_fn
 from autopar.validate.runs import InexpressibleError, Machine, Run
 from autopar.validate.systems import Environment, environments
 
@@ -32,7 +33,13 @@ Found = dict[tuple[str, int, str], tuple[Offered, ...]]
 
 @dataclass
 class Split(Shardings):
-    """One sharding, that of the first aim that splits products: there is nothing to choose."""
+    """One sharding, that of the aim that splits most products: there is nothing to choose.
+
+    It is found for the device as its cost model has it: how fast the hosts, kernels and links of
+    a source are must not change what its system does.
+    """
+
+    plain: Cluster | None = None
 
     def of(self, pattern: str, tp: int, layout: str) -> tuple[Offered, ...]:
         """The one sharding of a pattern.
@@ -49,14 +56,23 @@ class Split(Shardings):
         whole = self.classes.patterns[pattern]
         if tp == 1:
             return (Offered((), replicated(self.graph, whole)),)
+        found = []
         for aim in ASKED:
             (sharding,) = shard_for_each(
-                self.graph, whole, self.cluster, tp, layout, REFERENCE_BATCH,
+                self.graph, whole, self.plain or self.cluster, tp, layout, REFERENCE_BATCH,
                 [self._weights(pattern, AIMS[aim], REFERENCE_BATCH, AIMS[aim].steps)],
             )  # fmt: skip
             if sharding is not None and self._divides(sharding):
-                return (Offered((aim,), sharding),)
+                found.append(Offered((aim,), sharding))
+        if found:
+            return (max(found, key=lambda offered: self.order(offered.sharding)),)
         raise InexpressibleError(f"nothing is split in a {layout} layout with tp = {tp}")
+
+    def order(self, sharding: Sharding) -> tuple[int, int]:
+        """How many products run on shards of something else than samples; then, few collectives."""
+        one = (replace(sharding, strategies={i: s}) for i, s in sharding.strategies.items())
+        moves = sum(bool(m.move.forward) + bool(m.move.backward) for m in sharding.moves)
+        return sum(self._divides(each) for each in one), -moves
 
 
 @dataclass
@@ -65,6 +81,13 @@ class RunPricer(Pricer):
 
     traffic: Traffic = field(default_factory=Traffic)
     partitioned: bool = False
+    tp_hidden: float = 0.0
+
+    def cost(self, member: str, config: Configuration, tp_option: int = 0) -> LayerCost:
+        """As for a plan, less the part of tp's communication that computing hides."""
+        whole = super().cost(member, config, tp_option)
+        hidden = self.tp_hidden * (1 - self.cluster.overlap_slowdown)
+        return replace(whole, tp_backward_seconds=(1 - hidden) * whole.tp_backward_seconds)
 
     def cut_bytes(self, cut: int, config: Configuration) -> int:
         """As for a plan, or a tp rank's share where ranks send only that and gather behind it."""
@@ -78,10 +101,15 @@ class RunPricer(Pricer):
 
 @dataclass(frozen=True)
 class Priced:
-    """Predicted seconds of one step, and bytes of the rank that holds most."""
+    """Predicted seconds of one step, and bytes of the rank that holds most.
+
+    ``memory_bytes`` is all of that rank, its source's reserve included; ``activation_bytes`` are
+    those saved for backward.
+    """
 
     seconds: float
     memory_bytes: float
+    activation_bytes: float
     prediction: Prediction
 
 
@@ -118,7 +146,10 @@ class Prices:
             problem, tuple(starts), options, 0.0, 0.0, 0.0, "pinned", 0.0, {}, "none"
         )
         stages, _, prediction = assemble(pricer, names, solution)
-        return Priced(prediction.step_seconds, _memory_bytes(pricer, run, stages), prediction)
+        live, activations = max(_memory(pricer, run, stages))
+        own = self.environments.get(run.machine.environment, Environment())
+        reserve = own.reserve_bytes + own.reserve_share * activations
+        return Priced(prediction.step_seconds, live + reserve, activations, prediction)
 
     def cluster(self, machine: Machine) -> Cluster:
         """The cost model of a machine: the known one of its device, with its memory and network."""
@@ -126,19 +157,27 @@ class Prices:
             self._machines[machine] = _varied(self.clusters, machine, self.environments)
         return self._machines[machine]
 
+    def plain(self, machine: Machine) -> Cluster:
+        """The cost model of a machine's device.
+
+        Raises:
+            InexpressibleError: there is none.
+        """
+        return self.clusters[_device(self.clusters, machine)[1]]
+
     def _pricer(self, run: Run) -> tuple[RunPricer, tuple[str, ...]]:
         graph, classes = self._trace(run.shape)
         cluster = self.cluster(run.machine)
         first, _, _, last = classes.members
         names = (first, *(f"blocks.{i}" for i in range(run.layers)), last)
         shardings = Split(
-            graph, _deepened(classes, run.layers), cluster,
+            graph, _deepened(classes, run.layers), cluster, plain=self.plain(run.machine),
             _found=self._found.setdefault(run.shape, {}),
         )  # fmt: skip
         costs = self._costs.setdefault((run.shape, run.machine), {})
         return RunPricer(
             shardings, PRECISION, "adamw", {}, cluster.memory_bytes, _costs=costs,
-            traffic=run.traffic, partitioned=run.partitioned,
+            traffic=run.traffic, partitioned=run.partitioned, tp_hidden=run.tp_hidden,
         ), names  # fmt: skip
 
     def _trace(self, shape: Shape) -> tuple[Graph, Classes]:
@@ -147,7 +186,8 @@ class Prices:
             with torch.device("meta"):
                 model = Decoder(shape, layers=2)
                 tokens = torch.zeros(2, shape.tokens, dtype=torch.long)
-            whole = trace(model, (tokens,), {}, target=tokens, loss_fn=loss_fn, precision=PRECISION)
+            loss = fused_loss_fn if shape.fused_loss else loss_fn
+            whole = trace(model, (tokens,), {}, target=tokens, loss_fn=loss, precision=PRECISION)
             self._traced[shape] = reduce(whole, find_classes(whole))
         return self._traced[shape]
 
@@ -176,16 +216,22 @@ DEVICES = (("A100", "a100-80g", 25e9), ("H100", "h100-80g", 50e9), ("H200", "h20
 MEMORY_RATE = {("A100", 40.0): 1555 / 2039}
 
 
-def _varied(
-    clusters: Mapping[str, Cluster], machine: Machine, environments: Mapping[str, Environment]
-) -> Cluster:
+def _device(clusters: Mapping[str, Cluster], machine: Machine) -> tuple[str, str, float]:
     found = next((d for d in DEVICES if d[0] in machine.gpu and d[1] in clusters), None)
     if found is None:
         raise InexpressibleError(f"no cost model for {machine.gpu}")
-    device, name, link = found
+    return found
+
+
+def _varied(
+    clusters: Mapping[str, Cluster], machine: Machine, environments: Mapping[str, Environment]
+) -> Cluster:
+    device, name, link = _device(clusters, machine)
     own = environments.get(machine.environment, Environment())
     rates = {
         "products": own.products,
+        "attention_forward": own.attention_forward,
+        "attention_backward": own.attention_backward,
         "memory": own.memory * MEMORY_RATE.get((device, machine.memory_gb), 1.0),
         "node_links": own.node_links,
         "network": own.network * (machine.link_bytes_per_second or link) / link,
@@ -193,6 +239,7 @@ def _varied(
     cluster = clusters[name]
     figures = {
         "dispatch_seconds": own.dispatch_seconds, "dispatch_whole_node": own.dispatch_whole_node,
+        "overlap_slowdown": own.overlap_slowdown,
     }  # fmt: skip
     host = {name: value for name, value in figures.items() if value is not None}
     return cluster.varied(
@@ -202,15 +249,16 @@ def _varied(
     )  # fmt: skip
 
 
-def _memory_bytes(pricer: RunPricer, run: Run, stages: tuple[StagePlan, ...]) -> float:
-    """The most that a rank holds, with the state that the run's own system keeps."""
+def _memory(
+    pricer: RunPricer, run: Run, stages: tuple[StagePlan, ...]
+) -> Iterator[tuple[float, float]]:
+    """Bytes of live tensors and of activations by stage, with what the run's own system keeps."""
     held, config = run.held, run.config
     per_element = held.parameters + held.gradients + held.sharded / config.dp
-    starts, most = 0, 0.0
+    starts = 0
     for stage in stages:
         members = pricer.classes.members[starts : starts + len(stage.layers)]
         starts += len(stage.layers)
         elements = sum(pricer.layer(m, config, 0).parameter_elements for m in members)
         memory = stage.prediction.memory
-        most = max(most, elements * per_element + memory.activations + memory.transient)
-    return most
+        yield elements * per_element + memory.activations + memory.transient, memory.activations

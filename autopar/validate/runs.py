@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 from autopar.cost.data_parallel import Traffic
 from autopar.solve.problem import Configuration
@@ -49,7 +50,7 @@ class Run:
         stages: blocks of each pipeline stage.
         measured_seconds: of one optimizer step, None where only a memory label is published.
         fits: whether it ran, or ran out of memory.
-        memory_gb: measured peak, in the unit of the source.
+        memory_bytes: measured peak.
     """
 
     row: Row
@@ -60,12 +61,13 @@ class Run:
     recompute: str
     traffic: Traffic
     partitioned: bool
+    tp_hidden: float
     held: Held
     machine: Machine
     stages: tuple[int, ...]
     measured_seconds: float | None
     fits: bool
-    memory_gb: float | None
+    memory_bytes: float | None
 
 
 def read_run(row: Row) -> Run:
@@ -91,9 +93,9 @@ def read_run(row: Row) -> Run:
         row, shape, layers, config,
         next(zero for text, zero in ZERO if text in sharding),
         _recompute(row, system), traffic_of(system, sharding, precision),
-        system.partitioned, held_of(system, sharding, precision), _machine(row),
+        system.partitioned, system.tp_hidden, held_of(system, sharding, precision), _machine(row),
         _balanced(shape, layers, config.pp) if system.balanced else _stages(layers, config.pp),
-        seconds, fits, row.number("mem_gib"),
+        seconds, fits, _memory_bytes(row),
     )  # fmt: skip
 
 
@@ -122,9 +124,11 @@ def _shape(row: Row, system: System) -> tuple[Shape, int]:
     if hidden % heads:
         raise InexpressibleError(f"hidden size {hidden} is not divided by {heads} heads")
     vocabulary = row.count("vocab") or USUAL_VOCABULARY
+    ffn = _needed(row, "ffn")
     shape = Shape(
-        hidden, heads, row.count("kv_heads") or heads, _needed(row, "ffn"), vocabulary,
-        _needed(row, "seq"), system.gated, system.flash, system.tied,
+        hidden, heads, row.count("kv_heads") or heads, ffn, vocabulary,
+        _needed(row, "seq"), system.gated, system.flash, ffn < system.tied_below,
+        system.fused_loss,
     )  # fmt: skip
     return shape, layers
 
@@ -155,19 +159,15 @@ def _recompute(row: Row, system: System) -> str:
 
 
 def _balanced(shape: Shape, layers: int, pp: int) -> tuple[int, ...]:
-    """Blocks per stage when head and blocks are dealt out by their FLOP.
+    """Blocks per stage as nanotron's ``build_model`` deals out blocks and head by their products.
 
-    Each of the first stages takes what is nearest to an equal share of the rest.
+    A stage takes blocks until all so far exceed its share, so that it includes the block that
+    crosses the border; the last one has the head.
     """
-    block = step_flops(shape, 1) - step_flops(shape, 0)
-    head = step_flops(shape, 0) / block
-    left, found = layers, []
-    for stages in range(pp, 1, -1):
-        most = left - (stages - 1) if stages > 2 else left
-        count = max(1, min(most, round((left + head) / stages)))
-        found.append(count)
-        left -= count
-    return (*found, left)
+    block = _block_elements(shape)
+    total = layers * block + shape.hidden * shape.vocabulary
+    last = [min(layers, p * total // (pp * block) + 1) for p in range(1, pp)]
+    return tuple(end - start for start, end in pairwise((0, *last, layers)))
 
 
 def _stages(layers: int, pp: int) -> tuple[int, ...]:
@@ -206,12 +206,15 @@ PEAK_FLOPS = {"H100": 989.5e12, "A100": 312e12}
 
 def step_flops(shape: Shape, layers: int) -> float:
     """FLOP of one sample: three forward passes, attention in full, no recomputation."""
-    h, d = shape.hidden, shape.head_dim
-    products = h * d * (shape.heads + 2 * shape.kv_heads) + h * shape.heads * d
-    products += (3 if shape.gated else 2) * h * shape.ffn
-    attention = 2 * shape.tokens * shape.heads * d
-    head = h * shape.vocabulary
-    return 3 * 2.0 * shape.tokens * (layers * (products + attention) + head)
+    attention = 2 * shape.tokens * shape.heads * shape.head_dim
+    head = shape.hidden * shape.vocabulary
+    return 3 * 2.0 * shape.tokens * (layers * (_block_elements(shape) + attention) + head)
+
+
+def _block_elements(shape: Shape) -> int:
+    """Weights of one block."""
+    attention = 2 * shape.hidden * shape.head_dim * (shape.heads + shape.kv_heads)
+    return attention + (3 if shape.gated else 2) * shape.hidden * shape.ffn
 
 
 def _check_flops(row: Row, shape: Shape, layers: int, seconds: float | None) -> None:
@@ -228,10 +231,16 @@ def _check_flops(row: Row, shape: Shape, layers: int, seconds: float | None) -> 
         )
 
 
+def _memory_bytes(row: Row) -> float | None:
+    gibibytes = row.number("mem_gib")
+    return gibibytes * 2**30 if gibibytes else None
+
+
 def _machine(row: Row) -> Machine:
     memory = row.number("gpu_mem_gb")
     links, rate = network(row.text("interconnect"))
-    return Machine(row.text("gpu"), memory or 80.0, links, rate, environment_of(row.text("source")))
+    gpu = row.text("gpu")
+    return Machine(gpu, memory or 80.0, links, rate, environment_of(row.text("source"), gpu))
 
 
 def network(text: str) -> tuple[int | None, float | None]:

@@ -31,11 +31,13 @@ class System:
     Attributes:
         flash: whether attention is one kernel.
         gated: whether its models are Llama's, otherwise GPT's.
-        tied: whether the output layer shares the embedding.
+        tied_below: width of the MLP below which the output layer shares the embedding.
         traffic: how parameters and gradients travel, by the texts of ``sharding`` and precision,
             first match counts.
+        fused_loss: whether one kernel takes the loss of logits in the dtype of the computation.
         partitioned: whether tp ranks send a share each between stages, and gather behind it.
-        balanced: whether stages are cut where the FLOP are equal, instead of the blocks.
+        tp_hidden: share of the backward's tp communication that runs beside its computing.
+        balanced: whether stages are cut by the FLOP of products, instead of by blocks.
         held: bytes per parameter by the text of ``sharding`` and precision, first match counts.
         counts_flops: whether its MFU counts three forward passes with full attention, without
             recomputation, so that a step time follows from it.
@@ -44,22 +46,30 @@ class System:
 
     flash: bool
     gated: bool
-    tied: bool
+    tied_below: float
     traffic: tuple[tuple[str, str, Traffic], ...]
     held: tuple[tuple[str, str, Held], ...]
+    fused_loss: bool = False
     partitioned: bool = False
+    tp_hidden: float = 0.0
     balanced: bool = False
     counts_flops: bool = False
     recompute: str = ""
 
 
+_ALWAYS = float("inf")
 _MIXED = 12.0  # master copy and two moments of Adam in float32
-_LATE = Traffic(gather_bytes=2, reduce_bytes=2, every_microbatch=False, overlapped=False)
-_LATE_FP32 = Traffic(gather_bytes=2, reduce_bytes=4, every_microbatch=False, overlapped=False)
+_LATE = Traffic(
+    gather_bytes=2, reduce_bytes=2, every_microbatch=False, overlapped=False,
+    accumulate_bytes=(0, 6),
+)  # fmt: skip
+# Gradients in bf16 are added to a buffer in float32, the first of a step too.
+_LATE_FP32 = replace(_LATE, reduce_bytes=4, accumulate_bytes=(10, 10))
 _PER_TENSOR = replace(_LATE_FP32, flat=False)
 # Composer: DEFAULT gathers float32 and reduces in the autocast dtype, PURE keeps everything in it.
-_DEFAULT = Traffic(gather_bytes=4, reduce_bytes=2)
-_PURE = Traffic(gather_bytes=2, reduce_bytes=2)
+# Its DecoupledAdamW is one operation after the other.
+_DEFAULT = Traffic(gather_bytes=4, reduce_bytes=2, update_bytes=80)
+_PURE = replace(_DEFAULT, gather_bytes=2)
 _EVERYTHING_SHARDED = Held(0.0, 0.0, 16.0)
 
 _ZERO = (
@@ -72,7 +82,7 @@ _ZERO = (
 _MEGATRON = System(
     flash=False,
     gated=False,
-    tied=True,
+    tied_below=_ALWAYS,
     traffic=(("", "bf16 (fp32", _LATE_FP32), ("", "", _LATE)),
     held=_ZERO,
     partitioned=True,
@@ -85,26 +95,30 @@ SYSTEMS: tuple[tuple[str, System], ...] = (
     (
         "Composer FSDP",
         System(
-            flash=True, gated=False, tied=True, traffic=(("PURE", "", _PURE), ("", "", _DEFAULT)),
+            flash=True, gated=False, tied_below=_ALWAYS,
+            traffic=(("PURE", "", _PURE), ("", "", _DEFAULT)),
             held=(("PURE", "", Held(0.0, 0.0, 8.0)), ("", "", _EVERYTHING_SHARDED)),
+            fused_loss=True,  # MPT's loss_fn is "fused_crossentropy", of flash-attn
         ),
     ),
     (
         "nanotron",
         System(
-            flash=True, gated=True, tied=True,
+            flash=True, gated=True, tied_below=10_000,
             # Its DistributedDataParallel is left out with ZeRO-1 and float32 accumulation.
             traffic=(("zero0", "", replace(_LATE_FP32, overlapped=True)), ("", "", _PER_TENSOR)),
             held=(
                 ("zero1", "", Held(2.0, 4.0, _MIXED)), ("", "", Held(2.0, 4.0 + _MIXED, 0.0)),
             ),
+            # Two of four: gradients of column-parallel inputs travel beside those of weights.
+            tp_hidden=0.5,
             counts_flops=True, balanced=True, recompute="none",
         ),
     ),
     (
         "InternEvo",
         System(
-            flash=True, gated=True, tied=False,
+            flash=True, gated=True, tied_below=0,
             traffic=(("", "", replace(_LATE, overlapped=True)),),
             held=(("", "", Held(2.0, 2.0, _MIXED)),),
         ),
@@ -145,26 +159,37 @@ FITTED = Path(__file__).with_name("fitted.json")
 
 @dataclass(frozen=True)
 class Environment:
-    """Speeds of a source relative to the cost model of its device, and of its hosts."""
+    """Speeds of a source relative to the cost model of its device, and of its hosts.
+
+    Its memory is that of live tensors and a reserve: ``reserve_bytes`` of contexts and fixed
+    buffers, and ``reserve_share`` of the saved activations that the allocator holds besides.
+    """
 
     products: float = 1.0
+    attention_forward: float = 1.0
+    attention_backward: float = 1.0
     memory: float = 1.0
     node_links: float = 1.0
     network: float = 1.0
     dispatch_seconds: float | None = None
     dispatch_whole_node: float | None = None
+    overlap_slowdown: float | None = None
+    reserve_bytes: float = 0.0
+    reserve_share: float = 0.0
 
 
-# Texts of the source column, and the environment that is fitted to its rows.
+# Texts of the source and device columns, and the environment that is fitted to their rows.
 ENVIRONMENTS = (
-    ("ground_truth_single", "vtrain-single"), ("ground_truth_multi", "vtrain-multi"),
-    ("bigscience", "bigscience"), ("nanotron", "nanotron"),
+    ("ground_truth_single", "", "vtrain-single"), ("ground_truth_multi", "", "vtrain-multi"),
+    ("bigscience", "", "bigscience"), ("nanotron", "", "nanotron"),
+    ("llm-foundry", "A100", "llm-foundry-a100"), ("llm-foundry", "H100", "llm-foundry-h100"),
 )  # fmt: skip
 
 
-def environment_of(source: str) -> str:
+def environment_of(source: str, gpu: str) -> str:
     """The name of the environment of a source, "" where the machine's own cost model holds."""
-    return next((name for text, name in ENVIRONMENTS if text in source), "")
+    found = (name for text, device, name in ENVIRONMENTS if text in source and device in gpu)
+    return next(found, "")
 
 
 @lru_cache

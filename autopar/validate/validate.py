@@ -124,9 +124,9 @@ def _memory(group: Sequence[Judged]) -> dict[str, Any]:
     for each in group:
         right = each.predicted_to_fit == each.run.fits
         counts[f"{'fits' if each.run.fits else 'oom'}_{'right' if right else 'wrong'}"] += 1
-    peaks = [j for j in group if j.run.memory_gb and j.run.fits]
-    predicted = [j.priced.memory_bytes / 1e9 for j in peaks]
-    measured = [float(j.run.memory_gb or 0.0) for j in peaks]
+    peaks = [j for j in group if j.run.memory_bytes and j.run.fits]
+    predicted = [j.priced.memory_bytes for j in peaks]
+    measured = [float(j.run.memory_bytes or 0.0) for j in peaks]
     return {**counts, "peaks": asdict(errors(predicted, measured)) if peaks else None}
 
 

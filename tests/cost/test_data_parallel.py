@@ -10,6 +10,7 @@ import pytest
 
 from autopar.cluster import Cluster
 from autopar.cost.collectives import collective_seconds
+from autopar.cost.compute import elementwise_seconds, optimizer_seconds
 from autopar.cost.data_parallel import (
     Setting,
     Traffic,
@@ -133,6 +134,28 @@ def test_sharding_divides_the_work_of_the_optimizer(cost):
     big = dataclasses.replace(cost, parameter_elements=10**9)
     whole, shared = (dp_cost(CLUSTER, big, setting(), zero, 0).optimizer_seconds for zero in (0, 3))
     assert shared == pytest.approx(whole / 4, rel=0.05)
+
+
+@pytest.mark.parametrize(("zero", "pp", "precision", "copied", "added", "share"), [
+    (0, 1, "fp32", 0, 12, 1), (2, 2, "fp32", 0, 12, 1), (0, 1, "bf16", 6, 10, 1),
+    (2, 2, "bf16", 6, 10, 1), (2, 1, "bf16", 0, 12, 4), (3, 1, "fp32", 0, 12, 4),
+])  # fmt: skip
+def test_gradients_of_micro_batches_are_added_up(cost, zero, pp, precision, copied, added, share):
+    """Of the 8 micro-batches the first is at most copied; reduced gradients are shards."""
+    big = dataclasses.replace(cost, parameter_elements=10**9, parameter_tensors=1)
+    given = setting(pp=pp, precision=precision)
+    found = dp_cost(CLUSTER, big, given, zero, 0).accumulation_seconds
+    first, later = (elementwise_seconds(CLUSTER, each * 10**9 // share) for each in (copied, added))
+    assert M * found == pytest.approx(first + (M - 1) * later)
+    once = dp_cost(CLUSTER, big, dataclasses.replace(given, num_microbatches=1, pp=1), zero, 0)
+    assert once.accumulation_seconds == 0
+
+
+def test_clipping_moves_every_gradient_three_times(cost):
+    big = dataclasses.replace(cost, parameter_elements=10**9, parameter_tensors=0)
+    found = dp_cost(CLUSTER, big, setting(), 0, 0).optimizer_seconds
+    update = optimizer_seconds(CLUSTER, 10**9, "adamw", 0)
+    assert found - update == pytest.approx(elementwise_seconds(CLUSTER, 12 * 10**9))
 
 
 def test_communication_hides_behind_compute(cost):

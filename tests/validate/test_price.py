@@ -10,7 +10,7 @@ import torch
 import autopar
 from autopar.cluster import Cluster
 from autopar.cost.data_parallel import Traffic
-from autopar.validate.models import Decoder, Shape, loss_fn
+from autopar.validate.models import Decoder, Shape, fused_loss_fn
 from autopar.validate.price import Prices
 from autopar.validate.runs import InexpressibleError, Machine, read_run
 from autopar.validate.systems import Environment
@@ -43,11 +43,11 @@ def test_equals_the_plan_with_the_same_pins(prices, zero, recompute, pp, dp, tp)
         model = Decoder(run.shape, run.layers)
         tokens = torch.zeros(2, run.shape.tokens, dtype=torch.long)
     pins = {"pp": pp, "dp": dp, "tp": tp, "microbatch_size": 2, "zero": zero,
-            "recompute": recompute, "sequence_parallel": False, "schedule": "1f1b"}  # fmt: skip
-    if tp == 1:
-        del pins["sequence_parallel"]
+            "recompute": recompute, "schedule": "1f1b"}  # fmt: skip
+    if tp > 1:
+        pins |= {"sequence_parallel": False, "sharding": "smallest"}  # Megatron's on this model
     plan = autopar.plan(
-        model, 8, example_inputs=(tokens,), loss_fn=loss_fn, example_target=tokens,
+        model, 8, example_inputs=(tokens,), loss_fn=fused_loss_fn, example_target=tokens,
         cluster=CLUSTER, global_batch_size=16, pin=pins,
     )  # fmt: skip
     if tuple(len(stage.layers) for stage in plan.stages) == _layers_per_stage(run):
@@ -100,6 +100,40 @@ def test_memory_counts_what_the_system_keeps(prices):
     alone = read_run(row(sharding="zero1", dp="1", tp="2", pp="2", n_gpus="4"))
     assert split.memory_bytes < whole.memory_bytes
     assert prices.price(alone).memory_bytes == pytest.approx(whole.memory_bytes, rel=0.01)
+
+
+def test_the_reserve_of_a_source_comes_on_top(prices):
+    run = read_run(row(source="bigscience"))
+    plain = prices.price(run)
+    own = Environment(reserve_bytes=1e9, reserve_share=0.5)
+    held = prices.on(prices.clusters, environments={"bigscience": own}).price(run)
+    assert held.memory_bytes - plain.memory_bytes == 1e9 + 0.5 * plain.activation_bytes
+    assert held.seconds == plain.seconds
+
+
+def test_a_loss_in_one_kernel_keeps_no_logits_in_float32(prices):
+    wide = {"framework": "Composer FSDP", "vocab": "51200", "tp": "1", "pp": "1", "dp": "8"}
+    fused = read_run(row(**wide))
+    written = dataclasses.replace(fused, shape=dataclasses.replace(fused.shape, fused_loss=False))
+    logits = 2 * 128 * 51200
+    saved = prices.price(written).memory_bytes - prices.price(fused).memory_bytes
+    assert 2 * logits <= saved < 10 * logits
+
+
+def test_hidden_tensor_parallel_communication_costs_the_slow_down(prices):
+    """Half of what backward sends runs beside its computing, which takes its share of that."""
+    sent = read_run(row())
+    half = dataclasses.replace(sent, tp_hidden=0.5)
+    slowdowns = {s: Environment(overlap_slowdown=s) for s in (0.0, 1.0)}
+    seconds = {}
+    for slowdown, own in slowdowns.items():
+        here = prices.on(prices.clusters, environments={"own": own})
+        machine = dataclasses.replace(SAME, environment="own")
+        seconds[slowdown] = [
+            here.price(dataclasses.replace(run, machine=machine)).seconds for run in (sent, half)
+        ]
+    assert seconds[1.0][0] == pytest.approx(seconds[1.0][1])
+    assert seconds[0.0][0] > seconds[0.0][1]
 
 
 def test_llama_traces_with_grouped_queries(prices):

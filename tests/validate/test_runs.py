@@ -17,7 +17,8 @@ def test_a_row_becomes_a_pinned_run():
     assert (run.zero, run.recompute, run.stages) == (2, "full", (2, 2))
     assert not run.shape.flash
     assert run.shape.head_dim == 64
-    assert run.traffic == Traffic(2, 2, every_microbatch=False, overlapped=False)
+    late = Traffic(2, 2, every_microbatch=False, overlapped=False, accumulate_bytes=(0, 6))
+    assert run.traffic == late
     assert run.fits
     assert run.measured_seconds == 0.1
 
@@ -28,6 +29,7 @@ def test_mixed_precision_of_fsdp_says_what_travels():
     pure = read_run(row(sharding="FSDP full_shard (zero3) mp=PURE", **fsdp))
     assert default.zero == pure.zero == 3
     assert default.shape.flash
+    assert default.shape.fused_loss
     assert (default.traffic.gather_bytes, pure.traffic.gather_bytes) == (4, 2)
     assert (default.held.sharded, pure.held.sharded) == (16, 8)
 
@@ -47,17 +49,25 @@ def test_blocks_are_dealt_out_as_the_systems_do(layers, pp, stages):
     assert sum(run.stages) == int(layers)
 
 
-def test_nanotron_balances_the_head_against_blocks():
-    """A head of 8 blocks' work: 24 blocks on 2 stages are cut 16 to 8."""
-    cells = {"framework": "nanotron", "gpu": "H100", "layers": "24", "tp": "1", "dp": "4"}
-    plain = read_run(row(**cells, vocab="8"))
-    assert plain.stages == (12, 12)
-    block = step_flops(plain.shape, 1) - step_flops(plain.shape, 0)
-    vocabulary = round(8 * block / (6 * 128 * 256))
-    assert read_run(row(**cells, vocab=str(vocabulary))).stages == (16, 8)
-    huge = read_run(row(**cells, vocab=str(100 * vocabulary)))
-    assert sum(huge.stages) == 24
-    assert huge.stages[-1] == 0  # the head alone
+@pytest.mark.parametrize(
+    ("layers", "hidden", "ffn", "vocab", "pp", "stages"),
+    [
+        # The head counts as 4 of 20 blocks: 10 do not exceed the half, so the 11th comes with them.
+        ("16", "2048", "8192", "131072", "2", (11, 5)),
+        ("28", "3072", "8192", "131072", "2", (16, 12)),
+        ("32", "4096", "14336", "131072", "4", (9, 9, 8, 6)),
+        ("24", "256", "1024", "8", "2", (13, 11)),
+        ("24", "256", "1024", "9999999", "2", (24, 0)),  # the head alone
+    ],
+)
+def test_nanotron_cuts_stages_where_products_exceed_their_share(
+    layers, hidden, ffn, vocab, pp, stages
+):
+    cells = {"framework": "nanotron", "gpu": "H100", "n_gpus": pp, "tp": "1", "dp": "1"}
+    shape = {"layers": layers, "hidden": hidden, "ffn": ffn, "vocab": vocab, "heads": "32"}
+    run = read_run(row(**cells, **shape, pp=pp))
+    assert run.stages == stages
+    assert run.shape.tied == (int(ffn) < 10000)  # as its scaling_benchmarks.py
 
 
 @pytest.mark.parametrize(
