@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from autopar.cluster import Cluster
 from autopar.cost.moves import inner_seconds, move_seconds
@@ -45,6 +47,13 @@ class Recomputed:
     transient_bytes: int
 
 
+class Norm(NamedTuple):
+    """A normalisation on one rank: channels, and bytes of its result for a micro-batch."""
+
+    channels: int
+    bytes: int
+
+
 @dataclass(frozen=True)
 class LayerCost:
     """One layer on one rank, for one micro-batch.
@@ -56,8 +65,8 @@ class LayerCost:
     ``input_seconds`` and ``weight_seconds`` are backward in two parts, see ``OpCost``, between
     which ``waiting_bytes`` are held besides what is saved. ``kept_seconds`` and ``kept_bytes`` are
     the forward of the ops that selective recomputation does not repeat and their results, of
-    which ``kept_saved_bytes`` are saved for backward as well. ``norm_channels`` are those on one
-    rank of each normalisation whose statistics are taken over the samples of all dp ranks.
+    which ``kept_saved_bytes`` are saved for backward as well. ``norms`` are the normalisations
+    whose statistics are taken over the samples of all dp ranks.
     ``saved_tensors`` counts what is saved; ``handed_bytes`` of it are results for further layers.
     """
 
@@ -83,14 +92,14 @@ class LayerCost:
     kept_seconds: float = 0.0
     kept_bytes: int = 0
     kept_saved_bytes: int = 0
-    norm_channels: tuple[int, ...] = ()
+    norms: tuple[Norm, ...] = ()
     saved_tensors: int = 0
     handed_bytes: int = 0
 
     @property
     def norm_elements(self) -> int:
         """Channels on one rank of all normalisations over the samples."""
-        return sum(self.norm_channels)
+        return sum(norm.channels for norm in self.norms)
 
     @property
     def repeated_seconds(self) -> float:
@@ -173,7 +182,7 @@ def layer_cost(
         kept_seconds=_kept_seconds(graph, pattern, compute),
         kept_bytes=sum(kept.values()) + kept_extra,
         kept_saved_bytes=sum(saved.get(key, 0) for key in kept) + kept_extra,
-        norm_channels=_norm_channels(graph, pattern, sharding),
+        norms=_norms(graph, pattern, sharding, batch),
         saved_tensors=len(saved) + sum(graph.saved[i].extra_bytes > 0 for i in pattern.ops),
         handed_bytes=sum(_handed(graph, pattern, sharding, batch).values()),
     )
@@ -203,15 +212,13 @@ def _op(
     return known[key]
 
 
-def _norm_channels(graph: Graph, pattern: Pattern, sharding: Sharding) -> tuple[int, ...]:
-    """Channels on one rank of each op whose statistics are synchronised."""
+def _norms(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> tuple[Norm, ...]:
+    """Each op whose statistics are synchronised, as one rank has it."""
     found = []
     for index in (i for i in pattern.ops if is_synchronised(graph.ops[i])):
-        out, state = (
-            graph.values[graph.ops[index].outputs[0]],
-            sharding.strategies[index].outputs[0],
-        )
-        found.append(local_shape(out, state, sharding.tp, 1)[1])
+        out = graph.values[graph.ops[index].outputs[0]]
+        shape = local_shape(out, sharding.strategies[index].outputs[0], sharding.tp, batch)
+        found.append(Norm(shape[1], math.prod(shape) * DTYPE_BYTES[out.dtype]))
     return tuple(found)
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from autopar.cluster import Cluster
 from autopar.cost.collectives import collective_seconds
+from autopar.cost.compute import elementwise_seconds
 from autopar.cost.data_parallel import Setting, dp_group
-from autopar.cost.layer import layer_cost, replicated
+from autopar.cost.layer import Norm, layer_cost, replicated
 from autopar.cost.statistics import statistics_collectives, statistics_seconds
 from autopar.solve.statistics import find_statistics
 from autopar.strategies.patterns import find_classes, reduce
@@ -38,7 +39,8 @@ def cost(traced):
 
 
 def test_a_block_has_the_channels_of_its_normalisations(traced, cost):
-    assert cost.norm_channels == (32, 8)
+    # two samples of 32 x 32 pixels in float32
+    assert cost.norms == (Norm(32, 2 * 32 * 1024 * 4), Norm(8, 2 * 8 * 1024 * 4))
     assert cost.norm_elements == 40
     assert find_statistics(traced).synchronised == ("embedding", "blocks.0", "blocks.1")
 
@@ -49,7 +51,7 @@ def test_one_rank_synchronises_nothing(cost):
 
 
 def test_a_layer_without_statistics_costs_nothing(cost):
-    plain = dataclasses.replace(cost, norm_channels=())
+    plain = dataclasses.replace(cost, norms=())
     assert statistics_seconds(CLUSTER, plain, setting(4), "full") == (0.0, 0.0)
 
 
@@ -58,8 +60,9 @@ def test_forward_gathers_two_figures_per_channel_and_backward_adds_them_up(cost)
     group = dp_group(CLUSTER, setting(4))
     gathers = [collective_seconds(CLUSTER, "all_gather", 4 * 8 * c, group) for c in (32, 8)]
     sums = [collective_seconds(CLUSTER, "all_reduce", 8 * c, group) for c in (32, 8)]
-    assert forward == pytest.approx(sum(gathers))
-    assert backward == pytest.approx(sum(sums))
+    passes = [elementwise_seconds(CLUSTER, norm.bytes) for norm in cost.norms]
+    assert forward == pytest.approx(sum(gathers) + sum(passes))
+    assert backward > sum(sums) + 8 * sum(passes)  # more than the one kernel of a single device
     assert statistics_collectives(cost, setting(4), "none") == {
         "all_gather": 2 * M,
         "all_reduce": 2 * M,
