@@ -21,6 +21,10 @@ PLANS = [
     ("unet", (1, 2, 1)),
     # a loss of two images, sub-pixel convolution
     ("super-resolution", (1, 1, 2)),
+    # modules in evaluation within a model in training
+    ("frozen", (1, 2, 1)),
+    # a mask that is asked for its values
+    ("transformer", (2, 1, 1)),
     # a recurrence that returns a nest
     ("lstm", (2, 1, 1)),
     # offsets that depend on the number of samples
