@@ -86,7 +86,11 @@ def eurosat() -> nn.Module:
 
 
 class Residual(nn.Module):
-    """ResNet's bottleneck: strided where its stage begins, with a projection beside it."""
+    """ResNet's bottleneck: strided where its stage begins, with a projection beside it.
+
+    Blocks start as identities (Goyal et al. 2017): otherwise 50 layers turn a millionth of the
+    parameters into a tenth of the gradients, and no two orders of summation agree.
+    """
 
     def __init__(self, before: int, width: int, stride: int) -> None:
         super().__init__()
@@ -97,6 +101,7 @@ class Residual(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, after, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(after)
+        nn.init.zeros_(self.bn3.weight)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = None
         if stride > 1 or before != after:
