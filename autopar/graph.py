@@ -121,7 +121,7 @@ def refs(tree: Any) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a user's module, as the model made it.
+    """One call of a user's module, as the model made it; the second one of "trunk" as "trunk#2".
 
     ``args`` and ``kwargs`` hold ``Ref`` for tensors and plain data for everything else;
     ``outputs`` is the nest of ``Ref`` that the module returned. ``parameters`` are the names
@@ -142,7 +142,8 @@ class Layer:
 
     ``kind`` is "block" for a module of a list of modules (``name`` is its path), "embedding"
     for what stands before the first block, "head" for what stands behind the last, and
-    "glue" for what stands between two blocks.
+    "glue" for what stands between two blocks, and "run" for a run of a module of a list that is no
+    layer of its own, with the code behind it: one that runs several times, say.
     ``signature`` is equal for layers that are the same up to the values of their parameters.
     ``received`` are the learned activations that other layers make and this one reads, ``sent``
     those that it makes and others read. ``chained`` are those of both that the next layer alone
@@ -150,7 +151,7 @@ class Layer:
     """
 
     name: str
-    kind: Literal["embedding", "block", "glue", "head"]
+    kind: Literal["embedding", "block", "run", "glue", "head"]
     ops: tuple[int, ...]
     signature: str
     parameters: tuple[str, ...]

@@ -152,9 +152,9 @@ def _trace(request: Request) -> _Traced:
     graph, classes = reduce(whole, find_classes(whole))
     names = tuple(layer.name for layer in whole.layers)
     task = Task(
-        request.world_size, request.global_batch_size,
-        sum(layer.kind == "block" for layer in whole.layers), _heads(graph), request.pins, names,
-        tuple(layer.name for layer in whole.layers if layer.kind != "block"),
+        request.world_size, request.global_batch_size, len(classes.spread()), _heads(graph),
+        request.pins, names,
+        tuple(layer.name for layer in whole.layers if layer.kind != "block"), classes.runs,
         statistics=statistics,
     )  # fmt: skip
     return _Traced(request, graph, classes, names, task, deadline)

@@ -280,7 +280,8 @@ class Body:
         return ", ".join(parts)
 
     def _targets(self, call: Call) -> str:
-        base = [p for p in call.path.split(".") if not p.isdigit()][-1:] or ["x"]
+        path = call.path.partition("#")[0]
+        base = [p for p in path.split(".") if not p.isdigit()][-1:] or ["x"]
         text = self._target(call.outputs, base[0])
         return text[1:-1] if text.startswith("(") and not text.endswith(",)") else text
 
@@ -327,6 +328,7 @@ class Body:
 
     def _path(self, source: str) -> str:
         """``self.attn.c_attn.weight``; numbered children are indexed."""
+        source = source.partition("#")[0]  # of a module that runs several times
         relative = source.removeprefix(f"{self.root}.") if self.root else source
         text = self.owner
         for part in relative.split("."):

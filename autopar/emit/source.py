@@ -71,6 +71,10 @@ def local_dimensions(value: Value, state: State) -> tuple[str, ...]:
     )
 
 
+# Operations that are attributes of tensors.
+ATTRIBUTES = ("mT", "mH")
+
+
 class Text(str):
     """Source that stands for an argument."""
 
@@ -134,6 +138,8 @@ class Writer:
             return self._factory(base, op)
         if base in HELPED:
             return f"{HELPED[base]}({self._arguments(op.args, op.kwargs)})"
+        if base in ATTRIBUTES:
+            return f"{group(self.text(op.args[0]))}.{base}"
         if hasattr(torch.Tensor, base) and op.args and isinstance(op.args[0], Ref):
             return self._method(base, op.args, op.kwargs)
         if hasattr(torch, base):

@@ -372,8 +372,8 @@ class Pricer:
 
     def cuts(self, config: Configuration) -> Cuts:
         """Where stages may begin: where pins say, and else where the schedule likes it."""
-        members, parts = self.classes.members, self.classes.parts
-        blocks = [member not in parts for member in members]
+        members, spread = self.classes.members, set(self.classes.spread())
+        blocks = [i in spread for i in range(len(members))]
         wanted = pinned_cuts(self.pins, self.names or members, blocks, config.stages)
         if wanted is None:
             return ((),) * config.stages
@@ -428,8 +428,7 @@ class Pricer:
     @property
     def _blocks(self) -> list[int]:
         """Positions of the blocks in the chain."""
-        parts = self.classes.parts
-        return [i for i, member in enumerate(self.classes.members) if member not in parts]
+        return self.classes.spread()
 
     @property
     def interleaves(self) -> bool:
@@ -444,8 +443,11 @@ class Pricer:
             for i in part.ops
             for name in graph.ops[i].inputs()
         }
-        return all(outside.intersection(group) for group in graph.tied) and all(
-            parts == (members[0], members[-1]) for parts in self.shared().values()
+        tied = all(outside.intersection(group) for group in graph.tied)
+        return (
+            tied
+            and not self.classes.runs
+            and all(parts == (members[0], members[-1]) for parts in self.shared().values())
         )
 
     def _pinned(self, layer: str) -> tuple[Any, ...]:

@@ -71,7 +71,7 @@ def _spoken(op: Op) -> str:
     """How the notes name an op; one that stands for a module by the module."""
     if op.target != OPAQUE:
         return op.target
-    return f"the module {op.args[2]}, whose shapes or branches depend on values,"
+    return f"the module {op.args[2]}, which cannot be traced,"
 
 
 def _whole_seconds(pricer: Pricer, op: Op, batch: int) -> float:

@@ -86,9 +86,9 @@ class Task:
 
     ``heads`` are the head counts of every attention in the model: tp must divide them all.
     ``blocks`` is the number of layers that can be spread over stages. ``names`` are those of all
-    layers, ``parts`` of those that are no block. ``interleaves`` tells whether a rank may hold
-    several stages: none of its parameters is then on two of them. ``statistics`` are those
-    that data parallelism would change.
+    layers, ``parts`` of those that are no block, ``runs`` of those that stages may begin with
+    besides blocks. ``interleaves`` tells whether a rank may hold several stages: none of its
+    parameters is then on two of them. ``statistics`` are those that data parallelism would change.
     """
 
     world_size: int
@@ -98,6 +98,7 @@ class Task:
     pins: dict[str, Any]
     names: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
+    runs: frozenset[str] = frozenset()
     interleaves: bool = True
     statistics: Statistics = NO_STATISTICS
 
@@ -213,7 +214,7 @@ def configurations(task: Task, layouts: Sequence[str]) -> Iterator[Configuration
     Nothing is in host memory unless a pin asks for it: where the rest fits, the way there only
     costs time, and where it does not, ``relaxations.py`` says what would.
     """
-    blocks = [name not in task.parts for name in task.names]
+    blocks = [name not in task.parts or name in task.runs for name in task.names]
     can_cut = cache(lambda n: pinned_cuts(task.pins, task.names, blocks, n) is not None)
     offload = task.pins.get("offload", "none")
     for pp, dp, tp in degrees(task):

@@ -38,7 +38,7 @@ class Classes:
 
     ``reads[i]`` and ``writes[i]`` are the variables that hold what layer i receives and sends, in
     its pattern's order. ``cuts[i]`` is what crosses the cut behind layer i: all that is made at or
-    before it and read behind it.
+    before it and read behind it. ``runs`` are the parts that are runs of a module.
     """
 
     patterns: dict[str, Pattern]
@@ -47,10 +47,15 @@ class Classes:
     reads: tuple[tuple[str, ...], ...] = ()
     writes: tuple[tuple[str, ...], ...] = ()
     cuts: tuple[tuple[Crossing, ...], ...] = ()
+    runs: frozenset[str] = frozenset()
 
     def home(self, member: str) -> str:
         """The pattern whose sharding holds for a member."""
         return ENDS if member in self.parts else member
+
+    def spread(self) -> list[int]:
+        """The layers that are spread over stages: blocks, and runs of modules that are none."""
+        return [i for i, m in enumerate(self.members) if m not in self.parts or m in self.runs]
 
     def priced(self, member: str) -> Pattern:
         """The pattern that a member is priced by."""
@@ -77,6 +82,7 @@ def find_classes(graph: Graph) -> Classes:
         reads=tuple(tuple(slots[n] for n in layer.received) for layer in graph.layers),
         writes=tuple(tuple(slots[n] for n in layer.sent) for layer in graph.layers),
         cuts=_cuts(graph, classes, slots),
+        runs=frozenset(layer.name for layer in graph.layers if layer.kind == "run"),
     )
 
 

@@ -27,8 +27,10 @@ from autopar.trace.model import Recorder, find_blocks, find_units, meta_copy, se
 from autopar.trace.norms import call_plain_norms, check_momentum
 from autopar.trace.opaque import (
     Described,
+    HiddenBackwardError,
     Observed,
-    ValueDependentError,
+    OwnBackwards,
+    UntraceableError,
     attach_opaque,
     find_opaque,
 )
@@ -108,14 +110,14 @@ def capture(
         recorder = Recorder()
         try:
             return _capture_few(model, example, loss_fn, dtype, observed, recorder)
-        except ValueDependentError as error:
+        except UntraceableError as error:
             found = find_opaque(
                 set_training(meta_copy(model, dtype), model), error.path,
                 _described_calls(recorder), observed,
             )  # fmt: skip
             if not found:
                 raise
-            _logger.info("one operation each, because of values: %s", ", ".join(found))
+            _logger.info("one operation each, as it cannot be traced: %s", ", ".join(found))
             observed |= found
 
 
@@ -214,7 +216,8 @@ def _export(step: nn.Module, example: tuple[Any, ...], recorder: Recorder) -> Ex
     logging.disable(logging.CRITICAL)
     try:
         # What the model makes without naming a device is made where its inputs are.
-        own = (torch.device("meta"), Constants(), UnreducedLosses(), KnownValues())
+        device = torch.device("meta")
+        own = (device, OwnBackwards(), Constants("meta"), UnreducedLosses(), KnownValues())
         with contextlib.redirect_stderr(io.StringIO()), contextlib.ExitStack() as stack:
             for context in own:
                 stack.enter_context(context)
@@ -233,19 +236,35 @@ def _trace_error(error: Exception, recorder: Recorder) -> TraceError:
     module = module if stack else "the loss function"
     text = str(error).strip().splitlines()
     reason = text[0] if text else type(error).__name__
-    data_dependent = "data-dependent" in str(error) or "DataDependent" in type(error).__name__
-    kind = ValueDependentError if data_dependent else TraceError
-    found = kind(
+    expected, hint = _advice(error)
+    found = UntraceableError(
         f"cannot trace the model: {reason}",
-        expected="a forward whose control flow does not depend on tensor values",
+        expected=expected,
         where=f"{module}, {_user_line(error)}",
-        hint="replace the branch on a tensor's value by torch.where or a fixed choice"
-        if data_dependent
-        else "make this call traceable by torch.export, or pass inputs that avoid it",
+        hint=hint,
     )
-    if isinstance(found, ValueDependentError):
-        found.path = stack[-1] if stack else ""
+    found.path = stack[-1] if stack else ""
     return found
+
+
+def _advice(error: Exception) -> tuple[str, str]:
+    """(expected, hint) for what stopped a trace."""
+    if isinstance(error, HiddenBackwardError):
+        return (
+            "operations of torch, whose backward is known",
+            "call it in a module of its own, which takes tensors and returns one: it is run whole",
+        )
+    if "data-dependent" in str(error) or "DataDependent" in type(error).__name__:
+        return (
+            "a forward whose control flow does not depend on tensor values",
+            "replace the branch on a tensor's value by torch.where or a fixed choice, or put it"
+            " in a module of its own, which takes tensors and returns one",
+        )
+    return (
+        "a forward that torch.export can trace",
+        "make this call traceable, pass inputs that avoid it, or put it in a module of its own,"
+        " which takes tensors and returns one",
+    )
 
 
 def _user_line(error: BaseException) -> str:
@@ -339,10 +358,24 @@ class _Reader:
             for i, v in enumerate(value if many else [value])
         ]
         self.names[node] = tuple(Ref(o) for o in outputs) if many else Ref(outputs[0])
+        if str(node.target).count(".") != 2:  # namespace, name, overload
+            raise self._unknown(node)
         args = tuple(self._arg(a) for a in node.args)
         kwargs = {k: self._arg(v) for k, v in node.kwargs.items() if k not in _DROPPED}
         op = Op(str(node.target), args, kwargs, tuple(outputs), "", _where(node), no_grad)
         self.raw.ops.append(as_torch_does(op))
+
+    def _unknown(self, node: Any) -> UntraceableError:
+        """A transformation of functions, such as ``torch.vmap``, leaves calls in the graph."""
+        where = _where(node)
+        error = UntraceableError(
+            f"cannot trace the model: {getattr(node.target, '__name__', node.target)} is called",
+            expected="operations of torch", where=where,
+            hint="write torch.vmap and the like as operations on whole batches, or put them in a"
+            " module of its own, which takes tensors and returns one",
+        )  # fmt: skip
+        error.path = where.partition(" ")[0]
+        return error
 
     def _new_value(self, node: Any, name: str, tensor: Tensor, kind: Any, source: str) -> str:
         unique = name
@@ -423,20 +456,23 @@ def _size(value: Any, where: str) -> Size:
     # ``float(x.shape[0])`` is the size in a function of torch's.
     expression = value.node.expr.replace(
         lambda inner: type(inner).__name__ == "ToFloat", lambda inner: inner.args[0]
+    ).replace(
+        lambda inner: type(inner).__name__ == "IntTrueDiv",
+        lambda inner: inner.args[0] / inner.args[1],
     )
     coefficient, rest = expression.as_coeff_Mul()
     if rest == 1:
         return Size(int(coefficient))
     if rest.is_symbol and coefficient.is_integer and value.node.has_hint():
         return Size(int(coefficient), 1)
-    kind = TraceError if value.node.has_hint() else ValueDependentError
+    kind = TraceError if value.node.has_hint() else UntraceableError
     error = kind(
         f"a size is {expression}", expected="a multiple of the batch size", where=where,
         hint="keep samples of a batch apart: dim 0 of every input is the batch"
         if value.node.has_hint()
         else "a shape must not depend on the values of a tensor: write torch.where for x[mask]",
     )  # fmt: skip
-    if isinstance(error, ValueDependentError):
+    if isinstance(error, UntraceableError):
         error.path = where.partition(" ")[0]
     raise error
 

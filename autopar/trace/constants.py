@@ -30,7 +30,14 @@ def _(
 
 
 class Constants(TorchFunctionMode):
-    """While active, ``torch.tensor`` and ``torch.as_tensor`` of numbers keep the numbers."""
+    """While active, ``torch.tensor`` and ``torch.as_tensor`` of numbers keep the numbers.
+
+    They are on ``device`` unless another one is named.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        super().__init__()
+        self.device = torch.device(device)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -40,7 +47,9 @@ class Constants(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor) and args and not kwargs.get("requires_grad"):
             data = list(_numbers(args[0]))
             if all(type(number) in (bool, int, float) for number in data):
-                return _made(args[0], data, **kwargs)
+                return _made(
+                    args[0], data, **{**kwargs, "device": kwargs.get("device") or self.device}
+                )
         if func is Tensor.__getitem__:
             args = (args[0], _index(args[1], args[0].device))
         return func(*args, **kwargs)
@@ -73,7 +82,7 @@ def _range(numbers: list[int]) -> slice | None:
 
 
 def _made(
-    tree: Any, data: list[Any], dtype: torch.dtype | None = None, device: Any = None,
+    tree: Any, data: list[Any], dtype: torch.dtype | None = None, device: Any = "cpu",
     pin_memory: bool = False,
 ) -> Tensor:  # fmt: skip
     """The operation for ``tree``, a nest of lists of the numbers ``data``."""
@@ -82,8 +91,9 @@ def _made(
         default = torch.get_default_dtype()
         dtype = torch.bool if kinds == {bool} else torch.int64 if kinds <= {bool, int} else default
         dtype = dtype if data else default
-    where = torch.get_default_device() if device is None else torch.device(device)
-    made: Tensor = constant([float(n) for n in data], _shape(tree), dtype=dtype, device=where)
+    made: Tensor = constant(
+        [float(n) for n in data], _shape(tree), dtype=dtype, device=torch.device(device)
+    )
     return made
 
 

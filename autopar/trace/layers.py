@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from autopar.graph import Call, Layer, Op, Value, refs
-from autopar.trace.model import Recorder, as_call
+from autopar.trace.inplace import is_inplace
+from autopar.trace.model import Recorder, as_call, module_of
 from autopar.trace.opaque import moved
 from autopar.trace.simplify import substitute
 
@@ -20,22 +21,26 @@ EMBEDDING, HEAD = "embedding", "head"
 
 
 def assign_units(ops: list[Op], recorder: Recorder) -> list[Op]:
-    """Gives each op the path of the module call that it was recorded in.
+    """Gives each op the run of a module that it was recorded in.
 
-    Only modules that are called once have a path: a module applied twice is no single place.
+    That is the module's path, with "#2" behind it for the second run of one that has several.
     """
     spans: dict[str, list[int]] = {}
     for index, op in enumerate(ops):
         if op.target == "autopar.mark.default":
-            path = op.args[1].split("#")[0]
-            spans.setdefault(path, []).append(index)
-    single = {p: (s[0], s[-1]) for p, s in spans.items() if recorder.counts.get(p) == 1}
-    owner = {i: p for p, (first, last) in single.items() for i in range(first, last + 1)}
+            spans.setdefault(op.args[1].split(":")[0], []).append(index)
+    names = {run: _run_name(run, recorder) for run in spans}
+    owner = {i: names[run] for run, s in spans.items() for i in range(s[0], s[-1] + 1)}
     return [dataclasses.replace(op, unit=owner.get(i, "")) for i, op in enumerate(ops)]
 
 
+def _run_name(run: str, recorder: Recorder) -> str:
+    path = module_of(run)
+    return path if recorder.counts.get(path) == 1 else run
+
+
 def collect_calls(ops: list[Op], recorder: Recorder, same: dict[str, str]) -> dict[str, Call]:
-    """The calls of single-use modules, in terms of the values that remain after simplification."""
+    """The runs of modules, in terms of the values that remain after simplification."""
     tags = {}
     for op in ops:
         if op.target == "autopar.mark.default":
@@ -44,11 +49,11 @@ def collect_calls(ops: list[Op], recorder: Recorder, same: dict[str, str]) -> di
                 name = same[name]
             tags[op.args[1]] = name
     calls = {}
-    for path, recorded in recorder.calls.items():
-        names = recorder.parameters.get(path, ())
-        call = as_call(path, recorded, tags, names) if recorder.counts[path] == 1 else None
+    for run, recorded in recorder.calls.items():
+        name, parameters = _run_name(run, recorder), recorder.parameters.get(module_of(run), ())
+        call = as_call(name, recorded, tags, parameters)
         if call is not None:
-            calls[path] = call
+            calls[name] = call
     return calls
 
 
@@ -57,12 +62,12 @@ def build_layers(ops: list[Op], values: Values, blocks: tuple[str, ...], calls: 
                  ) -> tuple[tuple[Layer, ...], tuple[int, ...]]:  # fmt: skip
     """Returns the layers in execution order and the indices of the context ops.
 
-    A block is a layer if its call says all that goes in and out; the ops of other blocks belong
-    to the code around the blocks, which is cut wherever a block stands.
+    A block is a layer if its call says all that goes in and out. The code around the blocks is cut
+    wherever one stands, and so are the runs of other blocks, which belong to it.
     """
-    learned = _depends_on_parameters(ops, values)
+    learned = _depends_on_parameters(ops, values) | _unread_changes(ops)
     chosen = _callable_blocks(ops, values, blocks, calls, learned, tied)
-    groups = _groups(ops, chosen, learned)
+    groups = _groups(ops, chosen, set(blocks) - chosen, learned)
     own = {path: calls[path] for path in chosen}
     flow = _flow(groups, ops, values, own, learned)
     layers = tuple(
@@ -80,6 +85,12 @@ def _depends_on_parameters(ops: list[Op], values: Values) -> set[int]:
             tainted.update(op.outputs)
             found.add(index)
     return found
+
+
+def _unread_changes(ops: list[Op]) -> set[int]:
+    """Changes of buffers that nothing reads, such as counters: a layer has to make them."""
+    read = {name for op in ops for name in op.inputs()}
+    return {i for i, op in enumerate(ops) if is_inplace(op) and not read.intersection(op.outputs)}
 
 
 def _callable_blocks(ops: list[Op], values: Values, blocks: tuple[str, ...],
@@ -114,21 +125,34 @@ def _holders(names: tuple[str, ...], blocks: tuple[str, ...]) -> set[str]:
     return {block for block in blocks if any(n.startswith(f"{block}.") for n in names)}
 
 
-def _groups(ops: list[Op], blocks: set[str], learned: set[int]) -> dict[str, list[int]]:
+def _groups(ops: list[Op], blocks: set[str], others: set[str], learned: set[int]
+            ) -> dict[str, list[int]]:  # fmt: skip
     """Op indices of each layer: blocks by path, the code around them by its place.
 
-    A place is in parentheses where a block of the user's has its name.
+    ``others`` are blocks that are no layers: from each of their runs on the code is another layer,
+    which goes by the run. Such a name is in parentheses, and so is a place where a block of
+    the user's has its name.
     """
     groups: dict[str, list[int]] = {}
+    standing = [i for i in learned if ops[i].unit in blocks or module_of(ops[i].unit) in others]
+    first, last = min(standing, default=0), max(standing, default=-1)
     begun: dict[str, None] = {}
-    glue: dict[int, str] = {len(blocks): HEAD, **({0: EMBEDDING} if blocks else {})}
+    place, since = EMBEDDING if standing else HEAD, 0
+    glue = 0
     for index, op in enumerate(ops):
         if op.unit in blocks:
             begun[op.unit] = None
             groups.setdefault(op.unit, []).append(index)
         elif index in learned:
-            name = glue.setdefault(len(begun), f"glue.{len(glue) - 1}")
-            groups.setdefault(f"({name})" if name in blocks else name, []).append(index)
+            run = f"({op.unit})"
+            if index > last:
+                place = HEAD
+            elif module_of(op.unit) in others and run not in groups:
+                place, since = run, len(begun)
+            elif index > first and since != len(begun):
+                glue += 1
+                place, since = f"glue.{glue}", len(begun)
+            groups.setdefault(f"({place})" if place in blocks else place, []).append(index)
     return groups
 
 
@@ -200,6 +224,7 @@ def _layer(name: str, group: tuple[int, ...], ops: list[Op], values: Values, cal
     outputs = (*sent, *sorted(n for n in inside if values[n].shape == () and n not in sent))
     place = name.strip("()")
     kind: Any = "block" if call else place if place in (EMBEDDING, HEAD) else "glue"
+    kind = "run" if kind == "glue" and place != name else kind
     chained = flow.chained.intersection((*received, *sent))
     local = {n: f"received{received.index(n)}" if n in received else n for n in inputs}
     return Layer(

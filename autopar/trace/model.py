@@ -145,6 +145,7 @@ def find_units(model: nn.Module, blocks: tuple[str, ...]) -> tuple[str, ...]:
 class Recorder:
     """Notes how each unit was called; the graph later says which tensors these were.
 
+    ``calls`` has every run, the second of ``encoder.layer`` as "encoder.layer#2".
     ``stack`` holds the paths of the modules that are running, so that an error can
     name the module in which the trace stopped. ``samples`` holds, for the units in ``watched``,
     the arguments as they were passed and the output as it was handed on. ``entered`` holds the
@@ -186,8 +187,9 @@ class Recorder:
             count = self.counts[path] = self.counts.get(path, 0) + 1
             if path in self.watched:
                 self.samples[path] = (args, kwargs), None
-            (args, kwargs), tree = _mark_tree((args, kwargs), f"{path}#{count}:in")
-            self.calls[path] = (type(module).__name__, tree, None)
+            run = f"{path}#{count}"
+            (args, kwargs), tree = _mark_tree((args, kwargs), f"{run}:in")
+            self.calls[run] = (type(module).__name__, tree, None)
             self.parameters[path] = tuple(inspect.signature(module.forward).parameters)
             self.passed.append(((args, kwargs), tree_flatten((args, kwargs))))
             return args, kwargs
@@ -197,9 +199,10 @@ class Recorder:
     def _leave_unit(self, path: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             _check_unchanged(path, type(module).__name__, *self.passed.pop())
-            output, tree = _mark_tree(output, f"{path}#{self.counts[path]}:out")
-            name, inputs, _ = self.calls[path]
-            self.calls[path] = (name, inputs, tree)
+            run = f"{path}#{self.counts[path]}"
+            output, tree = _mark_tree(output, f"{run}:out")
+            name, inputs, _ = self.calls[run]
+            self.calls[run] = (name, inputs, tree)
             if path in self.watched:
                 self.samples[path] = self.samples[path][0], output
             return output
@@ -243,6 +246,11 @@ def refer(tree: Any, tag: str) -> Any:
         for index, leaf in enumerate(leaves)
     ]
     return tree_unflatten(refs, spec)
+
+
+def module_of(run: str) -> str:
+    """The path of the module that ran: "encoder.layer" for "encoder.layer#2"."""
+    return run.partition("#")[0]
 
 
 def as_call(path: str, recorded: tuple[str, Any, Any], names: dict[str, str],

@@ -1,4 +1,4 @@
-"""Modules that cannot be traced, because their shapes or branches depend on values.
+"""Modules that cannot be traced, because of values or of autograd functions with a backward.
 
 Each becomes one operation, which a program runs by calling the user's module. What the operation
 makes and costs is observed: the module is run on small random inputs on the CPU. Each of its
@@ -42,10 +42,39 @@ def _(
     return inputs[0].new_empty(tuple(shape))
 
 
-class ValueDependentError(TraceError):
-    """A trace stopped at something that depends on values, in the module at ``path``."""
+class UntraceableError(TraceError):
+    """A trace stopped in the module at ``path``, which may be run as one operation instead."""
 
     path: str = ""
+
+
+class HiddenBackwardError(Exception):
+    """A function of the user's has a backward of its own, which a trace would lose."""
+
+
+class OwnBackwards:
+    """While active, calls of the user's ``torch.autograd.Function``s raise.
+
+    The operations of their forward would be traced, and autograd's backward of these be run.
+
+    Raises:
+        HiddenBackwardError: one was called.
+    """
+
+    def __enter__(self) -> None:
+        self._apply = vars(torch.autograd.Function)["apply"]
+
+        def refuse(function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+            if function.__module__.startswith("torch."):  # checkpoints, which repeat operations
+                return self._apply.__get__(None, function)(*args, **kwargs)
+            raise HiddenBackwardError(
+                f"the backward of the autograd function {function.__name__} is not seen"
+            )
+
+        torch.autograd.Function.apply = classmethod(refuse)  # type: ignore[method-assign,assignment]
+
+    def __exit__(self, *_: object) -> None:
+        torch.autograd.Function.apply = self._apply  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,7 @@ def propagate_grad(ops: list[Op], values: Values) -> None:
     """Sets ``requires_grad`` on every value that a gradient flows through."""
     for op in ops:
         grad = not op.no_grad and any(values[n].requires_grad for n in op.inputs())
+        grad = grad and op.target != "aten.detach.default"
         for name in op.outputs:
             floating = values[name].dtype.startswith(("float", "bfloat", "complex"))
             values[name] = dataclasses.replace(values[name], requires_grad=grad and floating)

@@ -17,6 +17,7 @@ from autopar.trace.implied import without_causal_masks
 from autopar.trace.inplace import buffer_changes, make_functional
 from autopar.trace.layers import assign_units, build_layers, collect_calls
 from autopar.trace.masks import simplify_masks
+from autopar.trace.model import module_of
 from autopar.trace.repeats import find_repeats
 from autopar.trace.saved import observe_saved
 from autopar.trace.simplify import (
@@ -79,7 +80,8 @@ def trace(
 
 def _needed(ops: list[Op], raw: Raw, calls: dict[str, Call]) -> list[Op]:
     """What the loss, buffers and the calls of blocks depend on."""
-    passed = {n for b in raw.blocks if b in calls for n in refs((calls[b].args, calls[b].kwargs))}
+    runs = [call for run, call in calls.items() if module_of(run) in raw.blocks]
+    passed = {n for call in runs for n in refs((call.args, call.kwargs))}
     return remove_dead(ops, passed | {raw.loss} | buffer_changes(ops, raw.values))
 
 

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.multiprocess.case import CLASSES, LAYERS, SAMPLES, TOKENS, VOCABULARY, Case
+from tests.multiprocess.domains import CASES as DOMAINS
 from tests.multiprocess.huggingface import CASES as HUGGING_FACE
+from tests.multiprocess.mixers import CASES as MIXERS
 from tests.multiprocess.ordinary import CASES as ORDINARY
 from tests.multiprocess.recurrent import CASES as RECURRENT
 from tests.multiprocess.scratch import CASES as SCRATCH
@@ -285,6 +287,8 @@ CASES = {
     **ORDINARY,
     **SCRATCH,
     **UNUSUAL,
+    **DOMAINS,
+    **MIXERS,
 }
 
 

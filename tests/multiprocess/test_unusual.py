@@ -19,6 +19,12 @@ RUNS = [
     ("configured", (2, 1, 1), 2),
     # blocks that are sequences; frozen weights between learned ones
     ("lora", (1, 1, 2), 2),
+    # one trunk run twice: each run is cut into stages, its weights are on both
+    ("siamese", (2, 1, 1), 2),
+    # weights of a block read outside of it, an autograd function with a backward of its own
+    ("binary", (2, 1, 1), 2),
+    # a counter that nothing reads
+    ("ema", (1, 1, 2), 2),
 ]
 
 

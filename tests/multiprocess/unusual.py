@@ -300,16 +300,22 @@ class Sign(torch.autograd.Function):
         return gradient
 
 
+class Signs(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Sign.apply(x)
+
+
 class Binary(nn.Module):
-    """Weights of one bit, through an autograd function of its own."""
+    """Activations of one bit, through an autograd function; weights are read outside of blocks."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.signs = Signs()
         self.blocks, self.head = residuals(), nn.Linear(WIDTH, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            x = x + F.linear(Sign.apply(x), block.up.weight[:WIDTH])
+            x = x + F.linear(self.signs(x), block.up.weight[:WIDTH])
             x = block(x)
         return self.head(x)
 

@@ -76,8 +76,35 @@ def test_a_block_that_is_called_twice_is_no_layer():
             return self.blocks[0](x)
 
     graph = graph_of(Twice())
-    assert [layer.name for layer in graph.layers] == ["embedding", "blocks.1", "head"]
-    assert "blocks.0" not in graph.calls
+    names = ["embedding", "(blocks.0#1)", "blocks.1", "(blocks.0#2)", "head"]
+    assert [layer.name for layer in graph.layers] == names
+    assert [layer.kind for layer in graph.layers[1:4]] == ["run", "block", "run"]
+    assert {"blocks.0#1", "blocks.0#2"} <= graph.calls.keys()
+
+
+def test_a_block_whose_weight_is_read_outside_is_no_layer():
+    class Borrowing(Chain):
+        def forward(self, x):
+            return super().forward(x) + self.blocks[1].linear.bias
+
+    kinds = {layer.name: layer.kind for layer in graph_of(Borrowing()).layers}
+    assert kinds["blocks.0"] == "block"
+    assert kinds["(blocks.1)"] == "run"
+
+
+def test_a_counter_that_nothing_reads_counts():
+    class Counting(Chain):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+        def forward(self, x):
+            self.steps += 1
+            return super().forward(x)
+
+    graph = graph_of(Counting())
+    targets = [graph.ops[i].target for layer in graph.layers for i in layer.ops]
+    assert "aten.add_.Tensor" in targets
 
 
 def test_calls_name_what_remains_of_their_arguments():

@@ -44,6 +44,32 @@ class Branching(nn.Module):
         return self.linear(x) if x.sum() > 0 else x * self.linear.weight.sum()
 
 
+class Sign(torch.autograd.Function):
+    """The sign, with the gradient of the identity."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Binary(nn.Module):
+    """Calls a function that has a backward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Sign.apply(x)
+
+
+class Mapped(nn.Module):
+    """Maps a function over samples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(lambda row: row - row.mean())(x)
+
+
 class Twice(nn.Module):
     """Returns two tensors, which is more than an operation for a module makes."""
 
@@ -76,9 +102,9 @@ class Model(nn.Module):
         return self.head(x)
 
 
-def graph_of(inner):
+def graph_of(inner, outer=Model):
     with torch.device("meta"):
-        model, x = Model(inner), torch.zeros(2, 4, WIDTH)
+        model, x = outer(inner), torch.zeros(2, 4, WIDTH)
         target = torch.zeros(2, 4, dtype=torch.long)
     return trace(model, (x,), {}, target=target, loss_fn=lambda y, t: F.cross_entropy(
         y.flatten(0, 1), t.flatten()))  # fmt: skip
@@ -132,3 +158,19 @@ def test_a_module_that_makes_no_single_tensor_is_no_operation():
     with pytest.raises(TraceError) as caught:
         trace(model, (x,), {}, loss_fn=lambda y, _: y.mean())
     assert "depend" in caught.value.hint + caught.value.expected
+
+
+@pytest.mark.parametrize("inner", [Binary, Mapped])
+def test_what_a_trace_would_get_wrong_is_run_whole(inner):
+    graph = graph_of(inner)
+    assert sum(op.target == OPAQUE for op in graph.ops) == 5
+
+
+def test_a_backward_outside_of_a_module_is_refused():
+    class Straight(Model):
+        def forward(self, x):
+            return super().forward(Sign.apply(x))
+
+    with pytest.raises(TraceError, match="autograd function Sign") as caught:
+        graph_of(nn.Identity, Straight)
+    assert "module of its own" in caught.value.hint

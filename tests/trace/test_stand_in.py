@@ -29,7 +29,7 @@ def test_calls_are_recorded_and_counters_hidden():
     model.blocks[1](x)
     assert model.blocks[2](x).shape == x.shape
     assert recorder.counts["blocks.2"] == 1
-    name, (args, kwargs), output = recorder.calls["blocks.2"]
+    name, (args, kwargs), output = recorder.calls["blocks.2#1"]
     assert (name, args, kwargs) == ("Counted", (Ref("blocks.2#1:in:0"),), {})
     assert output == Ref("blocks.2#1:out:0")
     assert isinstance(model.blocks[1].layer_idx, Unreadable)
