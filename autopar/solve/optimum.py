@@ -15,7 +15,7 @@ from autopar.solve.patterns import Listing, Pattern, Request, list_patterns
 from autopar.solve.windows import Arcs, Open, arcs_below, arcs_by_content, residual_seconds
 
 # Ranks with more layers have more patterns than can be listed; their relaxation is off by little.
-MOST_LAYERS = 24
+MOST_LAYERS = 64
 Key = tuple[Place, int]  # place and content
 
 

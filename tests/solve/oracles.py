@@ -1,8 +1,8 @@
 """Two further ways to the optimum, neither of which shares anything with the search.
 
 ``tried`` evaluates every assignment of a small problem with numpy. ``counted`` is an integer
-program for larger ones: which interval a stage takes, and how many layers of each class use each
-option there.
+program for larger ones: which interval of the order a rank takes, and how many layers of each class
+use each option in each of its stages.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _least(problem: Problem, menus: Any, choices: Any, starts: tuple[int, ...]) 
 
 
 def counted(problem: Problem) -> float:
-    """As ``tried``. Linked layers must be the only ones of their classes."""
+    """As ``tried``, without cuts. Linked layers must be the only ones of their classes."""
     if not problem.linked:
         return _count(problem)
     ((i, j),) = problem.linked
@@ -87,18 +87,19 @@ def _only(problem: Problem, classes: tuple[int, ...], key: str) -> Problem:
 
 def _count(problem: Problem) -> float:
     model = pulp.LpProblem("counting", pulp.LpMinimize)
-    c, classes = problem.configuration, range(len(problem.menus))
+    c, stage = problem.configuration, _stages(problem)
     lead: list[Any] = []
     work, last = [[] for _ in range(c.pp)], [[] for _ in range(c.pp)]
     held: list[list[Any]] = [[] for _ in range(c.pp)]
     most = [pulp.LpVariable(f"most_{p}", lowBound=0) for p in range(c.pp)]
-    takes = [_intervals(problem, s) for s in range(c.stages)]
+    takes = [_intervals(problem, p) for p in range(c.pp)]
     _join(model, problem, takes)
-    for s, take in enumerate(takes):
+    order = [problem.layers[i] for i in problem.fold.layers]
+    for s in range(c.stages):
         rank, transfer = s % c.pp, problem.p2p_seconds * neighbours(c.stages, s)
         work[rank].append(c.num_microbatches * transfer - transfer / c.virtual_stages)
         lead.append(transfer / c.virtual_stages)
-        for k in classes:
+        for k in range(len(problem.menus)):
             uses = []
             for number, option in enumerate(problem.menus[k]):
                 n = pulp.LpVariable(f"n_{s}_{k}_{number}", 0, len(problem.layers), "Integer")
@@ -111,7 +112,10 @@ def _count(problem: Problem) -> float:
                 last[rank].append(option.step_seconds * n)
                 held[rank].append(option.held_bytes(c.depth(s)) * n)
                 uses.append(n)
-            counts = [(x, problem.layers[i:j].count(k)) for (i, j), x in take.items()]
+            mine = [
+                own == k and chunk == s // c.pp for own, chunk in zip(order, stage, strict=True)
+            ]
+            counts = [(x, sum(mine[i:j])) for (i, j), x in takes[rank].items()]
             model += pulp.lpSum(uses) == pulp.LpAffineExpression(counts)
     slowest, finish = (pulp.LpVariable(name, lowBound=0) for name in ("slowest", "finish"))
     for rank in range(c.pp):
@@ -125,19 +129,26 @@ def _count(problem: Problem) -> float:
     return float(pulp.value(model.objective)) if solved else float("inf")
 
 
-def _intervals(problem: Problem, stage: int) -> dict[tuple[int, int], Any]:
-    layers, stages = len(problem.layers), problem.configuration.stages
-    starts = problem.cuts[stage] if problem.cuts else range(stage, layers)
+def _stages(problem: Problem) -> tuple[int, ...]:
+    """Which of a rank's stages each place of the order belongs to."""
+    return problem.turns or (0,) * len(problem.layers)
+
+
+def _intervals(problem: Problem, rank: int) -> dict[tuple[int, int], Any]:
+    """A variable for each interval that a rank may take, with a layer for each of its stages."""
+    layers, ranks = len(problem.layers), problem.configuration.pp
+    stage, number = _stages(problem), problem.configuration.virtual_stages
     return {
-        (i, j): pulp.LpVariable(f"x_{stage}_{i}_{j}", cat="Binary")
-        for i in starts
-        for j in range(i + 1, layers - (stages - stage - 1) + 1)
-        if (stage > 0 or i == 0) and (stage < stages - 1 or j == layers)
-    }
+        (i, j): pulp.LpVariable(f"x_{rank}_{i}_{j}", cat="Binary")
+        for i in range(layers)
+        for j in range(i + 1, layers + 1)
+        if (i == 0) == (rank == 0) and (j == layers) == (rank == ranks - 1)
+        and len(set(stage[i:j])) == number
+    }  # fmt: skip
 
 
 def _join(model: Any, problem: Problem, takes: list[dict[tuple[int, int], Any]]) -> None:
-    """Each stage takes one interval, which begins where the one before it ends."""
+    """Each rank takes one interval, which begins where the one before it ends."""
     for take in takes:
         model += pulp.lpSum(take.values()) == 1
     for before, after in itertools.pairwise(takes):

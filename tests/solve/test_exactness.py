@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autopar.errors import InfeasiblePlanError
+from autopar.solve.fold import even_starts, turns_through
 from autopar.solve.price import violations
 from autopar.solve.problem import Configuration, Problem
 from autopar.solve.search import TOLERANCE, solve
@@ -61,30 +62,41 @@ def test_the_fast_enumeration_equals_the_definitions(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_counting_equals_trying_everything(seed: int) -> None:
     rng = random.Random(seed)
-    given = replace(problem(rng, rng.randint(2, 6), 3, 3), linked=())
+    given = replace(problem(rng, rng.randint(2, 6), 3, 3), linked=(), cuts=())
     assert counted(given) == pytest.approx(tried(given), rel=1e-5)
 
 
-def _large(seed: int) -> Problem:
+def _large(seed: int, schedule: str = "") -> Problem:
     """Embedding, head and two kinds of blocks, in turn or one behind the other."""
     rng = random.Random(seed)
     blocks = rng.choice([24, 30, 36, 48])
     inner = [1 + (i % 2) for i in range(blocks)]
     layers = (0, *(inner if seed % 2 else sorted(inner)), 3)
     pp, m = rng.choice([2, 2, 3]), rng.choice([4, 8, 16])
-    schedule = rng.choice(["1f1b", "1f1b", "gpipe", "zero_bubble"])
-    count = m * pp if schedule == "zero_bubble" else m
-    configuration = Configuration(pp, 1, 1, 1, count, schedule)
+    schedule = schedule or rng.choice(["1f1b", "1f1b", "gpipe", "zero_bubble"])
+    v = rng.choice([2, 3, 4]) if schedule == "interleaved_1f1b" else 1
+    count = m if schedule in ("1f1b", "gpipe") else m * pp
+    configuration = Configuration(pp, 1, 1, 1, count, schedule, virtual_stages=v)
     menus = tuple(tuple(option(rng, f"k{k}") for k in range(3)) for _ in range(4))
     lightest = [min(o.state_bytes + o.activation_bytes * pp for o in menu) for menu in menus]
     room = sum(lightest[c] for c in layers) // pp
     return Problem(configuration, layers, menus, int(room * rng.uniform(1.2, 2.5)) + 60, 0.1,
-                   linked=((0, len(layers) - 1),) if rng.random() < 0.5 else ())  # fmt: skip
+                   linked=((0, len(layers) - 1),) if rng.random() < 0.5 else (),
+                   turns=_by_turns(blocks, configuration) if v > 1 else ())  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2, 3, 4, 6, 7, 8, 9, 10])
-def test_large_problems_equal_counting_of_classes(seed: int) -> None:
-    given = _large(seed)
+def _by_turns(blocks: int, configuration: Configuration) -> tuple[int, ...]:
+    starts = even_starts(blocks, configuration.stages)
+    return turns_through(starts, (2, *(1,) * (blocks - 2), 2), configuration.pp)
+
+
+@pytest.mark.parametrize(
+    ("seed", "schedule"),
+    [*((s, "") for s in (0, 1, 2, 3, 4, 6, 7, 8, 9, 10)),
+     *((s, "interleaved_1f1b") for s in range(20, 26)), *((s, "zero_bubble") for s in range(4))],
+)  # fmt: skip
+def test_large_problems_equal_counting_of_classes(seed: int, schedule: str) -> None:
+    given = _large(seed, schedule)
     exact = counted(given)
     if exact < math.inf:
         solution = solve(candidates([given]), gap=1e-4, time_limit=30)

@@ -120,7 +120,7 @@ def planned():
                             precision="fp32", gap=GAP, **more)  # fmt: skip
 
     with shared_work():
-        start = {"pp": 2, "tp": 2, "microbatch_size": 4}
+        start = {"pp": 2, "tp": 2, "microbatch_size": 4, "schedule": "1f1b"}
         limit = int(0.6 * plan(start).prediction.memory_bytes)
         within = partial(plan, memory_limit=limit)
         yield within, within(start), within({})
