@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from math import inf
 from types import TracebackType
 
 from rich.console import Console
@@ -48,11 +49,15 @@ class ProgressDisplay:
     def plan_progress(
         self, done: int, total: int, incumbent: float | None, bound: float | None
     ) -> None:
-        """Shows ``done`` of ``total`` configurations, the best plan's seconds and its gap."""
+        """Shows ``done`` of ``total`` configurations, best plan and bound in seconds, and the gap.
+
+        No plan takes less than ``bound`` seconds; it may be infinite where nothing fits.
+        """
         text = f"searched {done} of {total} configurations"
-        if incumbent:
-            text += f", best {duration(incumbent)}"
-            text += f", gap {percent(max(0.0, 1 - bound / incumbent))}" if bound else ""
+        text += f", best {duration(incumbent)}" if incumbent else ", no plan yet"
+        if bound and 0 < bound < inf:
+            text += f", bound {duration(bound)}"
+            text += f", gap {percent(max(0.0, 1 - bound / incumbent))}" if incumbent else ""
         self.labelled(text, done, total)
 
     def labelled(self, label: str, done: int, total: int) -> None:

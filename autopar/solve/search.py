@@ -54,8 +54,9 @@ class _Search:
 
     No plan costs less than ``bound``: the least of ``dropped`` (everything excluded by a bound),
     ``unexplored`` (candidates not built yet) and the bounds of the chains in ``open``.
-    ``problems`` are those built while there was no plan, to explain why there is none; ``seen``
-    are those that were tried, the most promising first, a few of each family.
+    ``proven`` is the highest bound that was reported. ``problems`` are those built while there was
+    no plan, to explain why there is none; ``seen`` are those that were tried, the most promising
+    first, a few of each family.
     """
 
     queue: Queue
@@ -69,6 +70,7 @@ class _Search:
     open: list[Open] = field(default_factory=list)
     fate: dict[int, str] = field(default_factory=dict)
     stopped: str = ""
+    proven: float = -np.inf
     problems: list[Problem] = field(default_factory=list)
     seen: list[Problem] = field(default_factory=list)
 
@@ -84,10 +86,11 @@ class _Search:
         return min(lowest, self.best.seconds) if self.best else lowest
 
     def report(self) -> None:
-        """Tells the caller how far the search is."""
+        """Tells the caller how far the search is; what was once proven stays so."""
         if self.progress:
+            self.proven = max(self.proven, self.bound)
             seconds = self.best.seconds if self.best else None
-            self.progress(len(self.fate), self.queue.considered, seconds, float(self.bound))
+            self.progress(len(self.fate), self.queue.considered, seconds, float(self.proven))
 
 
 def solve(
@@ -115,6 +118,7 @@ def solve(
     try:
         _explore(search)
         _close(search)
+        search.report()
     except OutOfTimeError:
         search.stopped = "time limit"
     except KeyboardInterrupt:
@@ -162,7 +166,7 @@ def _explore(search: _Search) -> None:
         entry = queue.pop(hurry=search.best is None)
         if entry is not None:
             search.fate[entry.number] = _try(search, entry.number, entry.problem)
-            search.report()
+        search.report()
     search.unexplored = np.inf
 
 
@@ -301,6 +305,7 @@ def _solve_open(search: _Search, budget: int) -> None:
             _accept(search, opened, starts, [pattern.taken for pattern in patterns])
         bound = min(target, search.target, answer.residual)
         search.open[k] = replace(opened, bound=max(opened.bound, bound))
+        search.report()
 
 
 def _failure(

@@ -22,7 +22,20 @@ def test_shows_after_a_while_on_a_terminal(monkeypatch):
     with shown:
         shown.plan_progress(3, 10, 0.5, 0.45)
         time.sleep(0.4)
-    assert "searched 3 of 10 configurations, best 500 ms, gap 10 %" in stream.getvalue()
+    assert (
+        "searched 3 of 10 configurations, best 500 ms, bound 450 ms, gap 10 %" in stream.getvalue()
+    )
+
+
+def test_before_there_is_a_plan_the_bound_is_shown(monkeypatch):
+    stream, shown = display(True, monkeypatch)
+    with shown:
+        shown.plan_progress(0, 10, None, 0.45)
+        time.sleep(0.4)
+        shown.plan_progress(10, 10, None, float("inf"))
+        time.sleep(0.4)
+    assert "searched 0 of 10 configurations, no plan yet, bound 450 ms" in stream.getvalue()
+    assert "bound inf" not in stream.getvalue()
 
 
 def test_short_work_shows_nothing(monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -32,17 +33,34 @@ def _small(seed: int) -> list[Problem]:
 
 
 def check(problems: list[Problem], exact: float) -> None:
-    """The search proves ``exact`` to be the optimum, or that there is none."""
+    """The search proves ``exact`` to be the optimum, or that there is none; so it always said."""
+    told: list[tuple[int, int, float | None, float]] = []
+    listen = partial(solve, candidates(problems), gap=1e-6, progress=lambda *s: told.append(s))
     if exact == math.inf:
         with pytest.raises(InfeasiblePlanError):
-            solve(candidates(problems), gap=1e-6)
+            listen()
+        assert all(best is None for _, _, best, _ in told)
         return
-    solution = solve(candidates(problems), gap=1e-6)
+    solution = listen()
+    check_told(told, exact)
+    assert told[-1][2] == solution.objective_seconds
+    assert told[-1][3] <= solution.bound_seconds * (1 + TOLERANCE)
     assert solution.status == "optimal"
     assert solution.gap <= 1e-6 + TOLERANCE
     assert solution.objective_seconds == pytest.approx(exact, rel=1e-6 + 2 * TOLERANCE)
     assert solution.bound_seconds <= exact * (1 + TOLERANCE)
     assert violations(solution.problem, solution.boundaries, solution.options) == []
+
+
+def check_told(told: list[tuple[int, int, float | None, float]], exact: float) -> None:
+    """At every moment the bound is one, and no progress is ever taken back."""
+    plans = [best for _, _, best, _ in told if best is not None]
+    bounds = [bound for _, _, _, bound in told]
+    assert bounds == sorted(bounds)
+    assert bounds[-1] <= exact * (1 + TOLERANCE)
+    assert plans == sorted(plans, reverse=True)
+    assert plans[-1] >= exact * (1 - TOLERANCE)
+    assert [done for done, *_ in told] == sorted(done for done, *_ in told)
 
 
 @SMALL

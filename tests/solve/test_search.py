@@ -122,8 +122,10 @@ def test_progress_reports_a_rising_bound_below_the_plan() -> None:
     assert seen
     assert all(done <= total == 3 for done, total, _, _ in seen)
     assert all(best is None or bound <= best for _, _, best, bound in seen)
-    assert seen[-1][2] is not None
-    assert solution.objective_seconds <= seen[-1][2]
+    assert [bound for *_, bound in seen] == sorted(bound for *_, bound in seen)
+    best, bound = seen[-1][2:]
+    assert best == solution.objective_seconds
+    assert 1 - bound / best == pytest.approx(solution.gap, abs=1e-9), "the gap of the plan itself"
 
 
 def test_the_time_limit_returns_what_there_is() -> None:
