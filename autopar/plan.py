@@ -132,7 +132,7 @@ class SolverReport:
 class Baseline:
     """What a user would have typed.
 
-    ``step_seconds`` is None where it cannot run; ``reason`` says why.
+    ``step_seconds`` is None where it cannot run; ``reason`` says why, or which pins it breaks.
     """
 
     name: str

@@ -15,7 +15,7 @@ from autopar.errors import UsageError
 from autopar.graph import Graph
 from autopar.plan import Baseline, Mesh, Plan, Prediction, Provenance, RunnerUp, SolverReport
 from autopar.solve.assemble import assemble
-from autopar.solve.baselines import run_baselines
+from autopar.solve.baselines import combined, run_baselines
 from autopar.solve.infeasible import NothingLegalError, Relaxation
 from autopar.solve.intra import LAYOUTS
 from autopar.solve.menus import Pricer
@@ -293,29 +293,28 @@ def _baselines(
     """What the user would have typed, priced as the plan is, and the best of all of them.
 
     The schedule is simulated behind the optimisation, so a baseline can come out ahead of the
-    optimum of the closed form; where no pin forbids it, it is then the plan. Whoever presses
+    optimum of the closed form; if it honours all pins, it is then the plan. Whoever presses
     Ctrl-C wants the plan that there is: then there are none.
     """
     if solution.status == "interrupted":
         return solution, ()
-    found = [solution, *solution.runners_up]
+    request, found = traced.request, [solution, *solution.runners_up]
 
     def solve_pinned(pins: dict[str, Any], even: bool) -> Solution:
         own = replace(_with_pins(traced, pricer, pins), equal_stages=even)
         candidates = _candidates(traced, own, pins)
         limit = min(BASELINE_SECONDS, traced.seconds_left)
         result = solve(candidates, time_limit=limit, solver=traced.request.solver, advise=False)
-        found.append(result)
+        if combined(request.pins, pins) == pins:
+            found.append(result)
         return replace(result, objective_seconds=_step_seconds(traced, own, result))
 
-    request = traced.request
     node = request.cluster.devices_per_node
     try:
-        baselines = run_baselines(solve_pinned, request.world_size, node)
+        baselines = run_baselines(solve_pinned, request.world_size, node, request.pins)
     except KeyboardInterrupt:
         return solution, ()
-    eligible = found[: 1 + len(solution.runners_up)] if request.pins else found
-    best = min(eligible, key=lambda s: _step_seconds(traced, pricer, s))
+    best = min(found, key=lambda s: _step_seconds(traced, pricer, s))
     others = tuple(s for s in (solution, *solution.runners_up) if s is not best)
     best = replace(best, bound_seconds=solution.bound_seconds, status=solution.status,
                    gap=1 - solution.bound_seconds / best.objective_seconds,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 
 import pytest
 import torch
 
 import autopar
+from autopar import planner
 from autopar.errors import InfeasiblePlanError, UsageError
 from autopar.plan import Plan
 from examples.gpt import loss_fn
@@ -191,10 +193,34 @@ def test_runners_up_are_slower_and_of_another_kind(plans):
         assert runner.mesh.pp * runner.mesh.dp * runner.mesh.tp == 4
 
 
-def test_no_baseline_is_faster_than_the_plan(plans):
-    plan = plans["free"]
-    fastest = min(b.step_seconds for b in plan.baselines if b.step_seconds is not None)
-    assert fastest >= plan.prediction.step_seconds * (1 - 1e-9)
+@pytest.mark.parametrize("name", PINS)
+def test_no_baseline_that_honours_the_pins_is_faster_than_the_plan(plans, name):
+    plan = plans[name]
+    ran = [b for b in plan.baselines if b.step_seconds is not None]
+    honest = [b.step_seconds for b in ran if not b.reason]
+    assert min(honest, default=math.inf) >= plan.prediction.step_seconds * (1 - 1e-9)
+    assert ran
+    for base in ran:
+        assert not base.reason or any(f"{k}={v}" in base.reason for k, v in PINS[name].items())
+
+
+def test_a_baseline_that_honours_the_pins_and_is_faster_is_the_plan(monkeypatch):
+    """The search is made to miss what the recipes find: it gets micro-batches of 1 alone."""
+    real, searches = planner.solve, []
+
+    def solve(candidates, **more):
+        if "runners" in more:  # the search, not a baseline
+            listed = [c for group in candidates for c in group.expand()]
+            candidates = [c for c in listed if c.configuration.microbatch_size == 1]
+            searches.append(candidates)
+        return real(candidates, **more)
+
+    monkeypatch.setattr(planner, "solve", solve)
+    plan = make(pin={"pp": 2})
+    assert searches
+    assert plan.microbatch_size > 1
+    honest = [b.step_seconds for b in plan.baselines if b.step_seconds and not b.reason]
+    assert min(honest) == pytest.approx(plan.prediction.step_seconds)
 
 
 def test_the_even_pipeline_is_a_baseline(plans):

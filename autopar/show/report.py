@@ -216,7 +216,8 @@ def _baseline_row(base: Baseline, step_seconds: float) -> tuple[str, ...]:
         return (base.name, "cannot run", "-", memory, base.reason)
     ratio = f"{base.step_seconds / step_seconds:.2f} x the time"
     memory = size(base.memory_bytes or 0)
-    return (base.name, duration(base.step_seconds), ratio, memory, base.description)
+    remark = f"{base.description}; {base.reason}" if base.reason else base.description
+    return (base.name, duration(base.step_seconds), ratio, memory, remark)
 
 
 def _runners_up(plan: Plan) -> Section | None:

@@ -1,6 +1,7 @@
 """What a user would have typed instead: published recipes as pins, solved like any other plan.
 
-Whatever a recipe leaves open is chosen by the solver, so each is shown at its best.
+Whatever a recipe leaves open is chosen by the user's pins, then by the solver, so each is shown
+at its best. A recipe that cannot honour the pins is solved without them, which is then said.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 from autopar.errors import AutoparError
 from autopar.plan import Baseline
+from autopar.solve.pins import entries
 from autopar.solve.price import rank_memory_bytes
 from autopar.solve.problem import Solution
 
@@ -111,27 +113,40 @@ RECIPES = (
 )  # fmt: skip
 
 
+def combined(given: Pins, recipe: Pins) -> Pins | None:
+    """The pins of a user and of a recipe; None where they disagree about a decision."""
+    return None if _disagreements(given, recipe) else {**given, **recipe}
+
+
+def _disagreements(given: Pins, recipe: Pins) -> list[str]:
+    """The user's pins that the recipe decides otherwise."""
+    return [str(e) for e in entries(given) if e.value != recipe.get(e.kind, e.value)]
+
+
 def run_baselines(
-    solve_pinned: SolvePinned, world_size: int, devices_per_node: int
+    solve_pinned: SolvePinned, world_size: int, devices_per_node: int, given: Pins | None = None
 ) -> tuple[Baseline, ...]:
     """Every recipe with its predicted step, or with the reason why it cannot run.
+
+    Under the pins ``given`` by the user where it can be; else ``reason`` says so.
 
     Args:
         solve_pinned: solves the task under these pins, with equal stages or the best ones; raises
             AutoparError if that is impossible.
         world_size: number of devices.
         devices_per_node: how many of them share the fast links.
+        given: the user's pins.
     """
     machines = Machines(world_size, devices_per_node)
-    known: dict[tuple[Any, ...], Solution | AutoparError] = {}
+    known: dict[tuple[bool, str], Solution | AutoparError] = {}
 
     def once(pins: Pins, even: bool) -> Solution | AutoparError:
-        key = (even, *sorted(pins.items()))
+        key = (even, repr(sorted(pins.items())))
         if key not in known:
             known[key] = _attempt(solve_pinned, pins, even)
         return known[key]
 
-    return tuple(_run(recipe, machines, once) for recipe in RECIPES)
+    return tuple(_run(recipe, machines, once, given or {}) for recipe in RECIPES)
 
 
 def _attempt(solve_pinned: SolvePinned, pins: Pins, even: bool) -> Solution | AutoparError:
@@ -142,16 +157,22 @@ def _attempt(solve_pinned: SolvePinned, pins: Pins, even: bool) -> Solution | Au
 
 
 def _run(
-    recipe: Recipe, machines: Machines, once: Callable[[Pins, bool], Solution | AutoparError]
-) -> Baseline:
+    recipe: Recipe, machines: Machines, once: Callable[[Pins, bool], Solution | AutoparError],
+    given: Pins,
+) -> Baseline:  # fmt: skip
+    attempts = list(recipe.attempts(machines))
+    honouring = [pins for own in attempts if (pins := combined(given, own)) is not None]
     reason = "needs more than one device"
-    for pins in recipe.attempts(machines):
+    for pins in [*honouring, *(attempts if given else [])]:
         result = once(pins, recipe.even)
-        if not isinstance(result, AutoparError):
-            memory = max(rank_memory_bytes(result.problem, result.boundaries, result.options))
-            described = f"{recipe.description} ({_degrees(pins)})"
-            return Baseline(recipe.name, described, result.objective_seconds, memory)
-        reason = str(result).splitlines()[0]
+        if isinstance(result, AutoparError):
+            reason = str(result).splitlines()[0]
+            continue
+        memory = max(rank_memory_bytes(result.problem, result.boundaries, result.options))
+        described = f"{recipe.description} ({_degrees(pins)})"
+        breaks = _disagreements(given, pins) or ["pins under which it cannot run"]
+        remark = "" if combined(given, pins) == pins else f"breaks {', '.join(breaks)}"
+        return Baseline(recipe.name, described, result.objective_seconds, memory, remark)
     return Baseline(recipe.name, recipe.description, None, None, reason)
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 from autopar.errors import InfeasiblePlanError, UsageError
-from autopar.solve.baselines import RECIPES, Machines, run_baselines
+from autopar.solve.baselines import RECIPES, Machines, combined, run_baselines
 from autopar.solve.problem import Configuration, Option, Problem, Solution
 
 OPTION = Option("k", 0, 0, "none", 1.0, 2.0, 0.5, 100, 10, 5)
@@ -74,3 +74,24 @@ def test_tp_that_does_not_divide_the_heads_gives_way_to_the_next() -> None:
 
     found = {b.name: b for b in run_baselines(solve_pinned, 16, 8)}
     assert "dp=4 tp=4" in found["TP in the node"].description
+
+
+def test_recipes_are_solved_under_the_pins_that_they_can_honour() -> None:
+    def solve_pinned(pins: dict[str, Any], even: bool) -> Solution:
+        if "microbatch_size" in pins and pins["zero"] == 3:
+            raise UsageError("too many")
+        return _solution(pins)
+
+    given = {"recompute": {"h.*": "none"}, "microbatch_size": 2}
+    found = {b.name: b for b in run_baselines(solve_pinned, 16, 8, given)}
+    assert found["DDP"].reason == ""
+    assert found["GPipe"].reason == "breaks recompute@h.*=none"
+    assert found["FSDP"].reason == "breaks pins under which it cannot run"
+    assert found["FSDP"].step_seconds == 3.0
+
+
+def test_pins_and_recipes_together() -> None:
+    recipe = {"tp": 2, "zero": 3}
+    assert combined({"stages": [1, 1]}, recipe) == {"stages": [1, 1], "tp": 2, "zero": 3}
+    assert combined({"zero": {"h.0": 3}}, recipe) == recipe
+    assert combined({"zero": {"h.0": 2}}, recipe) is None
