@@ -11,6 +11,7 @@ import torch
 
 import autopar
 from autopar import planner
+from autopar.cluster import Cluster
 from autopar.errors import InfeasiblePlanError, UsageError
 from autopar.plan import Plan
 from examples.gpt import loss_fn
@@ -284,3 +285,41 @@ def test_groups_beyond_the_measured_ones_are_named():
 def test_plans_carry_the_errors_of_their_cost_model():
     assert make().cluster.step_error["points"] > 0
     assert make(cluster="h200-141g").cluster.step_error == {}
+
+
+def nodes_of(node, tmp_path):
+    """An H100 machine with another number of devices per node."""
+    path = tmp_path / "variant.json"
+    path.write_text(json.dumps({
+        "schema_version": 1, "extends": "h100-80g", "name": f"nodes-of-{node}", "source": "vendor",
+        "created": "2026-11-29", "description": "other nodes", "detail": "other nodes",
+        "devices_per_node": node,
+    }))  # fmt: skip
+    return Cluster.load(str(path))
+
+
+@pytest.fixture
+def no_baselines(monkeypatch):
+    """Half of the time of a plan that is small."""
+    monkeypatch.setattr(planner, "run_baselines", lambda *_: ())
+
+
+@pytest.mark.parametrize(
+    ("devices", "node", "pin"), [(12, 8, {"pp": 3, "tp": 2}), (24, 6, {"dp": 3, "tp": 4})]
+)
+def test_degrees_that_are_no_powers_of_two(tmp_path, no_baselines, devices, node, pin):
+    plan = make(gpt(3), devices, cluster=nodes_of(node, tmp_path), global_batch_size=48, pin=pin)
+    mesh = plan.mesh
+    assert mesh.pp * mesh.dp * mesh.tp == devices
+    assert mesh.dp * plan.microbatch_size * plan.num_microbatches == 48
+    assert pin.items() <= {"pp": mesh.pp, "dp": mesh.dp, "tp": mesh.tp}.items()
+    assert plan.solver.status == "optimal"
+
+
+def test_more_stages_than_powers_of_two(no_baselines):
+    """105 layers on 35 stages, as Megatron-Turing NLG 530B had them."""
+    plan = make(gpt(105), 35, global_batch_size=70, pin={"pp": 35, "recompute": "none"})
+    blocks = [sum(".h." in name for name in stage.layers) for stage in plan.stages]
+    assert sum(blocks) == 105
+    assert max(blocks) == 3
+    assert plan.solver.status == "optimal"

@@ -18,7 +18,7 @@ from autopar.solve.problem import Candidate, Configuration, Group, Problem, Solu
 
 Verify = Callable[[Sequence[Candidate | Group], float], Solution]
 
-GIB = 1024**3
+MIB, GIB = 1024**2, 1024**3
 # What the search for something that helps may take in all; what is not verified is not said.
 SECONDS = 10.0
 
@@ -255,5 +255,7 @@ def _cost(solution: Solution) -> float:
 
 
 def _gib(size: int) -> str:
-    """GiB with two decimals; bytes where that would read 0."""
-    return f"{size / GIB:.2f} GiB" if size >= GIB / 100 else f"{size} bytes"
+    """GiB with two decimals; MiB or bytes where that would read 0."""
+    if size >= GIB / 100:
+        return f"{size / GIB:.2f} GiB"
+    return f"{size / MIB:.2f} MiB" if size >= MIB / 100 else f"{size} bytes"
