@@ -30,7 +30,7 @@ FREE: dict[str, tuple[Callable[[], Any], int]] = {
     "llama-3-8b": (lambda: llama(32, 4096, 32, 8, 14336, 4096), 4096),
 }
 DEEP = "mt-nlg-530b"
-DEEP_DEVICES, DEEP_STAGES, DEEP_BATCH = (280, 560, 2240), 35, 1920
+DEEP_DEVICES, DEEP_STAGES, DEEP_BATCH = (2240, 2800, 3360), 35, 1920
 
 
 def cluster_of(base: str, node: int) -> Any:

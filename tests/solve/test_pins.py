@@ -121,9 +121,17 @@ def planned():
 
     with shared_work():
         start = {"pp": 2, "tp": 2, "microbatch_size": 4, "schedule": "1f1b"}
-        limit = int(0.6 * plan(start).prediction.memory_bytes)
-        within = partial(plan, memory_limit=limit)
-        yield within, within(start), within({})
+        most = plan(start).prediction.memory_bytes
+        for share in (0.7, 0.6, 0.5, 0.45, 0.4):
+            within = partial(plan, memory_limit=int(share * most))
+            known = within(start)
+            if differs(known):
+                break
+        yield within, known, within({})
+
+
+def differs(plan):
+    return len({(layer.zero, layer.recompute) for layer in plan.layers[1:-1]}) > 1
 
 
 GAP = 0.001
@@ -131,10 +139,10 @@ GAP = 0.001
 
 def test_the_plan_to_pin_has_layers_that_differ(planned):
     _, known, _ = planned
-    assert len({(layer.zero, layer.recompute) for layer in known.layers[1:-1]}) > 1
+    assert differs(known)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, database=None)
+@settings(max_examples=10, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_any_subset_of_a_plan_is_obeyed_and_completed_no_better_than_without(planned, data):
     plan, known, free = planned
