@@ -86,7 +86,8 @@ class Op:
     ``args`` and ``kwargs`` hold ``Ref``, ``Size``, plain scalars, strings (dtypes are
     written ``"torch.float32"``) and tuples of these. ``unit`` is the path of the
     module call that the operation belongs to, "" for the code between module calls.
-    ``inplace`` marks one that changes its first argument in the user's code.
+    ``inplace`` marks one that changes its first argument in the user's code. ``labels`` are the
+    variables that hold the outputs there, where that is known; operations are equal without it.
     """
 
     target: str
@@ -97,6 +98,7 @@ class Op:
     where: str = ""
     no_grad: bool = False
     inplace: bool = False
+    labels: tuple[str, ...] = field(default=(), compare=False)
 
     def inputs(self) -> tuple[str, ...]:
         """Names of the values that the operation reads, in order of first use."""
@@ -125,7 +127,8 @@ class Call:
 
     ``args`` and ``kwargs`` hold ``Ref`` for tensors and plain data for everything else;
     ``outputs`` is the nest of ``Ref`` that the module returned. ``parameters`` are the names
-    of the positional arguments in the module's signature.
+    of the positional arguments in the module's signature, ``defaults`` those that plain data is the
+    default of.
     """
 
     path: str
@@ -134,6 +137,7 @@ class Call:
     kwargs: dict[str, Any]
     outputs: Any
     parameters: tuple[str, ...] = ()
+    defaults: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

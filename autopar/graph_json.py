@@ -47,12 +47,12 @@ def encode(graph: Graph) -> dict[str, Any]:
         },
         "ops": [
             [op.target, encode_tree(op.args), encode_tree(op.kwargs), list(op.outputs), op.unit,
-             op.no_grad]
+             op.no_grad, list(op.labels)]
             for op in graph.ops
         ],
         "calls": {
             c.path: [c.class_name, *(encode_tree(t) for t in (c.args, c.kwargs, c.outputs)),
-                     list(c.parameters)]
+                     list(c.parameters), c.defaults]
             for c in graph.calls.values()
         },
         "context": list(graph.context),
@@ -69,14 +69,16 @@ def decode(data: dict[str, Any]) -> Graph:
         for name, (shape, dtype, kind, source, grad) in data["values"].items()
     }
     ops = tuple(
-        Op(target, decode_tree(args), decode_tree(kwargs), tuple(outputs), unit, "", no_grad)
-        for target, args, kwargs, outputs, unit, no_grad in data["ops"]
-    )
+        Op(target, decode_tree(args), decode_tree(kwargs), tuple(outputs), unit, "", no_grad,
+           labels=tuple(labels[0]) if labels else ())
+        for target, args, kwargs, outputs, unit, no_grad, *labels in data["ops"]
+    )  # fmt: skip
     calls = {
         path: Call(
-            path, name, decode_tree(args), decode_tree(kwargs), decode_tree(outputs), tuple(names)
+            path, name, decode_tree(args), decode_tree(kwargs), decode_tree(outputs),
+            tuple(names), *defaults,
         )
-        for path, (name, args, kwargs, outputs, names) in data["calls"].items()
-    }
+        for path, (name, args, kwargs, outputs, names, *defaults) in data["calls"].items()
+    }  # fmt: skip
     tied = tuple(tuple(group) for group in data["tied"])
     return Graph(values, ops, calls, (), tuple(data["context"]), data["inputs"], data["loss"], tied)

@@ -22,6 +22,7 @@ from autopar.graph import Op, Ref, Size, Value
 from autopar.trace.constants import Constants
 from autopar.trace.expand import expand
 from autopar.trace.known import KnownValues
+from autopar.trace.labels import Statement, label, statement_of
 from autopar.trace.losses import UnreducedLosses, as_torch_does
 from autopar.trace.model import Recorder, find_blocks, find_units, meta_copy, set_training
 from autopar.trace.norms import call_plain_norms, check_momentum
@@ -282,6 +283,7 @@ class _Reader:
     def __init__(self, raw: Raw, exported: ExportedProgram, frozen: set[str]) -> None:
         self.raw, self.exported, self.frozen = raw, exported, frozen
         self.names: dict[Any, Any] = {}
+        self.statements: list[Statement | None] = []
 
     def read(self) -> None:
         sources = _placeholder_sources(self.exported)
@@ -289,6 +291,7 @@ class _Reader:
             if node.op == "placeholder":
                 self._placeholder(node, *sources[node.name])
         self._walk(self.exported.graph, self.exported.graph_module, no_grad=False)
+        self.raw.ops = label(self.raw.ops, self.statements)
         outputs = next(n for n in self.exported.graph.nodes if n.op == "output").args[0]
         loss = self._arg(outputs[-1])
         if not isinstance(loss, Ref) or self.raw.values[loss.name].shape != ():
@@ -364,6 +367,7 @@ class _Reader:
         kwargs = {k: self._arg(v) for k, v in node.kwargs.items() if k not in _DROPPED}
         op = Op(str(node.target), args, kwargs, tuple(outputs), "", _where(node), no_grad)
         self.raw.ops.append(as_torch_does(op))
+        self.statements.append(statement_of(node.meta.get("stack_trace") or ""))
 
     def _unknown(self, node: Any) -> UntraceableError:
         """A transformation of functions, such as ``torch.vmap``, leaves calls in the graph."""

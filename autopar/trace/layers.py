@@ -53,7 +53,8 @@ def collect_calls(ops: list[Op], recorder: Recorder, same: dict[str, str]) -> di
         name, parameters = _run_name(run, recorder), recorder.parameters.get(module_of(run), ())
         call = as_call(name, recorded, tags, parameters)
         if call is not None:
-            calls[name] = call
+            defaults = recorder.defaults.get(module_of(run), {})
+            calls[name] = dataclasses.replace(call, defaults=defaults)
     return calls
 
 

@@ -156,6 +156,7 @@ class Recorder:
     calls: dict[str, tuple[str, Any, Any]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     parameters: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    defaults: dict[str, dict[str, Any]] = field(default_factory=dict)
     stack: list[str] = field(default_factory=list)
     watched: frozenset[str] = frozenset()
     samples: dict[str, tuple[Any, Any]] = field(default_factory=dict)
@@ -190,7 +191,13 @@ class Recorder:
             run = f"{path}#{count}"
             (args, kwargs), tree = _mark_tree((args, kwargs), f"{run}:in")
             self.calls[run] = (type(module).__name__, tree, None)
-            self.parameters[path] = tuple(inspect.signature(module.forward).parameters)
+            signature = inspect.signature(module.forward).parameters
+            self.parameters[path] = tuple(signature)
+            self.defaults[path] = {
+                name: parameter.default
+                for name, parameter in signature.items()
+                if isinstance(parameter.default, (bool, int, float, str, type(None)))
+            }
             self.passed.append(((args, kwargs), tree_flatten((args, kwargs))))
             return args, kwargs
 

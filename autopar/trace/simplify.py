@@ -40,7 +40,8 @@ def substitute(tree: Any, names: dict[str, str]) -> Any:
 def remove_identities(ops: list[Op], values: Values) -> tuple[list[Op], dict[str, str]]:
     """Drops ops that change nothing; returns the rest and what each dropped value equals."""
     same: dict[str, str] = {}
-    kept = []
+    kept: list[Op] = []
+    made: dict[str, int] = {}
     for op in ops:
         op = dataclasses.replace(
             op, args=substitute(op.args, same), kwargs=substitute(op.kwargs, same)
@@ -53,9 +54,18 @@ def remove_identities(ops: list[Op], values: Values) -> tuple[list[Op], dict[str
         if _is_identity(op, values):
             source = op.args[0].name
             same[op.outputs[0]] = source
+            if op.labels and source in made and not kept[made[source]].labels:
+                kept[made[source]] = _labelled(kept[made[source]], source, op.labels[0])
         else:
+            made |= dict.fromkeys(op.outputs, len(kept))
             kept.append(op)
     return kept, same
+
+
+def _labelled(op: Op, output: str, label: str) -> Op:
+    """The operation, one of whose outputs has the name of what an identity makes of it."""
+    labels = tuple(label if name == output else "" for name in op.outputs)
+    return dataclasses.replace(op, labels=labels)
 
 
 def _fits(op: Op, values: Values) -> bool:
@@ -105,7 +115,7 @@ def _product_then_bias(op: Op, target: str, factors: Any, bias: Ref, values: Val
     product = f"{out.name}_product"
     values[product] = dataclasses.replace(out, name=product)
     return [
-        dataclasses.replace(op, target=target, args=tuple(factors), outputs=(product,)),
+        dataclasses.replace(op, target=target, args=tuple(factors), outputs=(product,), labels=()),
         dataclasses.replace(op, target="aten.add.Tensor", args=(Ref(product), bias)),
     ]
 

@@ -51,6 +51,7 @@ def _forward(path: str, class_name: str, repeat: Repeat, recorder: Recorder) -> 
             raise NotRepeatedError(f"{path} is not called as {repeat.template} is")
         recorder.counts[path] = 1
         recorder.parameters[path] = recorder.parameters[repeat.template]
+        recorder.defaults[path] = recorder.defaults[repeat.template]
         result = _stand_in_output(leaves, output, path)
         recorder.calls[f"{path}#1"] = (
             class_name, refer((args, kwargs), f"{path}#1:in"), refer(output, f"{path}#1:out")
