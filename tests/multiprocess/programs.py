@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from autopar.run.load import import_program
 from examples.gpt import GPT, loss_fn
 from tests.emit.gpt_program import CONFIG
 from tests.multiprocess.collectives import CountCollectives
@@ -58,14 +56,7 @@ def single_device(steps: int = STEPS) -> dict[str, Any]:
 
 def load_program(path: str) -> ModuleType:
     """The program at ``path`` as a module."""
-    name = Path(path).stem
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+    return import_program(path)
 
 
 def share(tensor: Tensor, parallel: Any) -> Tensor:
