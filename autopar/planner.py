@@ -415,6 +415,9 @@ def _program(traced: _Traced, pricer: Pricer, solution: Solution) -> dict[str, A
         "device": pricer.cluster.device,
         "constants": traced.request.workload.constants(),
         "sync_norms": has_sync_norms(traced.request.workload.model),
+        "inplace": any(
+            getattr(m, "inplace", False) for m in traced.request.workload.model.modules()
+        ),
         "members": members,
         "reads": [list(slots) for slots in classes.reads],
         "writes": [list(slots) for slots in classes.writes],

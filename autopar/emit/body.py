@@ -7,20 +7,22 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from autopar.emit.lines import comment, wrap
-from autopar.emit.source import HELPED, Namer, Writer, dimension, group, literal, local_dimensions
+from autopar.emit.calls import call_arguments
+from autopar.emit.lines import arguments_of, comment, is_call
+from autopar.emit.source import HELPED, Namer, Writer, dimension, group, local_dimensions
 from autopar.graph import Call, Graph, Op, Ref, Size, Value, refs
 from autopar.strategies.rules import POINTWISE, RANDOM
 from autopar.strategies.sharding import Moved, Sharding
 from autopar.strategies.spec import argument, name_of
 from autopar.strategies.states import R, State, V
+from autopar.strategies.strategy import Strategy
 from autopar.trace.inplace import is_inplace
 
 # An expression longer than this gets a line and a name of its own.
 LONGEST_INLINE = 60
 LONGEST_ARITHMETIC = 40
-# Of generated lines; the program indents them by up to three levels.
-WIDTH = 88
+# Of a method's lines.
+WIDTH = 92
 _VIEWS = frozenset({
     "view", "reshape", "_unsafe_view", "flatten", "transpose", "permute", "t", "unsqueeze",
     "squeeze", "expand", "slice", "select", "to", "_to_copy", "neg", "tril", "ones",
@@ -41,6 +43,7 @@ class Body:
         calls: user's module calls to write instead of their ops, by index of their first op.
         used: names of the program's helper functions that the text calls.
         notes: comment for each move, by (value, target state).
+        width: of a line; a longer expression is taken apart where it can be.
     """
 
     graph: Graph
@@ -51,17 +54,21 @@ class Body:
     calls: dict[int, Call] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     notes: dict[tuple[str, str], str] = field(default_factory=dict)
+    width: int = WIDTH
     lines: list[str] = field(default_factory=list)
     inline: dict[tuple[str, State], str] = field(default_factory=dict)
     moved: dict[tuple[str, State], str] = field(default_factory=dict)
     _unit: str = ""
     _uses: Counter[str] = field(default_factory=Counter)
     _biased: set[str] = field(default_factory=set)
+    _readers: dict[str, Op] = field(default_factory=dict)
+    _inlined: dict[str, int] = field(default_factory=dict)
     _made_states: dict[str, State] | None = None
 
     def write(self, indices: Iterable[int], wanted: Iterable[str] = ()) -> list[str]:
-        """Lines for the ops; ``wanted`` are values that code behind them reads."""
-        order = list(indices)
+        """Statements for the ops, not yet broken; ``wanted`` are values that code behind reads."""
+        order = self._alive(list(indices), wanted)
+        self._readers = {n: self.graph.ops[i] for i in order for n in self.graph.ops[i].inputs()}
         self._uses = self._count_uses(order, wanted)
         self._biased = self._products_with_bias(order)
         skipped = {i for i in order if self._covered(i)}
@@ -71,6 +78,20 @@ class Body:
             elif index not in skipped:
                 self._op(index)
         return self.lines
+
+    def _alive(self, order: list[int], wanted: Iterable[str]) -> list[int]:
+        """The ops without those whose results nothing reads and that change nothing."""
+        read = {n for call in self.calls.values() for n in refs((call.args, call.kwargs))} | {
+            *wanted
+        }
+        kept = []
+        for index in reversed(order):
+            op = self.graph.ops[index]
+            effects = is_inplace(op) or name_of(op) in RANDOM | {"opaque"}
+            if effects or self._covered(index) or not read.isdisjoint(op.outputs):
+                kept.append(index)
+                read.update(op.inputs())
+        return kept[::-1]
 
     def read(self, value: str, state: State) -> str:
         """The expression for ``value`` in ``state``; writes the move to it if there is one."""
@@ -108,6 +129,7 @@ class Body:
         leaf = self.graph.values[move.value].source.rpartition(".")[2]
         base = self.namer.names.get(move.value) or leaf or move.value
         name = self.namer.fresh(f"{base}_{_SUFFIX[move.target.kind]}")
+        self.namer.bases[name] = self.namer.bases.get(base, base)
         note = self.notes.get((move.value, str(move.target)), "")
         self._line(f"{name} = {function}({source}{arguments})", note)
         self.moved[move.value, move.target] = name
@@ -115,23 +137,38 @@ class Body:
     def _op(self, index: int) -> None:
         op = self.graph.ops[index]
         self._unit = op.unit
-        strategy = self.sharding.strategies[index] if self.sharding else None
+        if name_of(op) == "batch_norm":
+            self._count_batch(op)
+        self.used |= {HELPED[name_of(op)]} if name_of(op) in HELPED else set()
+        text = self._text(op, index)
+        if self._single(op) and not self._draws(op, text, index) and self._may_inline(op, text):
+            self.inline[op.outputs[0], self._outputs(index)[0]] = text
+            self._inlined[op.outputs[0]] = index
+        else:
+            self._assign(op, text, index)
+
+    def _strategy(self, index: int) -> Strategy | None:
+        return self.sharding.strategies[index] if self.sharding else None
+
+    def _outputs(self, index: int) -> tuple[State, ...]:
+        strategy = self._strategy(index)
+        return strategy.outputs if strategy else (R,) * len(self.graph.ops[index].outputs)
+
+    def _text(self, op: Op, index: int) -> str:
+        """The right-hand side for an op."""
+        strategy = self._strategy(index)
         states = dict(strategy.inputs) if strategy else {}
-        outputs = strategy.outputs if strategy else (R,) * len(op.outputs)
-        shapes = {o: (o, s) for o, s in zip(op.outputs, outputs, strict=True)}
+        shapes = {o: (o, s) for o, s in zip(op.outputs, self._outputs(index), strict=True)}
         writer = Writer(
             self.graph.values,
             lambda name: self._operand(op, name, states.get(name, R)),
             lambda name: self._local(*shapes[name]),
         )
-        special = strategy.special if strategy else ""
-        if name_of(op) == "batch_norm":
-            self._count_batch(op)
-        text = _SPECIAL[special](self, op, states, writer) if special else writer.expression(op)
         if name_of(op) == "opaque":
-            text = self._module(op)
-        self.used |= {HELPED[name_of(op)]} if name_of(op) in HELPED else set()
-        self._assign(op, self._biased_linear(op, text), outputs)
+            return self._module(op)
+        special = strategy.special if strategy else ""
+        text = _SPECIAL[special](self, op, states, writer) if special else writer.expression(op)
+        return self._biased_linear(op, text)
 
     def _operand(self, op: Op, name: str, state: State) -> str:
         """What an op reads; under ``torch.no_grad`` no gradient flows into it."""
@@ -222,33 +259,88 @@ class Body:
         given = [f"{key}={value}" for key, value in options.items() if value is not None]
         return f"{function}({', '.join([*args, *given])})"
 
-    def _assign(self, op: Op, text: str, outputs: tuple[State, ...]) -> None:
-        key = (op.outputs[0], outputs[0])
-        random = name_of(op) in RANDOM and outputs[0].kind == "S" and "training" in text
-        single = len(op.outputs) == 1 and self._uses[op.outputs[0]] == 1 and not random
-        if single and self._may_inline(op, text):
-            self.inline[key] = text
-            return
+    def _single(self, op: Op) -> bool:
+        return len(op.outputs) == 1 and self._uses[op.outputs[0]] == 1
+
+    def _draws(self, op: Op, text: str, index: int) -> bool:
+        """Whether an op draws random numbers for a shard."""
+        sharded = self._outputs(index)[0].kind == "S"
+        return name_of(op) in RANDOM and sharded and "training" in text
+
+    def _assign(self, op: Op, text: str, index: int) -> None:
+        """A statement for an op; operands get names of their own until it can be laid out."""
         if is_inplace(op) and not self._uses[op.outputs[0]]:
             self._line(text, "")
             return
-        base = self._base_name(op)
-        names = [self.namer.bind(o, base if len(op.outputs) == 1 else f"{base}_{i}")
-                 for i, o in enumerate(op.outputs)]  # fmt: skip
-        note = self._shape_note(op.outputs[0], outputs[0])
+        bases = self._bases(op)
+        while self._overlong(f"{', '.join(bases)} = ", text) and self._name_longest(op):
+            text = self._text(op, index)
+        names = [self.namer.bind(o, base) for o, base in zip(op.outputs, bases, strict=True)]
+        note = self._shape_note(op, op.outputs[0], self._outputs(index)[0])
+        random = self._draws(op, text, index)
         if random:
             self.used.add("shard_rng")
             self.lines.append("with shard_rng():")
         self._line(f"{', '.join(names)} = {text}", note, indent=4 if random else 0)
 
+    def _overlong(self, head: str, text: str) -> bool:
+        """Whether a statement fits neither on one line nor as a call with a line per argument."""
+        if len(head) + len(text) <= self.width:
+            return False
+        return not is_call(text) or max(map(len, arguments_of(text))) + 5 > self.width
+
+    def _name_longest(self, op: Op) -> bool:
+        """Gives a name to the longest operand that stands in the expression of an op."""
+        known = [n for n in op.inputs() if n in self._inlined and n not in self._biased]
+        texts = {n: self.inline.get((n, self._made().get(n, R)), "") for n in known}
+        texts = {n: text for n, text in texts.items() if len(text) > 1}
+        if not texts:
+            return False
+        longest = max(texts, key=lambda name: len(texts[name]))
+        del self.inline[longest, self._made().get(longest, R)]
+        index = self._inlined.pop(longest)
+        inner = self.graph.ops[index]
+        self._assign(inner, self._text(inner, index), index)
+        return True
+
+    def _bases(self, op: Op) -> list[str]:
+        """The user's variables for what an op makes, or names after the module or operation."""
+        base = self._base_name(op)
+        if name_of(op) in _VIEWS and len(op.outputs) == 1:
+            base = self._viewed(op) or base
+        plain = [base] if len(op.outputs) == 1 else [f"{base}_{i}" for i in range(len(op.outputs))]
+        labels = op.labels or ("",) * len(plain)
+        return [label or base for label, base in zip(labels, plain, strict=True)]
+
+    def _takes_over(self, reader: Op, op: Op) -> bool:
+        """Whether what reads a variable is assigned to it again, or is a view or copy of it."""
+        copies = name_of(reader) in _VIEWS and not reader.labels
+        return reader.labels == op.labels or copies
+
+    def _viewed(self, op: Op) -> str:
+        """The variable of which an op makes a view or a copy, also where it has been inlined."""
+        if not op.args or not isinstance(op.args[0], Ref):
+            return ""
+        source = op.args[0].name
+        inner = self.graph.ops[self._inlined[source]] if source in self._inlined else None
+        if inner is not None and (inner.labels or name_of(inner) not in _VIEWS):
+            return inner.labels[0] if inner.labels else ""
+        if inner is not None:
+            return self._viewed(inner)
+        name = self.namer.names.get(source, "")
+        return self.namer.bases.get(name, name)
+
     def _may_inline(self, op: Op, text: str) -> bool:
         """Whether the text stays in the expression that uses it.
 
-        Short views and arithmetic do, and a product whose bias is added next.
+        Short views and arithmetic do, and a product whose bias is added next; not what the user
+        has a variable for, unless the reader is assigned to the same one.
         """
-        name = name_of(op)
+        name, reader = name_of(op), self._readers.get(op.outputs[0])
         if name in _PRODUCTS:
             return op.outputs[0] in self._biased
+        if op.labels and not (reader and self._takes_over(reader, op)):
+            return False
         limit = LONGEST_INLINE if name in _VIEWS else LONGEST_ARITHMETIC
         return len(text) <= limit and (name in _VIEWS or name in POINTWISE - RANDOM)
 
@@ -271,13 +363,7 @@ class Body:
 
     def arguments(self, call: Call) -> str:
         """The arguments of a module call as source."""
-
-        def name(value: str) -> str:
-            return self.read(value, R)
-
-        parts = [literal(a, name) for a in call.args]
-        parts += [f"{key}={literal(value, name)}" for key, value in call.kwargs.items()]
-        return ", ".join(parts)
+        return call_arguments(call, lambda value: self.read(value, R))
 
     def _targets(self, call: Call) -> str:
         path = call.path.partition("#")[0]
@@ -338,23 +424,27 @@ class Body:
     def _local(self, value: str, state: State) -> tuple[str, ...]:
         return local_dimensions(self.graph.values[value], state)
 
-    def _shape_note(self, value: str, state: State) -> str:
+    def _shaped_like_operand(self, op: Op) -> bool:
+        """Whether an operand that has a line with its shape has the shape of the result."""
+        shape = self.graph.values[op.outputs[0]].shape
+        return any(
+            self.graph.values[name].shape == shape
+            for name in op.inputs()
+            if name in self.namer.names and name not in self._inlined
+        )
+
+    def _shape_note(self, op: Op, value: str, state: State) -> str:
         item = self.graph.values[value]
         if not item.shape or not item.requires_grad:
             return ""
-        shape = ", ".join(self._local(value, state)).replace("MICROBATCH", "B")
-        suffix = {"S": f" sharded on {state.dim}"}.get(state.kind, _NOTES.get(state.kind, ""))
-        return f"({shape}){suffix}"
+        if name_of(op) in POINTWISE and state.kind != "P" and self._shaped_like_operand(op):
+            return ""
+        shape = ", ".join(self._local(value, state))
+        shape = shape.replace("MICROBATCH", "B").replace(" // TP", "/TP").replace(" * ", "*")
+        return f"({shape}){_NOTES.get(state.kind, '')}"
 
     def _line(self, text: str, note: str, indent: int = 0) -> None:
-        self.lines += [" " * indent + line for line in wrap(comment(text, note), WIDTH - indent)]
-
-
-def unpackable(outputs: Any) -> bool:
-    """Whether what a call returns can be taken apart by an assignment: no dicts in it."""
-    if isinstance(outputs, tuple):
-        return bool(outputs) and all(unpackable(item) for item in outputs)
-    return not isinstance(outputs, dict)
+        self.lines.append(" " * indent + comment(text, note))
 
 
 def spelled(graph: Graph, source: str, unit: str) -> str:
@@ -382,7 +472,7 @@ _BASES = {
     "split_with_sizes": "split",
     **dict.fromkeys(("grouped_mm", "grouped_mm_fallback"), "expert_rows"),
 }  # fmt: skip
-_NOTES = {"P": " partial sums", "D": " rows of this rank's experts"}
+_NOTES = {"P": ", partial sums", "D": ", rows of this rank's experts"}
 _SUFFIX = {"R": "full", "V": "full", "S": "shard"}
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from autopar.emit.constants import FORMATS, Tensor, constant, words
+from autopar.emit.constants import FORMATS, LINE, Tensor, constant, words
+from autopar.emit.lines import wrapped
 
 SCHEDULES = {
     "gpipe": "ScheduleGPipe",
@@ -121,6 +122,9 @@ class Program:
         mixes: whether batch normalisation takes statistics over the samples.
         keeps: whether any block changes its buffers, as running statistics do.
         offload: what is in host memory: "none", "optimizer", "activations" or "all".
+        uneven: whether dp may not divide the first dim of what a rank holds of some parameter.
+        float_inputs: whether inputs may be of floating point, and so be cast.
+        inplace: whether modules of the user's have a flag that lets them change what they receive.
         file_name: as the docstring's torchrun line spells it.
     """
 
@@ -162,6 +166,9 @@ class Program:
     mixes: bool = False
     keeps: bool = False
     offload: str = "none"
+    uneven: bool = True
+    inplace: bool = True
+    float_inputs: bool = True
     file_name: str = "program.py"
 
     @property
@@ -195,6 +202,16 @@ class Program:
     def shards(self) -> bool:
         """Whether any part is divided over dp."""
         return self.dp > 1 and any((*self.zero, self.ends_zero))
+
+    @property
+    def one_zero(self) -> bool:
+        """Whether everything is in one mode of ``fully_shard``."""
+        return self.dp == 1 or len({*self.zero, self.ends_zero}) == 1
+
+    @property
+    def places(self) -> bool:
+        """Whether ``fully_shard`` is told which dim it shards."""
+        return self.shards and self.uneven
 
     @property
     def recomputes(self) -> bool:
@@ -341,19 +358,28 @@ def render(program: Program) -> str:
         part_stages=[part.stage for part in program.parts],
         shared_stages={name: str(stages) for name, stages in program.shared.items()},
         unpack=unpack(program),
+        context="\n".join(wrapped(program.context.splitlines(), LINE - 8)),
         **FORMATS,
     )
     return text.rstrip("\n") + "\n"
 
 
 def flow_text(program: Program) -> str:
-    """The statements of ``Stage.forward`` behind the context, up to ``return loss``."""
+    """The statements of ``Stage.forward`` behind the context."""
     lines: list[str] = []
     for number, item in enumerate(program.flow):
         if number == len(program.flow) - 1 and program.pp > 1:
             lines += ["if not self.last:", f"    return {_sent(program)}"]
         lines += _part(program, item) if isinstance(item, Part) else _loop(program, item)
-    return "\n".join(lines)
+    return "\n".join(wrapped(_returned(lines), LINE - 8))
+
+
+def _returned(lines: list[str]) -> list[str]:
+    """A last statement ``loss = f(...)`` as ``return f(...)``."""
+    last = max(i for i, line in enumerate(lines) if not line.startswith((" ", ")", "]", "}")))
+    if not lines[last].startswith("loss = "):
+        return [*lines, "return loss"]
+    return [*lines[:last], f"return {lines[last].removeprefix('loss = ')}", *lines[last + 1 :]]
 
 
 def _sent(program: Program) -> str:
@@ -401,10 +427,11 @@ def tensor_imports(program: Program) -> list[str]:
     names = {"DTensor"}
     texts = [*program.classes, *program.ends_placements.values()]
     names |= {name for name in PLACEMENTS if any(f"{name}(" in text for text in texts)}
-    names.add("distribute_tensor")
+    if program.tp > 1:
+        names.add("distribute_tensor")
     if program.classes:
         names.add("Replicate")
-    if program.shards:
+    if program.places:
         names.add("Shard")
     return sorted(names)
 

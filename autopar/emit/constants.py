@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
+from autopar.emit.lines import lay_out
+
 LINE = 100
 Tensor = tuple[tuple[str, ...], str]
 Items = tuple[str, Sequence[str], str]
@@ -17,6 +19,10 @@ def constant(name: str, value: str | Items, note: str = "", indent: int = 0) -> 
     inline = ", ".join(items) + ("," if opening == "(" and len(items) == 1 else "")
     line = f"{pad}{name} = {opening}{inline}{closing}"
     comment = f"  # {note}" if note else ""
+    if len(line) > LINE and isinstance(value, str) and value.startswith("("):
+        above = f"{pad}# {note}\n" if note else ""
+        first, *rest = lay_out(value, LINE - len(pad) - len(f"{name} = "))
+        return above + "\n".join([f"{pad}{name} = {first}", *(pad + part for part in rest)])
     if len(line) <= LINE or isinstance(value, str):
         above = f"{pad}# {note}\n" if comment and len(line + comment) > LINE else ""
         return above + line if above else line + comment

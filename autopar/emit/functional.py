@@ -52,7 +52,7 @@ FUNCTIONAL: dict[str, tuple[str, tuple[str | None, ...]]] = {
     "relu6": ("relu6", ("input",)),
     "softmax": ("softmax", ("input", "dim", "dtype=")),
     "log_softmax": ("log_softmax", ("input", "dim", "dtype=")),
-    "pad": ("pad", ("input", "pad", "mode", "value")),
+    "pad": ("pad", ("input", "pad", "mode=", "value=")),
     "constant_pad_nd": ("pad", ("input", "pad", "value=")),
     "leaky_relu": ("leaky_relu", ("input", "negative_slope")),
     "one_hot": ("one_hot", ("input", "num_classes")),

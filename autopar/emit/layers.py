@@ -8,14 +8,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from autopar.emit.body import Body, unpackable
+from autopar.emit.body import Body
+from autopar.emit.calls import unpackable
 from autopar.emit.chassis import HELPERS
-from autopar.emit.constants import constant, mapping
-from autopar.emit.lines import wrap
+from autopar.emit.constants import LINE, constant, mapping
+from autopar.emit.lines import wrapped
+from autopar.emit.rebind import rebind, rebind_blocks
 from autopar.emit.source import Namer
 from autopar.graph import Call, Graph, Ref, refs
 from autopar.strategies.patterns import ENDS, Classes, restrict
 from autopar.strategies.sharding import Pattern, Sharding
+from autopar.strategies.spec import name_of
 from autopar.strategies.states import R
 
 RESERVED = (
@@ -31,10 +34,14 @@ RESERVED = (
     "checkpoint",
     "run",
     "outputs",
+    "local",
+    "MESH",
+    "DEVICE",
+    "DP",
+    "TP",
+    "MICROBATCH",
     *HELPERS,  # a variable of the same name would hide the function
 )
-# Statements of the Stage's forward are indented by up to four levels.
-CALL_WIDTH = 84  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,7 @@ class _Session:
     classes: Classes
     shardings: dict[str, Sharding]
     notes: dict[tuple[str, str], str]
+    guarded: bool = False
     used: set[str] = field(default_factory=set)
 
     def key_of(self, pattern: Pattern) -> str:
@@ -127,8 +135,9 @@ def _layer_class(session: _Session, pattern: Pattern, sharding: Sharding, name: 
         text = {key: f"({dim}, {parts})" for key, (dim, parts) in fused.items()}
         source += [constant("FUSED", mapping(text), indent=4)]
     header = f"def forward({', '.join(['self', *arguments])}):"
-    inner = _drop_copy([*body.lines, f"return {', '.join(results)}"])
-    source += ["", *_indent([header, *_indent(inner)])]
+    body.lines.append(f"return {', '.join(results)}")
+    inner, _ = rebind(body.lines, arguments, namer.bases, RESERVED)
+    source += ["", *_indent([header, *_indent(wrapped(_drop_copy(inner), LINE - 8))])]
     return LayerClass(name, "\n".join(source), placements, fused)
 
 
@@ -163,7 +172,7 @@ def stage_text(
     Where it is ``guarded``, parts of the code may run on different stages, and what one of them
     computes has no name in another.
     """
-    session = _Session(graph, classes, shardings, notes)
+    session = _Session(graph, classes, shardings, notes, guarded=guarded)
     slots = {slot for layer in (*classes.reads, *classes.writes) for slot in layer}
     namer = Namer((*RESERVED, *slots))
     inputs = {}
@@ -176,10 +185,13 @@ def stage_text(
         own = Namer()
         own.names, own.taken = dict(everywhere if guarded else namer.names), namer.taken
         write = _part if member in classes.parts else _block
-        lines = write(session, number, own)
+        statements.append(write(session, number, own))
         namer.names |= own.names
-        statements.append("\n".join(lines))
-    return StageText(inputs, tuple(context), tuple(statements), frozenset(session.used))
+        namer.bases |= own.bases
+    taken = (*RESERVED, *inputs, *slots)
+    context, *statements = rebind_blocks([context, *statements], namer.bases, taken)
+    texts = tuple("\n".join(_drop_copy(lines)) for lines in statements)
+    return StageText(inputs, tuple(context), texts, frozenset(session.used))
 
 
 def _part(session: _Session, number: int, namer: Namer) -> list[str]:
@@ -190,7 +202,9 @@ def _part(session: _Session, number: int, namer: Namer) -> list[str]:
     last = number == len(classes.members) - 1
     sharding = restrict(session.shardings[ENDS], part, graph)
     calls = _unit_calls(graph, part) if sharding.unsplit else {}
-    body = Body(graph, sharding, "model", "", namer, calls, notes=session.notes)
+    # Parts that depend on the stage stand behind an ``if``.
+    width = LINE - (8 if last or not session.guarded else 12)
+    body = Body(graph, sharding, "model", "", namer, calls, notes=session.notes, width=width)
     context = _context_lines(session, _part_context(graph, part, calls), namer)
     states = {graph.loss: R} if last else {n: sharding.boundary[n] for n in part.sent}
     body.write(part.ops, states)
@@ -198,7 +212,7 @@ def _part(session: _Session, number: int, namer: Namer) -> list[str]:
     targets = ["loss"] if last else classes.writes[number]
     session.used |= body.used
     assignment = f"{', '.join(targets)} = {', '.join(results)}"
-    return _drop_copy([*context, *body.lines, *([assignment] if targets else [])])
+    return [*context, *body.lines, *([assignment] if targets else [])]
 
 
 def _part_context(graph: Graph, part: Pattern, calls: dict[int, Call]) -> list[str]:
@@ -222,7 +236,7 @@ def _block(session: _Session, number: int, namer: Namer) -> list[str]:
         extra = context_inputs(graph, pattern, pattern.name)
         arguments = ", ".join([*reads, *(body.read(n, R) for n in extra)])
         targets = f"{', '.join(writes)} = " if writes else ""
-        return wrap(f"{targets}self.run(index, {arguments})", CALL_WIDTH)
+        return [f"{targets}self.run(index, {arguments})"]
     call = graph.calls[pattern.name]
     arguments = body.arguments(call)
     wanted = dict(zip(pattern.sent, writes, strict=True))
@@ -232,20 +246,21 @@ def _block(session: _Session, number: int, namer: Namer) -> list[str]:
 def assigned(call: str, outputs: Any, wanted: dict[str, str]) -> list[str]:
     """Statements that take the values ``wanted``, {value: variable}, out of what a call returns."""
     if not wanted:
-        return wrap(call, CALL_WIDTH)
+        return [call]
     paths = {name: access for name, access in reversed(list(_paths(outputs))) if name in wanted}
     if len(paths) == 1:
         ((name, access),) = paths.items()
-        lines = wrap(f"{wanted[name]} = {call}", CALL_WIDTH)
-        return [*lines[:-1], lines[-1] + access]
+        return [f"{wanted[name]} = {call}{access}"]
     items = [item.name if isinstance(item, Ref) else "" for item in outputs or ()]
     if isinstance(outputs, tuple) and set(wanted) <= set(items):
         count = max(items.index(name) for name in wanted) + 1
         targets = [wanted.get(name, "_") for name in items[:count]]
         rest = ["*_"] if len(items) > count else []
-        return wrap(f"{', '.join([*targets, *rest])} = {call}", CALL_WIDTH)
-    lines = wrap(f"outputs = {call}", CALL_WIDTH)
-    return [*lines, *(f"{wanted[name]} = outputs{access}" for name, access in paths.items())]
+        return [f"{', '.join([*targets, *rest])} = {call}"]
+    return [
+        f"outputs = {call}",
+        *(f"{wanted[name]} = outputs{access}" for name, access in paths.items()),
+    ]
 
 
 def _paths(tree: Any, access: str = "") -> Iterator[tuple[str, str]]:
@@ -330,7 +345,21 @@ def _call_values(call: Call) -> list[str]:
 def _argument(graph: Graph, name: str) -> str:
     """The argument of a layer by which it gets a value; a buffer's own name."""
     value = graph.values[name]
-    return value.source.rpartition(".")[2] if value.kind == "buffer" else readable(name)
+    return value.source.rpartition(".")[2] if value.kind == "buffer" else spoken(graph, name)
+
+
+def spoken(graph: Graph, name: str) -> str:
+    """The user's variable for a value or for what it is a cast of, or a readable name."""
+    makers = {out: op for op in graph.ops for out in op.outputs}
+    source: str | None = name
+    while source in makers:
+        op = makers[source]
+        label = dict(zip(op.outputs, op.labels, strict=False)).get(source)
+        if label:
+            return label
+        cast = name_of(op) in ("to", "_to_copy", "expand", "unsqueeze") and op.args
+        source = op.args[0].name if cast and isinstance(op.args[0], Ref) else None
+    return readable(name)
 
 
 def readable(name: str) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 OPERATORS = (" + ", " - ", " * ", " / ", " @ ", " & ", " | ")
 PAIRS = {"(": ")", "[": "]", "{": "}"}
 
@@ -9,6 +12,32 @@ PAIRS = {"(": ")", "[": "]", "{": "}"}
 def comment(text: str, note: str) -> str:
     """A statement with a trailing comment."""
     return f"{text}  # {note}" if note else text
+
+
+def indentation(line: str) -> int:
+    """Blanks in front of a line."""
+    return len(line) - len(line.lstrip())
+
+
+def wrapped(lines: Iterable[str], width: int) -> list[str]:
+    """Logical lines, indented or not, as physical ones of at most ``width`` characters."""
+    found = []
+    for line in lines:
+        pad = " " * indentation(line)
+        found += [pad + part for part in wrap(line.lstrip(), width - len(pad))]
+    return found
+
+
+def is_call(code: str) -> bool:
+    """Whether an expression is one call of a name: its arguments can have lines of their own."""
+    opening = _last_call(code)
+    return bool(opening) and all(char.isalnum() or char in "._" for char in code[:opening])
+
+
+def arguments_of(code: str) -> list[str]:
+    """The arguments of a call."""
+    opening = _last_call(code)
+    return [] if opening is None else _arguments(code[opening + 1 : -1])
 
 
 def wrap(line: str, width: int) -> list[str]:
@@ -21,6 +50,10 @@ def wrap(line: str, width: int) -> list[str]:
     code, mark, note = line.partition("  # ")
     if mark:
         return [f"# {note}", *wrap(code, width)]
+    subscripts = re.search(r"\)((\[(\d+|\"[^\"]*\")\])+)$", code)
+    if subscripts:
+        *before, last = wrap(code[: subscripts.start(1)], width)
+        return [*before, last + subscripts[1]]
     opening = _last_call(code)
     if opening is None or opening >= width:
         return _by_operator(code)
@@ -41,12 +74,12 @@ def _by_operator(code: str) -> list[str]:
     return [f"{head}{space}(", *(f"    {operand}" for operand in operands), ")"]
 
 
-def _operands(text: str) -> list[str]:
+def _operands(text: str, operators: tuple[str, ...] = OPERATORS) -> list[str]:
     """Splits in front of the infix operators outside brackets."""
     parts, depth, start = [], 0, 0
     for position, char in enumerate(text):
         depth += (char in PAIRS) - (char in PAIRS.values())
-        if depth == 0 and text[position : position + 3] in OPERATORS:
+        if depth == 0 and text[position : position + 3] in operators:
             parts.append(text[start:position])
             start = position + 1
     return [*parts, text[start:]]
@@ -75,3 +108,18 @@ def _arguments(text: str) -> list[str]:
             parts.append(text[start:position].strip())
             start = position + 1
     return [*parts, text[start:].strip()] if text[start:].strip() else parts
+
+
+def lay_out(code: str, width: int) -> list[str]:
+    """A tuple, or a sum of repeated ones, over as many lines as it needs."""
+    if len(code) <= width:
+        return [code]
+    terms = _operands(code, (" + ",))
+    if len(terms) > 1:
+        return ["(", *(f"    {term}" for term in terms), ")"]
+    inside, factor = code.rpartition(")")[0][1:], code.rpartition(")")[2]
+    items = []
+    for item in _arguments(inside):
+        *before, last = lay_out(item, width - 5)
+        items += [f"    {line}" for line in (*before, f"{last},")]
+    return ["(", *items, f"){factor}"]

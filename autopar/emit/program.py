@@ -11,7 +11,7 @@ from autopar import graph_json
 from autopar.emit.body import spelled
 from autopar.emit.chassis import Loop, Part, Program, render
 from autopar.emit.constants import Tensor
-from autopar.emit.layers import StageText, layer_classes, stage_text
+from autopar.emit.layers import LayerClass, StageText, layer_classes, stage_text
 from autopar.emit.source import literal, local_dimensions
 from autopar.errors import PlanFormatError
 from autopar.graph import Graph
@@ -84,10 +84,10 @@ def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
         layer for layer, m in zip(plan.layers, classes.members, strict=True) if m in classes.parts
     ]
     mesh, constants = plan.mesh, plan.program.get("constants", {})
+    placements = _ends_placements(graph, classes, shardings)
     inputs, targets = _places(text.inputs, nested=bool(constants))
     return Program(
-        title=f"{plan.model} on {_count(plan.world_size, 'rank')}: {_pipeline(plan)}"
-        f" x {mesh.dp} data x {mesh.tp} tensor",
+        title=_title(plan),
         summary=_summary(plan),
         pp=mesh.pp,
         dp=mesh.dp,
@@ -106,7 +106,7 @@ def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
         flow=_flow(plan, data, text),
         ends_zero=ends[0].zero if ends else 0,
         classes=tuple(layer.source for layer in split.values()),
-        ends_placements=_ends_placements(graph, classes, shardings),
+        ends_placements=placements,
         tied=graph.tied,
         shared=_shared(plan, graph, classes),
         cuts=tuple(tuple(crossing.slot for crossing in cut) for cut in data.cuts),
@@ -124,6 +124,9 @@ def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
         mixes=any(is_synchronised(op) for op in graph.ops),
         keeps=any(updates_statistics(op) for op in graph.ops),
         offload=plan.offload,
+        uneven=_uneven(plan, blocks, split, placements),
+        inplace=plan.program.get("inplace", True),
+        float_inputs=any("float" in graph.values[name].dtype for name in graph.inputs.values()),
         file_name=file_name,
     )
 
@@ -143,6 +146,13 @@ def _is_target(key: str) -> bool:
 
 def _count(number: int, noun: str, plural: str = "s") -> str:
     return f"{number} {noun}{plural if number != 1 else ''}"
+
+
+def _title(plan: Plan) -> str:
+    """The first line of the program."""
+    ranks = f"{plan.model} on {_count(plan.world_size, 'rank')}"
+    mesh = f"{_pipeline(plan)} x {plan.mesh.dp} data x {plan.mesh.tp} tensor"
+    return f"{ranks}: {mesh}" if plan.world_size > 1 else ranks
 
 
 def _pipeline(plan: Plan) -> str:
@@ -284,6 +294,23 @@ def _ends_placements(
             state = states[group[0]]
             found[name] = f"Shard({state.dim})" if state.kind == "S" else "Replicate()"
     return found
+
+
+def _uneven(
+    plan: Plan, blocks: list[tuple[Any, str]], split: dict[str, LayerClass], ends: dict[str, str]
+) -> bool:
+    """Whether dp does not divide the first dim of what a tp rank holds of some parameter."""
+    kept = {f"{layer.name}.{name}": placement for layer, member in blocks if member in split
+            for name, placement in split[member].placements.items()} | ends  # fmt: skip
+    fused = {f"{layer.name}.{name}": dim_parts for layer, member in blocks if member in split
+             for name, dim_parts in split[member].fused.items()}  # fmt: skip
+    for name, shape, _ in plan.parameters:
+        dim, parts = fused.get(name, (-1, 0))
+        held = (parts if dim == 0 else shape[0]) if shape else 0
+        held //= plan.mesh.tp if kept.get(name) == "Shard(0)" else 1
+        if held % plan.mesh.dp:
+            return True
+    return False
 
 
 def _hidden(

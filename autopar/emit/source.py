@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import keyword
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,14 +33,17 @@ class Namer:
     def __init__(self, taken: Sequence[str] = ()) -> None:
         self.names: dict[str, str] = {}
         self.taken = set(taken)
+        self.bases: dict[str, str] = {}  # what each name would be if it were not in use
 
     def fresh(self, base: str) -> str:
         """A name like ``base`` that is not in use."""
-        base = base if base.isidentifier() and not keyword.iskeyword(base) else f"{base}_"
+        usable = base.isidentifier() and not keyword.iskeyword(base) and not hasattr(builtins, base)
+        base = base if usable else f"{base}_"
         name, count = base, 2
         while name in self.taken:
             name, count = f"{base}_{count}", count + 1
         self.taken.add(name)
+        self.bases[name] = base
         return name
 
     def bind(self, value: str, base: str) -> str:
@@ -96,17 +100,34 @@ def literal(argument: Any, name: Callable[[str], str]) -> str:
         return argument
     if isinstance(argument, float) and argument in (float("inf"), float("-inf")):
         return f'float("{argument}")'
+    if isinstance(argument, float):
+        return repr(argument).replace("e+", "e")
     return f'"{argument}"' if isinstance(argument, str) else repr(argument)
 
 
-def group(text: str) -> str:
-    """Parenthesises an infix expression, so that it can be an operand."""
-    depth = 0
-    for position, char in enumerate(text):
-        depth += (char in "([{") - (char in ")]}")
-        if char == " " and depth == 0 and position:
-            return f"({text})"
-    return f"({text})" if text.startswith("-") else text
+def group(text: str, *, within: str = "") -> str:
+    """Parenthesises an infix expression, so that it can be an operand.
+
+    A product stays as it is ``within`` a sum.
+    """
+    outside = _outside_brackets(text)
+    number = text.startswith("-") and text[1:].replace(".", "", 1).isdigit()
+    if " " not in outside and ((number and within) or not text.startswith("-")):
+        return text
+    operators = set(outside.split()[1::2])
+    if within in ("+", "-") and not text.startswith("-") and operators <= {"*", "/", "@"}:
+        return text
+    return f"({text})"
+
+
+def _outside_brackets(text: str) -> str:
+    """The text with whatever stands in brackets left out, a word for each operand."""
+    kept, depth = [], 0
+    for char in text:
+        depth += char in "([{"
+        kept.append(char if depth == 0 else "_")
+        depth -= char in ")]}"
+    return "".join(kept)
 
 
 class Writer:
@@ -130,7 +151,7 @@ class Writer:
         if special:
             return special(self, op)
         if base in INFIX and not op.kwargs and len(op.args) == 2:
-            left, right = (group(self.text(a)) for a in op.args)
+            left, right = (group(self.text(a), within=INFIX[base]) for a in op.args)
             return f"{left} {INFIX[base]} {right}"
         if base in FUNCTIONAL and len(op.args) <= len(FUNCTIONAL[base][1]):
             return self._functional(base, op)
@@ -203,13 +224,33 @@ class Writer:
         return f"torch.tensor({text}, dtype={op.kwargs['dtype']}, device=DEVICE)"
 
     def reshape(self, op: Op) -> str:
-        """Reshapes by the local shape of the result."""
-        shape = ", ".join(self.local(op.outputs[0]))
-        return f"{group(self.text(op.args[0]))}.reshape({shape})"
+        """Reshapes by the local shape of the result; the micro-batch is what is left."""
+        dims = self.local(op.outputs[0])
+        alone = sum("MICROBATCH" in dim for dim in dims) == 1
+        shape = ["-1" if alone and "MICROBATCH" in dim else dim for dim in dims]
+        return f"{group(self.text(op.args[0]))}.reshape({', '.join(shape)})"
 
     def expand(self, op: Op) -> str:
-        """Broadcasts to the local shape of the result."""
-        return f"{group(self.text(op.args[0]))}.expand({', '.join(self.local(op.outputs[0]))})"
+        """Broadcasts to the local shape of the result; -1 for the dims that stay."""
+        before, after = (self.values[name].shape for name in (op.args[0].name, op.outputs[0]))
+        kept = [None] * (len(after) - len(before)) + list(before)
+        shape = ["-1" if size == old else dim for size, old, dim in
+                 zip(after, kept, self.local(op.outputs[0]), strict=True)]  # fmt: skip
+        return f"{group(self.text(op.args[0]))}.expand({', '.join(shape)})"
+
+    def negated(self, op: Op) -> str:
+        """``-x``."""
+        return f"-{group(self.text(op.args[0]))}"
+
+    def reduced(self, op: Op) -> str:
+        """``x.mean(dim, keepdim=True)`` and its like."""
+        given = [*op.args[1:], *[None] * (2 - len(op.args[1:]))]
+        dims, keep = given[:2]
+        if len(op.args) > 3 or not isinstance(dims, tuple) or op.args[0] is None:
+            return self._method(op.target.split(".")[1], op.args, op.kwargs)
+        dim = dims[0] if len(dims) == 1 else dims
+        kwargs = {**({"keepdim": True} if keep else {}), **op.kwargs}
+        return self._method(op.target.split(".")[1], (op.args[0], dim), kwargs)
 
     def slice(self, op: Op) -> str:
         """Indexing with a range along one dim."""
@@ -336,6 +377,10 @@ _SPECIAL: dict[str, Callable[[Writer, Op], str]] = {
     "flatten": Writer.reshape,
     "unflatten": Writer.reshape,
     "expand": Writer.expand,
+    "neg": Writer.negated,
+    "mean": Writer.reduced,
+    "sum": Writer.reduced,
+    "amax": Writer.reduced,
     "select": Writer.select,
     "slice": Writer.slice,
     "slice_scatter": Writer.slice_scatter,

@@ -6,7 +6,7 @@ import ast
 
 import pytest
 
-from autopar.emit.lines import comment, wrap
+from autopar.emit.lines import comment, is_call, lay_out, wrap, wrapped
 
 LONG = "name = function(first_argument, second(1, 2), third[3, 4], fourth)"
 CASES = {
@@ -22,6 +22,30 @@ CASES = {
 @pytest.mark.parametrize("line", CASES)
 def test_cases(line):
     assert wrap(line, 20) == CASES[line]
+
+
+def test_indented_lines_stay_indented():
+    assert wrapped(["    x = f(aaa, bbbbbb)", "y = 1"], 20) == [
+        "    x = f(", "        aaa, bbbbbb", "    )", "y = 1",
+    ]  # fmt: skip
+
+
+def test_subscripts_stay_behind_a_call():
+    assert wrap('x = f(aaaaaaaa, bbbbbbb)[0]["y"]', 20)[-1] == ')[0]["y"]'
+
+
+def test_is_call():
+    assert is_call("F.linear(x, w)")
+    assert not any(map(is_call, ("x.view(1).t()", "f(x) + g(x)", "-f(x)", "x")))
+
+
+@pytest.mark.parametrize(("code", "lines"), [
+    ("(A,) * 2 + (B,) * 2", ["(", "    (A,) * 2", "    + (B,) * 2", ")"]),
+    ("((1, 2), (3, 4)) * 3", ["(", "    (1, 2),", "    (3, 4),", ") * 3"]),
+    ("(1, 2) * 3", ["(1, 2) * 3"]),
+])  # fmt: skip
+def test_lay_out(code, lines):
+    assert lay_out(code, 15) == lines
 
 
 def test_comment():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from autopar.strategies.sharding_json import encode_pattern, encode_sharding
 from tests.emit.emitted import CLASS, SPLIT, WHOLE, shardings
 from tests.zoo import MODELS, NAMES, reduced, traced
 
-GOLDEN = Path(__file__).parent / "golden" / "llama_3d.txt"
+GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture
@@ -82,10 +83,21 @@ def test_gloo_is_calmed_where_the_plan_is_for_cpu_hosts(known, calmed, plan_of):
     assert ("gloo_tcp_loop" in text) is calmed
 
 
-def test_golden(plan_of):
-    """A whole program to be read: on a difference look at it, then copy it if it is meant."""
-    plan = dataclasses.replace(plan_of("llama"), mesh=Mesh(2, 2, 2), world_size=8)
-    assert program_text(plan, "package.module:workload") == GOLDEN.read_text(encoding="utf-8")
+@pytest.mark.parametrize(("golden", "name", "mesh"), [
+    ("llama_3d", "llama", Mesh(2, 2, 2)), ("gpt_zero3", "gpt", Mesh(1, 2, 1)),
+])  # fmt: skip
+def test_golden(golden, name, mesh, plan_of):
+    """A whole program to be read: written anew with AUTOPAR_WRITE_GOLDEN=1, then to be read."""
+    plan = plan_of(name) if mesh.tp > 1 else plan_of(name, "replicate", WHOLE)
+    plan = dataclasses.replace(plan, mesh=mesh, world_size=mesh.pp * mesh.dp * mesh.tp)
+    if mesh.pp == 1:
+        layers = tuple(dataclasses.replace(layer, stage=0, zero=3) for layer in plan.layers)
+        program = {**plan.program, "cuts": [], "device": "cuda"}
+        plan = dataclasses.replace(plan, layers=layers, program=program)
+    text, path = program_text(plan, "package.module:workload"), GOLDEN / f"{golden}.txt"
+    if os.environ.get("AUTOPAR_WRITE_GOLDEN"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
 
 
 def test_every_name_is_defined(plan_of):
