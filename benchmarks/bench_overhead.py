@@ -216,6 +216,8 @@ def _finish(model: nn.Module, optimizer: torch.optim.Optimizer, *, stages: bool 
 def measure(case: str, path: str, rounds: int, out: Path, profile: str) -> None:
     """One rank: steps of both in turns; rank 0 writes (seconds, losses) of each."""
     ours = emitted(case, path)
+    if not dist.is_initialized():  # a program for one rank in float32 joins no group
+        dist.init_process_group("gloo")
     theirs = by_hand(case)
     taken: tuple[list[float], list[float]] = ([], [])
     for round_ in range(WARM_UP + rounds):
