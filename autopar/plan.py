@@ -11,6 +11,7 @@ from autopar import plan_file
 
 Recompute = Literal["none", "selective", "full"]
 Schedule = Literal["gpipe", "1f1b", "interleaved_1f1b", "zero_bubble"]
+Exchange = Literal["collective", "ring", "server"]
 Offload = Literal["none", "optimizer", "activations", "all"]
 
 
@@ -207,6 +208,7 @@ class Plan:
     workload: str = ""
     runners_up: tuple[RunnerUp, ...] = ()
     offload: Offload = "none"
+    exchange: Exchange = "collective"
 
     @property
     def plan_id(self) -> str:

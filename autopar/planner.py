@@ -130,6 +130,12 @@ def _check(request: Request) -> None:
     if request.precision not in ("fp32", "bf16"):
         raise UsageError(f"precision={request.precision!r}", expected="fp32 or bf16",
                          where="precision")  # fmt: skip
+    exchange = request.pins.get("exchange", "collective")
+    if exchange != "collective" and request.precision != "fp32":
+        raise UsageError(
+            f"exchange={exchange} in {request.precision}", expected="fp32", where="pin",
+            hint="plan with precision fp32, or without this pin",
+        )  # fmt: skip
     if isinstance(request.optimizer, str) and request.optimizer not in OPTIMIZER_BYTES:
         raise UsageError(
             f"optimizer={request.optimizer!r}",
@@ -360,6 +366,7 @@ def _plan(traced: _Traced, pricer: Pricer, solution: Solution, baselines: tuple[
         workload=request.source,
         runners_up=_runners_up(traced, pricer, solution, prediction),
         offload=config.offload,  # type: ignore[arg-type]
+        exchange=config.exchange,  # type: ignore[arg-type]
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def list_systems() -> None:
 
 def show(system: System, steps: int) -> None:
     """Plan, price beside the optimum, losses, predicted against measured."""
-    command = " ".join(f"--pin {key}={value}" for key, value in system.pins.items())
+    command = " ".join(f"--pin {shlex.quote(word)}" for word in system.pin_words)
     file = f"{system.workload}:{system.make}"
     print(f"{system.name}: {system.about}\n\n$ autopar plan {file} --world-size {system.ranks}"
           f" --cluster {system.cluster} --precision {system.precision} {command}")  # fmt: skip

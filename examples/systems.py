@@ -46,6 +46,15 @@ class System:
     make: str = "make"
     learning_rate: float = 3e-3
 
+    @property
+    def pin_words(self) -> list[str]:
+        """The pins as they are typed behind ``--pin``."""
+        words = []
+        for key, value in self.pins.items():
+            named = value.items() if isinstance(value, Mapping) else ()
+            words += [f"{key}@{name}={own}" for name, own in named] or [f"{key}={value}"]
+        return words
+
 
 DDP = {"pp": 1, "tp": 1, "zero": 0, "recompute": "none"}
 FSDP = {**DDP, "zero": 3}
@@ -76,6 +85,21 @@ SYSTEMS = (
         "bf16", "mixed precision: bfloat16 computes, float32 master parameters and sums",
         "llama.py", 2, {**DDP, "dp": 2, "microbatch_size": 4}, {"all_reduce": 5},
         precision="bf16",
+    ),
+    System(
+        "ring", "gradients added up by messages to the next rank alone (ring all-reduce)",
+        "mlp.py", 4, {**DDP, "dp": 4, "microbatch_size": 8, "exchange": "ring"},
+        {"send": 24, "recv": 24},
+    ),
+    System(
+        "parameter-server-cnn", "gradients to rank 0, which alone updates; parameters back",
+        "mnist.py", 2, {**DDP, "dp": 2, "microbatch_size": 8, "exchange": "server"},
+        {"reduce": 3, "broadcast": 3},
+    ),
+    System(
+        "parameter-server-rnn", "the same of a recurrent network",
+        "rnn.py", 2, {**DDP, "dp": 2, "microbatch_size": 8, "exchange": "server"},
+        {"reduce": 3, "broadcast": 3}, learning_rate=1e-2,
     ),
     # --- sharded data parallel ---
     System(
@@ -157,6 +181,14 @@ SYSTEMS = (
         "llama.py", 2, {**TENSOR, "sequence_parallel": True, "sharding": "lean"},
         block={"all_gather": 2, "reduce_scatter": 2}, cluster="h100-80g",
     ),
+    System(
+        "expert-parallel", "whole experts of each layer shared out, their results gathered",
+        "moe.py", 2,
+        {**TENSOR, "sequence_parallel": False,
+         "placement": {"*.experts.up": "Shard(0)", "*.experts.down": "Shard(0)",
+                       "*.attention.*": "Replicate()"}},
+        block={"all_gather": 1},
+    ),
     # --- several at once ---
     System(
         "dp-pp", "two pipelines of a transformer, gradients summed between them",
@@ -207,12 +239,8 @@ def find(name: str) -> System:
 
 # Systems that no plan can be yet, and why.
 ABSENT = {
-    "parameter server": "gradients are exchanged by collectives alone: no plan has ranks that only"
-    " keep parameters",
     "replicas on unequal devices": "a cost model describes one kind of device, and every dp rank"
     " gets the same share of the batch",
-    "ring all-reduce as a choice": "gloo and NCCL choose the algorithm of a collective themselves",
-    "expert parallelism by pin": "whole experts are shared out over tp where that is cheaper than"
-    " to divide each of them, which no pin asks for; nor are tokens sent to them by all-to-all, as"
-    " routing by data has no price",
+    "tokens sent to experts by all-to-all": "how many go where depends on values, which have no"
+    " price: ranks that share experts out see all tokens of their tp group",
 }

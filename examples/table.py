@@ -77,7 +77,7 @@ def write_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def about_row(system: System) -> list[str]:
     """What a system is."""
-    pins = " ".join(f"{key}={value}" for key, value in system.pins.items())
+    pins = " ".join(f"`{word}`" if "*" in word else word for word in system.pin_words)
     where = f"{system.ranks} ranks" + (f" on {system.nodes} nodes" if system.nodes > 1 else "")
     if system.precision != "fp32":
         pins += f", `--precision {system.precision}`"

@@ -29,6 +29,7 @@ from functools import lru_cache
 from autopar.cluster import Cluster
 from autopar.cost.collectives import Group, collective_seconds
 from autopar.cost.compute import elementwise_seconds, optimizer_seconds
+from autopar.cost.exchange import exchange_bytes, exchange_counts, exchange_seconds
 from autopar.cost.layer import LayerCost
 from autopar.cost.moves import tp_group
 from autopar.cost.offload import offloads, state_seconds
@@ -79,6 +80,7 @@ class Setting:
     traffic: Traffic = field(default_factory=Traffic)
     virtual_stages: int = 1
     offload: str = "none"
+    exchange: str = "collective"
 
     @property
     def world_size(self) -> int:
@@ -88,7 +90,12 @@ class Setting:
     @property
     def wrapped(self) -> bool:
         """Whether ``fully_shard`` is applied: it also keeps the master copy for bf16."""
-        return self.dp > 1 or self.precision == "bf16"
+        return (self.dp > 1 and not self.written_out) or self.precision == "bf16"
+
+    @property
+    def written_out(self) -> bool:
+        """Whether gradients are exchanged by the program itself, see ``exchange.py``."""
+        return self.dp > 1 and self.exchange != "collective"
 
     @property
     def compute_bytes(self) -> int:
@@ -218,7 +225,8 @@ def _device_bytes(cost: LayerCost, setting: Setting, zero: int) -> StateBytes:
     shards = setting.dp if zero else 1
     held, flat = -(-n // shards), MASTER_BYTES * -(-cost.partial_elements // shards)
     if not setting.wrapped:
-        return StateBytes(4 * n, 4 * n + flat, setting.optimizer_bytes * n, 0)
+        behind = exchange_bytes(setting.exchange, setting.dp, n) if setting.written_out else 0
+        return StateBytes(4 * n, 4 * n + flat, setting.optimizer_bytes * n, 0, behind)
     pipeline = setting.pp > 1
     # torch's pipeline stages do not free what a backward has gathered.
     kept = compute * n if zero < 3 or pipeline else 0
@@ -251,6 +259,11 @@ def dp_cost(
     if setting.dp == 1:
         return DpCost(0.0, hooks, tp_sync, step, added)
     group = dp_group(cluster, setting)
+    if setting.written_out:
+        sync = exchange_seconds(cluster, setting.exchange, group, cost.parameter_elements)
+        sync *= cluster.contention(setting.dp, setting.world_size)
+        counts = exchange_counts(setting.exchange, setting.dp)
+        return DpCost(0.0, 0.0, sync, step, added, counts)
     n, m = cost.parameter_elements, setting.num_microbatches
     slow = cluster.contention(setting.dp, setting.world_size)
     kind = "reduce_scatter" if zero else "all_reduce"
@@ -310,7 +323,7 @@ def _update_seconds(cluster: Cluster, cost: LayerCost, setting: Setting, held: i
     """The optimizer step of one rank on ``held`` elements, and its part of the clipping.
 
     Clipping reads gradients for their norm, then reads and writes them to scale them.
-    With it the way of the state that is in host memory.
+    Included is the way of state that is in host memory.
     """
     tensors = cost.parameter_tensors
     kernels = elementwise_seconds(cluster, 3 * MASTER_BYTES * held)

@@ -121,6 +121,7 @@ class Program:
         sync_norms: whether ranks hold an ``nn.SyncBatchNorm`` of the user's.
         mixes: whether batch normalisation takes statistics over the samples.
         keeps: whether any block changes its buffers, as running statistics do.
+        exchange: how replicas add up gradients: "collective", "ring" or "server" (rank 0).
         offload: what is in host memory: "none", "optimizer", "activations" or "all".
         uneven: whether dp may not divide the first dim of what a rank holds of some parameter.
         float_inputs: whether inputs may be of floating point, and so be cast.
@@ -166,6 +167,7 @@ class Program:
     mixes: bool = False
     keeps: bool = False
     offload: str = "none"
+    exchange: str = "collective"
     uneven: bool = True
     inplace: bool = True
     float_inputs: bool = True
@@ -191,12 +193,12 @@ class Program:
     @property
     def sharded(self) -> bool:
         """Whether ``fully_shard`` is applied, which also keeps the master copy for bf16."""
-        return self.dp > 1 or self.bf16
+        return (self.dp > 1 and self.exchange == "collective") or self.bf16
 
     @property
     def replicates(self) -> bool:
         """Whether any part is in the replicated form of ``fully_shard``."""
-        return self.dp > 1 and 0 in (*self.zero, self.ends_zero)
+        return self.sharded and self.dp > 1 and 0 in (*self.zero, self.ends_zero)
 
     @property
     def shards(self) -> bool:
@@ -243,6 +245,8 @@ class Program:
         """How many ranks of a stage hold the same part, if it is so for all parameters."""
         if self.tp > 1:
             return None
+        if self.exchange == "server":
+            return "1"  # the server alone has gradients
         replicated = [self.dp > 1 and zero == 0 for zero in (*self.zero, self.ends_zero)]
         return "DP" if all(replicated) else None if any(replicated) else "1"
 

@@ -124,6 +124,7 @@ def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
         mixes=any(is_synchronised(op) for op in graph.ops),
         keeps=any(updates_statistics(op) for op in graph.ops),
         offload=plan.offload,
+        exchange=plan.exchange,
         uneven=_uneven(plan, blocks, split, placements),
         inplace=plan.program.get("inplace", True),
         float_inputs=any("float" in graph.values[name].dtype for name in graph.inputs.values()),

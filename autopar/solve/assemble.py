@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from autopar.cost.data_parallel import dp_cost, gathers, reductions, state_bytes
+from autopar.cost.exchange import exchange_counts
 from autopar.cost.layer import LayerCost
 from autopar.cost.offload import activation_bytes
 from autopar.cost.simulator import simulate
@@ -245,7 +246,9 @@ def _collectives(pricer: Pricer, config: Configuration, stage: _Stage) -> Counte
         counts += statistics_collectives(cost, setting, option.recompute)
         if pricer.cost(member, config, option.tp_option).parameter_elements:
             groups["ends" if member in pricer.classes.parts else name] = option.zero
-    for zero in groups.values() if config.dp > 1 else ():
+    for _ in groups if setting.written_out else ():
+        counts += exchange_counts(config.exchange, config.dp)
+    for zero in groups.values() if config.dp > 1 and not setting.written_out else ():
         counts["all_gather"] += gathers(setting, zero, stage.index)
         counts["reduce_scatter" if zero else "all_reduce"] += reductions(setting, zero)
     world = config.pp * config.dp * config.tp

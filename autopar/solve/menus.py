@@ -144,7 +144,7 @@ class Pricer:
         return Setting(
             config.pp, config.dp, config.tp, config.num_microbatches, config.schedule,
             self.precision, self.optimizer, virtual_stages=config.virtual_stages,
-            offload=config.offload,
+            offload=config.offload, exchange=config.exchange,
         )  # fmt: skip
 
     def menu(
@@ -155,7 +155,8 @@ class Pricer:
         ``demand`` are the placements that they ask for, as in ``useful``.
         """
         pinned = pin_of(self.pins.get("zero"), layer)
-        free = FREE_ZERO["pipeline" if config.pp > 1 else "alone"] if config.dp > 1 else (0,)
+        shards = config.dp > 1 and config.exchange == "collective"
+        free = FREE_ZERO["pipeline" if config.pp > 1 else "alone"] if shards else (0,)
         whole = not config.splits_backward  # see space.py
         once = not whole or offloads(config.offload, "activations")
         modes = [r for r in self.recomputes(member, layer) if r == "none" or not once]

@@ -58,7 +58,8 @@ class Configuration:
     """The model-wide choices. ``layout`` is the tp layout of the activations between layers.
 
     The chain is cut into ``stages`` = pp * virtual_stages; rank p holds stages p, p + pp, ...
-    ``offload`` says what is in host memory: "none", "optimizer", "activations" or "all".
+    ``offload`` says what is in host memory: "none", "optimizer", "activations" or "all";
+    ``exchange`` how replicas add up gradients: "collective", "ring" or "server".
     """
 
     pp: int
@@ -70,6 +71,7 @@ class Configuration:
     layout: str = "replicate"
     virtual_stages: int = 1
     offload: str = "none"
+    exchange: str = "collective"
 
     @property
     def stages(self) -> int:

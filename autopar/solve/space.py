@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
+from autopar.cost.exchange import EXCHANGES
 from autopar.cost.offload import OFFLOADS, offloads
 from autopar.errors import UsageError
 from autopar.solve.cuts import check_stages, pinned_cuts
@@ -53,6 +54,7 @@ PINS = {
     "stage": "stages by layer, as in stage@LAYER=1",
     "placement": "placements on the tp axis by parameter, as in placement@PARAMETER=Shard(0)",
     "offload": "what is kept in host memory",
+    "exchange": "how replicas add up their gradients",
 }
 # What holds between pins.
 RULES = (
@@ -71,6 +73,7 @@ RULES = (
         " zero=3 and no recomputation; both have pp > 1, which divides num_microbatches, and the"
         " others one stage per rank, 1f1b no fewer micro-batches than pp",
     ),
+    (("exchange",), "pp = tp = 1 and dp > 1 for ring and server"),
     (("placement",), "Replicate() for every parameter where tp = 1"),
     (
         ("recompute",),
@@ -136,6 +139,7 @@ def check_pins(task: Task) -> None:
     values = {kind: _allowed(kind, task) for kind in (*LAYERED, "stage")}
     check_layer_pins(task.pins, task.names, task.parts, values)
     _check_offload(task.pins)
+    _check_exchange(task.pins)
     check_statistics(task.statistics, task.pins, task.world_size, task.parts)
     if _possible(task, {}) and not _possible(task, task.pins):
         found = conflict(task.pins, partial(_possible, task))
@@ -170,6 +174,18 @@ def _check_offload(pins: dict[str, Any]) -> None:
         )  # fmt: skip
 
 
+def _check_exchange(pins: dict[str, Any]) -> None:
+    """Refuses zero modes that shard anything where gradients are exchanged between replicas."""
+    exchange, zero = pins.get("exchange", "collective"), pins.get("zero", 0)
+    modes = set(zero.values()) if isinstance(zero, dict) else {zero}
+    if exchange != "collective" and modes != {0}:
+        raise UsageError(
+            f"pins exchange={exchange} and zero={max(modes)}", where="pin",
+            expected="zero=0: every rank has all parameters",
+            hint="zero=1 is a server per shard of the parameters; pin one of the two",
+        )  # fmt: skip
+
+
 def _allowed(name: str, task: Task) -> Sequence[Any]:
     world = divisors(task.world_size)
     fixed: dict[str, Sequence[Any]] = {
@@ -186,6 +202,7 @@ def _allowed(name: str, task: Task) -> Sequence[Any]:
         "sharding": tuple(AIMS),
         "stage": range(len(task.names)),
         "offload": tuple(OFFLOADS),
+        "exchange": EXCHANGES,
     }
     return fixed[name]
 
@@ -197,10 +214,17 @@ def degrees(task: Task) -> Iterator[tuple[int, int, int]]:
             if task.world_size % (pp * tp) or (tp == 1 and _shards(task)):
                 continue
             dp = task.world_size // (pp * tp)
+            if _exchanges(task) and (pp * tp > 1 or dp == 1):
+                continue
             if not allows(task.statistics, dp, schedule=""):
                 continue
             if task.global_batch_size % dp == 0 and dp in _pinned(task, "dp", [dp]):
                 yield pp, dp, tp
+
+
+def _exchanges(task: Task) -> bool:
+    """Whether replicas exchange gradients in a way of their own."""
+    return bool(task.pins.get("exchange", "collective") != "collective")
 
 
 def _shards(task: Task) -> bool:
@@ -212,11 +236,12 @@ def configurations(task: Task, layouts: Sequence[str]) -> Iterator[Configuration
     """Every configuration. ``layouts`` are those of tp > 1; tp = 1 has one.
 
     Nothing is in host memory unless a pin asks for it: where the rest fits, the way there only
-    costs time, and where it does not, ``relaxations.py`` says what would.
+    costs time, and where it does not, ``relaxations.py`` says what would. Nor are gradients
+    exchanged in another way than by the library's collectives, which are never slower.
     """
     blocks = [name not in task.parts or name in task.runs for name in task.names]
     can_cut = cache(lambda n: pinned_cuts(task.pins, task.names, blocks, n) is not None)
-    offload = task.pins.get("offload", "none")
+    asked = task.pins.get("offload", "none"), task.pins.get("exchange", "collective")
     for pp, dp, tp in degrees(task):
         per_rank = task.global_batch_size // dp
         for size in _pinned(task, "microbatch_size", divisors(per_rank)):
@@ -233,7 +258,7 @@ def configurations(task: Task, layouts: Sequence[str]) -> Iterator[Configuration
                 if not allows(task.statistics, dp, schedule):
                     continue
                 for layout in _layouts(task, tp, layouts):
-                    yield Configuration(pp, dp, tp, size, count, schedule, layout, v, offload)
+                    yield Configuration(pp, dp, tp, size, count, schedule, layout, v, *asked)
 
 
 def _schedules(task: Task, pp: int, count: int) -> list[tuple[str, int]]:

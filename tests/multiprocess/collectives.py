@@ -23,6 +23,7 @@ KINDS = {
     "c10d.alltoall_": "all_to_all",
     "c10d.alltoall_base_": "all_to_all",
     "c10d.broadcast_": "broadcast",
+    "c10d.reduce_": "reduce",
     "c10d.scatter_": "scatter",
     "c10d.gather_": "gather",
     "c10d.barrier": "barrier",

@@ -21,7 +21,8 @@ PLANS = [
     ("gpt2", 1, 2, 1, {"offload": "optimizer", "zero": 0, "microbatch_size": 2}),
     ("alternating", 1, 2, 1, {"offload": "activations", "zero": 3, "microbatch_size": 2}),
     ("llama", 2, 1, 1, {"offload": "all", "schedule": "1f1b", "microbatch_size": 2}),
-    ("llama", 1, 2, 2, {"offload": "all", "zero": 3, "sequence_parallel": False}),
+    ("llama", 1, 2, 2, {"offload": "all", "zero": 3, "sequence_parallel": False,
+                        "microbatch_size": 2}),
 ]  # fmt: skip
 
 

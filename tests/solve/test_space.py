@@ -221,3 +221,15 @@ def test_activations_on_the_host_are_neither_computed_again_nor_used_twice(other
         with pytest.raises(UsageError, match=f"offload={offload} and"):
             check_pins(replace(task(offload=offload, **other), names=names))
     check_pins(replace(task(offload="optimizer", **other), names=names))
+
+
+def test_exchanges_of_their_own_are_between_replicas():
+    for exchange in ("ring", "server"):
+        asked = task(exchange=exchange)
+        check_pins(asked)
+        found = list(configurations(asked, LAYOUTS))
+        assert {(c.pp, c.dp, c.tp, c.exchange) for c in found} == {(1, 8, 1, exchange)}
+        with pytest.raises(UsageError, match=f"exchange={exchange}"):
+            check_pins(task(exchange=exchange, tp=2))
+        with pytest.raises(UsageError, match="zero=3"):
+            check_pins(task(exchange=exchange, zero=3))
