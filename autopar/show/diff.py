@@ -13,6 +13,7 @@ from autopar.show.report import Report
 
 DECISIONS = (
     "mesh", "microbatch_size", "num_microbatches", "schedule", "virtual_stages", "layers", "pins",
+    "offload", "exchange",
 )  # fmt: skip
 INPUTS = (
     "model", "world_size", "global_batch_size", "optimizer", "precision", "memory_limit_bytes",

@@ -13,6 +13,11 @@ from autopar.show.parts import Facts, Section, Table
 from autopar.show.units import duration, percent, share, size
 
 MEMORY_KINDS = ("parameters", "gradients", "optimizer", "activations", "transient", "buffers")
+EXCHANGES = {
+    "collective": "collectives of the library",
+    "ring": "a ring of sends and receives",
+    "server": "rank 0, a parameter server",
+}
 TIME_PARTS = {
     "compute": "compute",
     "tp_comm": "tensor-parallel communication",
@@ -119,6 +124,7 @@ def _choices(plan: Plan) -> Section:
         ("ZeRO stages", ", ".join(map(str, zero))),
         ("recompute", ", ".join(recompute)),
         ("in host memory", _offload(plan)),
+        ("gradients added up by", EXCHANGES[plan.exchange]),
         ("precision", f"{plan.precision}, optimizer {plan.optimizer}"),
         ("pinned by you", pins or "nothing"),
     )
