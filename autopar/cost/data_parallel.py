@@ -260,8 +260,9 @@ def dp_cost(
         return DpCost(0.0, hooks, tp_sync, step, added)
     group = dp_group(cluster, setting)
     if setting.written_out:
-        sync = exchange_seconds(cluster, setting.exchange, group, cost.parameter_elements)
-        sync *= cluster.contention(setting.dp, setting.world_size)
+        sync = exchange_seconds(
+            cluster, setting.exchange, group, cost.parameter_elements, setting.world_size
+        )
         counts = exchange_counts(setting.exchange, setting.dp)
         return DpCost(0.0, 0.0, sync, step, added, counts)
     n, m = cost.parameter_elements, setting.num_microbatches

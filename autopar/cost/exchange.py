@@ -37,7 +37,9 @@ def exchange_bytes(exchange: str, dp: int, elements: int) -> int:
     return _GRADIENT_BYTES * (elements + received)
 
 
-def exchange_seconds(cluster: Cluster, exchange: str, group: Group, elements: int) -> float:
+def exchange_seconds(
+    cluster: Cluster, exchange: str, group: Group, elements: int, world_size: int
+) -> float:
     """Seconds of exchanging one layer's gradients once, without overlap.
 
     What is sent is copied into one tensor and back, gradients once and, for the server, parameters
@@ -48,16 +50,20 @@ def exchange_seconds(cluster: Cluster, exchange: str, group: Group, elements: in
         exchange: "ring" or "server".
         group: the ranks with replicas.
         elements: number of gradients.
+        world_size: number of ranks, which all communicate at this moment.
     """
     if group.size <= 1 or not elements:
         return 0.0
     payload = _GRADIENT_BYTES * elements
-    flat = 2 * elementwise_seconds(cluster, 2 * payload)
+    shared = cluster.oversubscription(world_size)
+    flat = 2 * shared * elementwise_seconds(cluster, 2 * payload)
     if exchange == "server":
-        return 2 * (flat + collective_seconds(cluster, "broadcast", payload, group))
+        slow = cluster.contention(group.size, world_size)
+        return 2 * (flat + slow * collective_seconds(cluster, "broadcast", payload, group))
     near = group.per_node >= group.size
     pair = Group(2, 2 if near else 1, 1 if near else group.groups_per_node)
     part = -(-payload // group.size)
-    message = collective_seconds(cluster, "send_recv", part, pair)
-    sums = (group.size - 1) * elementwise_seconds(cluster, 3 * part)
+    slow = cluster.contention(pair.size, world_size)
+    message = slow * collective_seconds(cluster, "send_recv", part, pair)
+    sums = (group.size - 1) * shared * elementwise_seconds(cluster, 3 * part)
     return flat + sums + 2 * (group.size - 1) * message

@@ -23,26 +23,26 @@ def test_a_ring_moves_what_an_all_reduce_does():
     message = collective_seconds(CLUSTER, "send_recv", 4 * LARGE // 8, Group(2, 2))
     sums = 7 * elementwise_seconds(CLUSTER, 3 * 4 * LARGE // 8)
     flat = 2 * elementwise_seconds(CLUSTER, 2 * 4 * LARGE)
-    found = exchange_seconds(CLUSTER, "ring", NODE, LARGE)
+    found = exchange_seconds(CLUSTER, "ring", NODE, LARGE, 8)
     assert found == pytest.approx(flat + sums + 14 * message)
     assert found > collective_seconds(CLUSTER, "all_reduce", 4 * LARGE, NODE)
 
 
 def test_a_ring_over_nodes_waits_for_the_link_between_them():
-    near = exchange_seconds(CLUSTER, "ring", Group(8, 8), LARGE)
-    assert exchange_seconds(CLUSTER, "ring", Group(8, 4), LARGE) > 2 * near
+    near = exchange_seconds(CLUSTER, "ring", Group(8, 8), LARGE, 8)
+    assert exchange_seconds(CLUSTER, "ring", Group(8, 4), LARGE, 8) > 2 * near
 
 
 def test_a_server_takes_all_gradients_and_gives_all_parameters():
     assert exchange_counts("server", 8) == Counter(reduce=1, broadcast=1)
     way = collective_seconds(CLUSTER, "broadcast", 4 * LARGE, NODE)
     flat = 4 * elementwise_seconds(CLUSTER, 8 * LARGE)
-    assert exchange_seconds(CLUSTER, "server", NODE, LARGE) == pytest.approx(2 * way + flat)
+    assert exchange_seconds(CLUSTER, "server", NODE, LARGE, 8) == pytest.approx(2 * way + flat)
 
 
 def test_nothing_is_exchanged_alone():
     for exchange in ("ring", "server"):
-        assert exchange_seconds(CLUSTER, exchange, Group(1, 1), LARGE) == 0.0
+        assert exchange_seconds(CLUSTER, exchange, Group(1, 1), LARGE, 1) == 0.0
 
 
 @pytest.mark.parametrize("exchange", ["ring", "server"])
@@ -56,5 +56,11 @@ def test_layers_are_replicas_without_fully_shard(exchange):
     assert held.behind == exchange_bytes(exchange, 4, n)
     priced = dp_cost(CLUSTER, cost, setting, 0, 0)
     assert priced.collectives == exchange_counts(exchange, 4)
-    assert priced.sync_seconds == exchange_seconds(CLUSTER, exchange, Group(4, 4), n)
+    assert priced.sync_seconds == exchange_seconds(CLUSTER, exchange, Group(4, 4), n, 4)
     assert priced.forward_seconds == priced.backward_seconds == 0.0
+
+
+def test_ranks_that_share_cores_wait_for_each_other():
+    cpu = Cluster.load("cpu")
+    quiet = exchange_seconds(cpu, "ring", Group(2, 2), 1000, cpu.cores_per_node)
+    assert exchange_seconds(cpu, "ring", Group(2, 2), 1000, 2 * cpu.cores_per_node) == 2 * quiet
