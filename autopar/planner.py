@@ -37,6 +37,7 @@ from autopar.solve.statistics import (
 )
 from autopar.strategies.patterns import ENDS, Classes, find_classes, reduce
 from autopar.strategies.sharding_json import encode_pattern, encode_sharding
+from autopar.strategies.splitting import splits_backward
 from autopar.trace import trace
 from autopar.trace.norms import has_sync_norms
 from autopar.workload import Workload, parameters_of
@@ -183,7 +184,8 @@ def _candidates(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> list[G
     Raises:
         UsageError: there is none.
     """
-    task = replace(traced.task, pins=pins, interleaves=pricer.interleaves)
+    task = replace(traced.task, pins=pins, interleaves=pricer.interleaves,
+                   splits=splits_backward(traced.graph, traced.classes))  # fmt: skip
     bound = _peak_seconds(traced, pricer, task)
     found = []
     for tp in sorted({tp for _, _, tp in degrees(task)}):
@@ -196,6 +198,12 @@ def _candidates(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> list[G
             expected=f"pp * dp * tp = {task.world_size}, pp <= {task.blocks} blocks, dp dividing"
             f" the batch of {task.global_batch_size}, tp dividing the heads {list(task.heads)};"
             " micro-batches that pp divides for interleaved_1f1b and zero_bubble"
+            + (
+                ""
+                if task.splits
+                else "; another schedule than zero_bubble, as parameters behind"
+                " the first layer are used at several places"
+            )
             + _one_replica(task.statistics),
             where=f"pins {pins}" if pins else "world_size, global_batch_size",
             hint="change the global batch, the number of devices or the pins",

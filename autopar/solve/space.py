@@ -91,7 +91,8 @@ class Task:
     ``blocks`` is the number of layers that can be spread over stages. ``names`` are those of all
     layers, ``parts`` of those that are no block, ``runs`` of those that stages may begin with
     besides blocks. ``interleaves`` tells whether a rank may hold several stages: none of its
-    parameters is then on two of them. ``statistics`` are those that data parallelism would change.
+    parameters is then on two of them. ``splits`` tells whether backward can run in two parts.
+    ``statistics`` are those that data parallelism would change.
     """
 
     world_size: int
@@ -103,6 +104,7 @@ class Task:
     parts: tuple[str, ...] = ()
     runs: frozenset[str] = frozenset()
     interleaves: bool = True
+    splits: bool = True
     statistics: Statistics = NO_STATISTICS
 
 
@@ -284,7 +286,7 @@ def _split_schedules(task: Task, pp: int) -> list[tuple[str, int]]:
     whole = not _pinned_layers(task, "zero", {3})
     whole &= not _pinned_layers(task, "recompute", {"selective", "full"})
     whole &= not offloads(task.pins.get("offload", "none"), "activations")
-    zero_bubble = [1, *chunks] if whole else []
+    zero_bubble = [1, *chunks] if whole and task.splits else []
     return [("interleaved_1f1b", v) for v in chunks] + [("zero_bubble", v) for v in zero_bubble]
 
 

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from tests.multiprocess.test_fidelity import check, make_plan, single_device, train
+import autopar
+from tests.multiprocess.case import SAMPLES
+from tests.multiprocess.test_fidelity import (
+    batch,
+    build,
+    check,
+    loss_fn,
+    make_plan,
+    single_device,
+    train,
+)
 
 pytestmark = pytest.mark.multiprocess
 Pins = dict[str, Any]
@@ -60,3 +71,28 @@ def test_bf16_follows_the_single_device(ranks, tmp_path, references, schedule):
     reference = references.setdefault("gpt:4", single_device("gpt:4"))
     for result in results:
         assert result["losses"] == pytest.approx(reference["losses"], rel=1e-2)
+
+
+# Devices so slow that micro-batches pay, on links so slow that pipelines do.
+SLOW = {
+    "schema_version": 1, "extends": "cpu", "name": "slow", "created": "2026-11-29",
+    "description": "a slower machine of nobody", "source": "vendor", "detail": "made up",
+    "rates": {"products": 0.01, "memory": 0.01, "node_links": 0.05},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("memory_limit", "schedule"), [(None, "zero_bubble"), (0.8e6, "interleaved_1f1b")]
+)
+def test_chosen_without_pins(ranks, tmp_path, references, memory_limit, schedule):
+    """Zero bubble is the fastest where it fits: it holds more, and recomputes nothing."""
+    cluster = tmp_path / "slow.json"
+    cluster.write_text(json.dumps(SLOW))
+    inputs, target = batch("llama:4", 0)
+    plan = autopar.plan(
+        build("llama:4"), 4, inputs, loss_fn("llama:4"), target, cluster=str(cluster),
+        global_batch_size=SAMPLES, precision="fp32", memory_limit=memory_limit,
+    )  # fmt: skip
+    assert (plan.schedule, plan.virtual_stages, plan.mesh.pp) == (schedule, 2, 2)
+    assert {layer.recompute for layer in plan.layers} > {"none"} or memory_limit is None
+    check(ranks, tmp_path, references, "llama:4", plan)

@@ -208,6 +208,11 @@ def test_zero_bubble_is_not_offered_where_it_loses_gradients():
     assert _schedules(2, 4, 8, recompute="full", virtual_stages=2) == {("interleaved_1f1b", 2)}
 
 
+def test_zero_bubble_is_not_offered_where_torch_cannot_split_backward():
+    given = Task(2, 8, 4, (), {"pp": 2}, splits=False)
+    assert "zero_bubble" not in {c.schedule for c in configurations(given, LAYOUTS)}
+
+
 def test_shared_parameters_keep_ranks_to_one_stage():
     assert _schedules(2, 4, 8, False, schedule="zero_bubble") == {("zero_bubble", 1)}
     assert _schedules(2, 4, 8, False, schedule="interleaved_1f1b") == set()

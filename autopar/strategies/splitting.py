@@ -1,0 +1,42 @@
+"""Whether backward may run in two parts: first the gradients of inputs, later those of parameters.
+
+torch (``pipelining/_backward.py``, 2.11 to 2.13) starts the second part, for each group of
+parameters, from the operations at which they meet what a stage received. A group that meets it at
+several operations can be on the way of another one: its operations would then run twice, which
+autograd refuses, or count twice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from autopar.graph import Graph
+from autopar.strategies.patterns import Classes
+from autopar.strategies.sharding import Pattern
+from autopar.trace.opaque import OPAQUE
+
+
+def splits_backward(graph: Graph, classes: Classes) -> bool:
+    """Whether every parameter behind the first layer meets what is received at one operation.
+
+    The first stage, which receives nothing, makes all gradients together. Operations whose insides
+    are not known do not count as one.
+    """
+    later = dict.fromkeys(classes.members[1:])
+    return all(_meets_once(graph, classes.priced(member)) for member in later)
+
+
+def _meets_once(graph: Graph, pattern: Pattern) -> bool:
+    """Whether all that is learned and does not depend on what is received is read once."""
+    ops = [graph.ops[i] for i in pattern.ops]
+    received, own = set(pattern.received), set[str]()
+    readers = Counter(name for op in ops for name in op.inputs())
+    readers.update(pattern.sent)
+    for op in ops:
+        if received.intersection(op.inputs()):
+            received.update(op.outputs)
+        else:
+            own.update(name for name in op.outputs if graph.values[name].requires_grad)
+        own.update(name for name in op.inputs() if graph.values[name].kind == "parameter")
+    learned = (name for name in own if graph.values[name].requires_grad)
+    return all(readers[name] == 1 for name in learned) and all(op.target != OPAQUE for op in ops)
