@@ -105,7 +105,7 @@ class Translator(nn.Module):
         self.positions = nn.Parameter(torch.randn(TOKENS, WIDTH))
         self.trunks = nn.Transformer(
             WIDTH, 4, num_encoder_layers=2, num_decoder_layers=2, dim_feedforward=64, dropout=0.0,
-            batch_first=True,
+            activation="gelu", batch_first=True, bias=False,
         )  # fmt: skip
         self.head = nn.Linear(WIDTH, VOCABULARY)
 

@@ -21,6 +21,8 @@ PLANS = [
     ("unet", (1, 2, 1)),
     # a loss of two images, sub-pixel convolution
     ("super-resolution", (1, 1, 2)),
+    # running statistics without parameters beside them, on the first of two stages
+    ("batchnorm-mlp", (2, 1, 1)),
     # modules in evaluation within a model in training
     ("frozen", (1, 2, 1)),
     # a mask that is asked for its values

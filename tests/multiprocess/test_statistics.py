@@ -20,8 +20,6 @@ PLANS = [
     ("normalized", (2, 2, 1), {"schedule": "1f1b", "recompute": "full"}),
     ("normalized", (1, 2, 2), {"zero": 2, "sequence_parallel": False}),
     ("batchnorm-mlp", (1, 2, 1), {"zero": 0}),
-    # running statistics without parameters beside them, on the first of two stages
-    ("batchnorm-mlp", (2, 1, 1), {}),
     ("sync-batchnorm", (1, 2, 1), {}),
     ("remembering", (1, 1, 2), {}),
 ]
