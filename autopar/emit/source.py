@@ -172,7 +172,9 @@ class Writer:
         return literal(argument, self.name)
 
     def _method(self, base: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        return f"{group(self.text(args[0]))}.{base}({self._arguments(args[1:], kwargs)})"
+        text = f"{group(self.text(args[0]))}.{base}"
+        called = callable(getattr(torch.Tensor, base))  # x.mH is an attribute
+        return f"{text}({self._arguments(args[1:], kwargs)})" if called else text
 
     def _arguments(self, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
         parts = [self.text(a) for a in args]

@@ -76,7 +76,7 @@ def make_functional(ops: list[Op], values: Values) -> tuple[list[Op], dict[str, 
     """
     memory = _Memory(values)
     result = []
-    for op in ops:
+    for op in (part for whole in ops for part in _without_out(whole, values)):
         args, kwargs = substitute(op.args, memory.names), substitute(op.kwargs, memory.names)
         op = dataclasses.replace(op, args=args, kwargs=kwargs)
         first = op.args[0].name if op.args and isinstance(op.args[0], Ref) else ""
@@ -96,6 +96,24 @@ def make_functional(ops: list[Op], values: Values) -> tuple[list[Op], dict[str, 
             memory.shared |= {first, *op.outputs}
         result.append(op)
     return result, memory.names
+
+
+def _without_out(op: Op, values: Values) -> list[Op]:
+    """``div(x, y, out=z)`` as a quotient that is copied into z."""
+    namespace, name, overload = op.target.split(".")
+    target = op.kwargs.get("out")
+    plain = [f"{namespace}.{name}.{kind}" for kind in ("Tensor", "default")]
+    plain = [candidate for candidate in plain if exists(candidate)]
+    if overload != "out" or not isinstance(target, Ref) or len(op.outputs) != 1 or not plain:
+        return [op]
+    (out,) = op.outputs
+    made = f"{out}_made"
+    values[made] = dataclasses.replace(values[out], name=made)
+    kwargs = {key: value for key, value in op.kwargs.items() if key != "out"}
+    copied = dataclasses.replace(
+        op, target="aten.copy_.default", args=(target, Ref(made)), kwargs={}
+    )
+    return [dataclasses.replace(op, target=plain[0], kwargs=kwargs, outputs=(made,)), copied]
 
 
 def _changed(op: Op, memory: _Memory) -> list[Op]:

@@ -92,3 +92,14 @@ def test_a_part_that_was_taken_before_the_change_is_refused():
     ]
     with pytest.raises(TraceError, match="in place"):
         make_functional(ops, values())
+
+
+def test_what_is_written_into_a_buffer_is_copied_into_it():
+    """``div(x, y, out=buffer)``, as spectral normalisation keeps its vectors."""
+    known = values()
+    op = Op("aten.div.out", (X, Y), {"out": Ref("b")}, ("u",))
+    (quotient, copied), _ = make_functional([op], known)
+    assert (quotient.target, quotient.args, quotient.kwargs) == ("aten.div.Tensor", (X, Y), {})
+    assert copied.args == (Ref("b"), Ref(quotient.outputs[0]))
+    assert is_inplace(copied)
+    assert copied.outputs == ("u",)
