@@ -168,14 +168,17 @@ def _trace(request: Request) -> _Traced:
 
 
 def _heads(graph: Graph) -> tuple[int, ...]:
-    """Head counts of every attention: of the queries and of the keys."""
+    """Head counts of every attention: of the queries and of the keys.
+
+    A single head of keys, which all queries share, is whole on every rank.
+    """
     counts = {
         graph.values[a.name].shape[-3].coefficient
         for op in graph.ops
         if op.target == ATTENTION
         for a in op.args[:2]
     }
-    return tuple(sorted(counts))
+    return tuple(sorted(counts - {1}))
 
 
 def _candidates(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> list[Group]:

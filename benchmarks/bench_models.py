@@ -1,6 +1,6 @@
 """Every model under every plan on gloo ranks of this host, against the single device.
 
-    python benchmarks/bench_models.py [--models hf-mixtral t5] [--plans tp=2 free] [--all]
+    python benchmarks/bench_models.py [--models hf-mixtral t5] [--plans tp=2 free] [--all] [--ops]
 
 One row per model, one column per plan. A cell is "equal" if the losses of three steps are within
 1e-5 of the single device's, every first gradient and the parameters after three steps within 1e-4,
@@ -9,6 +9,9 @@ less well, the run is repeated in float64, where both have to agree a hundred ti
 tensors that rounding alone keeps apart are counted (tests/multiprocess/precision.py says how). A
 cell is "refused" if autopar said why it makes no such plan, "failed" otherwise. All of this is told
 below the table; the exit status is 1 if anything failed.
+
+With ``--ops`` nothing runs: a row per model tells how many of its operations the sharding table
+divides over two ranks, how many were divided after a trial, and how many are whole on every rank.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -30,7 +35,11 @@ if __package__ in (None, ""):  # run as a file
 
 from autopar.errors import AutoparError
 from autopar.plan import Plan
-from tests.multiprocess.models import CASES, SAMPLES
+from autopar.strategies.choices import origin
+from autopar.strategies.spec import name_of
+from autopar.trace import trace
+from autopar.workload import Workload
+from tests.multiprocess.models import CASES, SAMPLES, batch, build, loss_fn
 from tests.multiprocess.pool import Pool
 from tests.multiprocess.precision import (
     STARTS,
@@ -47,6 +56,7 @@ from tests.multiprocess.test_fidelity import (
 
 ROOT = Path(__file__).resolve().parents[1]
 MICROBATCH = 2
+DEGREE = 2  # for which --ops divides
 PLANS: dict[str, tuple[int, dict[str, Any]]] = {
     "dp=2": (2, {"pp": 1, "dp": 2, "tp": 1, "microbatch_size": MICROBATCH}),
     "tp=2": (2, {"pp": 1, "dp": 1, "tp": 2, "microbatch_size": MICROBATCH}),
@@ -77,8 +87,11 @@ def main() -> int:
     parser.add_argument("--models", nargs="*", default=NAMED, choices=sorted(CASES))
     parser.add_argument("--plans", nargs="*", default=list(PLANS), choices=list(PLANS))
     parser.add_argument("--all", action="store_true", help="every model of the tests")
+    parser.add_argument("--ops", action="store_true", help="count operations instead")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
+    if arguments.ops:
+        return tell_ops(sorted(CASES) if arguments.all else arguments.models)
     torch.set_num_threads(1)  # as on the ranks: equal orders of summation
     pool = Pool(ROOT, ("transformers",))
     print(f"| model | {' | '.join(arguments.plans)} |\n|---|{'---|' * len(arguments.plans)}")
@@ -91,6 +104,27 @@ def main() -> int:
                 print(f"{name}, {plan}: {found.word}: {found.reason}", file=sys.stderr)
         print(f"| {name} | {' | '.join(c.word for c in rows[name].values())} |", flush=True)
     return tell(rows)
+
+
+def tell_ops(names: Iterable[str]) -> int:
+    """Prints how each model's operations can be divided; the exit status."""
+    print("| model | operations | made of sizes | table | trial | whole | by trial or whole |")
+    print("|---|---|---|---|---|---|---|")
+    for name in names:
+        inputs, target = batch(name, 0)
+        args, kwargs = Workload(build(name), inputs).inputs()
+        try:
+            graph = trace(build(name), args, kwargs, target=target, loss_fn=loss_fn(name))
+        except AutoparError as error:
+            print(f"| {name} | refused: {error.found} | | | | | |", flush=True)
+            continue
+        found = [(origin(op, graph.values, DEGREE), name_of(op)) for op in graph.ops]
+        count = Counter(kind for kind, _ in found)
+        rare = Counter(op for kind, op in found if kind in ("trial", "none"))
+        told = ", ".join(f"{number} {op}" for op, number in sorted(rare.items()))
+        numbers = " | ".join(str(count[kind]) for kind in ("made", "table", "trial", "none"))
+        print(f"| {name} | {len(graph.ops)} | {numbers} | {told} |", flush=True)
+    return 0
 
 
 def tell(rows: dict[str, dict[str, Cell]]) -> int:
@@ -138,7 +172,7 @@ def run(pool: Pool, name: str, plan: Plan, devices: int) -> Cell:
             compare_collectives(plan, results)
             apart = compare(start, results, (name, *how))
         except AssertionError as error:
-            return Cell("failed", " ".join(str(error).split())[:300])
+            return Cell("failed", " ".join(str(error).split())[:300] or _line(error))
     return Cell("equal", f"in float64; kept apart by rounding: {summary(apart)}" if apart else "")
 
 
@@ -159,6 +193,11 @@ def compare(
 def summary(names: list[str]) -> str:
     """How many tensors, and one of them."""
     return f"{len(names)} tensors, such as {names[-1]}"
+
+
+def _line(error: Exception) -> str:
+    """The line that raised, of an assertion without a message."""
+    return traceback.extract_tb(error.__traceback__)[-1].line or type(error).__name__
 
 
 @cache

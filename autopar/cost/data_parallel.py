@@ -159,8 +159,10 @@ def dp_group(cluster: Cluster, setting: Setting) -> Group:
     return Group(setting.dp, per_node, crossing)
 
 
-def gathers(setting: Setting, zero: int, stage: int) -> int:
+def gathers(setting: Setting, zero: int, stage: int, *, learns: bool = True) -> int:
     """How often one layer's parameters are gathered per step.
+
+    A layer that does not learn, because all before it is frozen, has no backward.
 
     zero 1 and 2 gather once and keep them. zero 3 frees them behind the forward of every
     micro-batch and gathers them again for backward; torch's pipeline stages do not free
@@ -176,7 +178,7 @@ def gathers(setting: Setting, zero: int, stage: int) -> int:
         )  # fmt: skip
     if zero < 3:
         return 1
-    return count_gathers(setting, stage)
+    return count_gathers(setting, stage) if learns else setting.num_microbatches
 
 
 def count_gathers(setting: Setting, stage: int) -> int:
@@ -221,23 +223,24 @@ def state_bytes(cost: LayerCost, setting: Setting, zero: int) -> StateBytes:
 
 def _device_bytes(cost: LayerCost, setting: Setting, zero: int) -> StateBytes:
     """The same where nothing is in host memory."""
-    n, compute = cost.parameter_elements, setting.compute_bytes
+    n, trained, compute = cost.parameter_elements, cost.trained_elements, setting.compute_bytes
     shards = setting.dp if zero else 1
     held, flat = -(-n // shards), MASTER_BYTES * -(-cost.partial_elements // shards)
+    own = -(-trained // shards)
     if not setting.wrapped:
-        behind = exchange_bytes(setting.exchange, setting.dp, n) if setting.written_out else 0
-        return StateBytes(4 * n, 4 * n + flat, setting.optimizer_bytes * n, 0, behind)
+        behind = exchange_bytes(setting.exchange, setting.dp, trained) if setting.written_out else 0
+        return StateBytes(4 * n, 4 * trained + flat, setting.optimizer_bytes * trained, 0, behind)
     pipeline = setting.pp > 1
     # torch's pipeline stages do not free what a backward has gathered.
     kept = compute * n if zero < 3 or pipeline else 0
     deferred = pipeline or (zero < 2 and setting.num_microbatches > 1)
     buffers = {0: 0, 1: 1, 2: 1, 3: 2 if pipeline else 3}[zero]
     gather = buffers * compute * n
-    reduce = MASTER_BYTES * n + (MASTER_BYTES * held if deferred else compute * n)
+    reduce = MASTER_BYTES * trained + (MASTER_BYTES * own if deferred else compute * trained)
     return StateBytes(
         MASTER_BYTES * held + kept,
-        MASTER_BYTES * (n if deferred else held) + flat,
-        setting.optimizer_bytes * held,
+        MASTER_BYTES * (trained if deferred else own) + flat,
+        setting.optimizer_bytes * own,
         gather + (0 if pipeline else reduce),
         reduce if pipeline else 0,
     )
@@ -251,7 +254,8 @@ def dp_cost(
 
     ``again_seconds`` of recomputation in backward hide communication as backward itself does.
     """
-    held = -(-cost.parameter_elements // (setting.dp if zero else 1))
+    trained, m = cost.trained_elements, setting.num_microbatches
+    held = -(-trained // (setting.dp if zero else 1))
     step = _update_seconds(cluster, cost, setting, held)
     tp_sync = _tp_sync_seconds(cluster, cost, setting, zero)
     hooks = cluster.overhead_seconds("shard_forward") if setting.wrapped else 0.0
@@ -259,13 +263,12 @@ def dp_cost(
     if setting.dp == 1:
         return DpCost(0.0, hooks, tp_sync, step, added)
     group = dp_group(cluster, setting)
+    if setting.written_out and not trained:
+        return DpCost(0.0, 0.0, tp_sync, step, added)
     if setting.written_out:
-        sync = exchange_seconds(
-            cluster, setting.exchange, group, cost.parameter_elements, setting.world_size
-        )
+        sync = exchange_seconds(cluster, setting.exchange, group, trained, setting.world_size)
         counts = exchange_counts(setting.exchange, setting.dp)
         return DpCost(0.0, 0.0, sync, step, added, counts)
-    n, m = cost.parameter_elements, setting.num_microbatches
     slow = cluster.contention(setting.dp, setting.world_size)
     kind = "reduce_scatter" if zero else "all_reduce"
     parts = 1 if setting.traffic.flat else max(1, cost.parameter_tensors)
@@ -274,10 +277,11 @@ def dp_cost(
         each = collective_seconds(cluster, kind, -(-payload_bytes // parts), group)
         return slow * parts * each + cluster.overhead_seconds(overhead, payload_bytes)
 
-    gather = moved("all_gather", "shard_gather", setting.gather_bytes * n)
-    reduce = moved(kind, "shard_reduce", setting.traffic.reduce_bytes * n)
-    times = gathers(setting, zero, stage)
-    count = reductions(setting, zero)
+    gathered_bytes = setting.gather_bytes * cost.parameter_elements
+    gather = moved("all_gather", "shard_gather", gathered_bytes)
+    reduce = moved(kind, "shard_reduce", setting.traffic.reduce_bytes * trained) if trained else 0.0
+    times = gathers(setting, zero, stage, learns=cost.learns)
+    count = reductions(setting, zero) if trained else 0
     counts = Counter({"all_gather": times, kind: count})
     behind = cost.backward_seconds + again_seconds
 
@@ -287,7 +291,7 @@ def dp_cost(
     if zero == 3:
         forward = exposed(gather, cost.forward_seconds)
         backward = exposed(gather + (reduce if count > 1 else 0.0), behind)
-        backward *= min(1.0, (times - m) / m if times > m else 1.0)
+        backward *= min(1.0, (times - m) / m if times > m else float(cost.learns))
         sync = tp_sync + (0.0 if count > 1 else exposed(reduce, behind))
         return DpCost(forward, backward + hooks, sync, step, added, counts)
     backward = exposed(reduce, behind) if count > 1 else 0.0
@@ -304,7 +308,7 @@ def accumulation_seconds(cluster: Cluster, cost: LayerCost, setting: Setting, ze
     they are reduced in every micro-batch, each rank adds up its share alone.
     """
     m = setting.num_microbatches
-    held = cost.parameter_elements
+    held = cost.trained_elements
     first, later = 0, 3 * MASTER_BYTES
     if setting.traffic.accumulate_bytes is not None:
         first, later = setting.traffic.accumulate_bytes
@@ -312,7 +316,7 @@ def accumulation_seconds(cluster: Cluster, cost: LayerCost, setting: Setting, ze
         held = -(-held // setting.dp)
     elif setting.precision == "bf16" and (m > 1 or setting.pp > 1):
         first, later = 2 + MASTER_BYTES, 2 + 2 * MASTER_BYTES
-    tensors = max(1, cost.parameter_tensors)
+    tensors = max(1, cost.parameter_tensors - cost.frozen_tensors)
 
     def added(bytes_each: int) -> float:
         return tensors * elementwise_seconds(cluster, bytes_each * held // tensors)
@@ -326,7 +330,7 @@ def _update_seconds(cluster: Cluster, cost: LayerCost, setting: Setting, held: i
     Clipping reads gradients for their norm, then reads and writes them to scale them.
     Included is the way of state that is in host memory.
     """
-    tensors = cost.parameter_tensors
+    tensors = cost.parameter_tensors - cost.frozen_tensors
     kernels = elementwise_seconds(cluster, 3 * MASTER_BYTES * held)
     if setting.traffic.update_bytes is None:
         kernels += optimizer_seconds(cluster, held, setting.optimizer, tensors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from autopar.cluster import Cluster
@@ -68,6 +68,8 @@ class LayerCost:
     which ``kept_saved_bytes`` are saved for backward as well. ``norms`` are the normalisations
     whose statistics are taken over the samples of all dp ranks.
     ``saved_tensors`` counts what is saved; ``handed_bytes`` of it are results for further layers.
+    ``frozen_elements`` and ``frozen_tensors`` are those of parameters that need no gradient;
+    ``learns`` says whether anything in the layer has one.
     """
 
     forward_seconds: float
@@ -95,6 +97,14 @@ class LayerCost:
     norms: tuple[Norm, ...] = ()
     saved_tensors: int = 0
     handed_bytes: int = 0
+    frozen_elements: int = 0
+    frozen_tensors: int = 0
+    learns: bool = True
+
+    @property
+    def trained_elements(self) -> int:
+        """What one rank holds of the parameters that have a gradient."""
+        return self.parameter_elements - self.frozen_elements
 
     @property
     def norm_elements(self) -> int:
@@ -145,8 +155,7 @@ def layer_cost(
     saved = _saved(graph, pattern, sharding, batch)
     kept, kept_extra = _kept(graph, pattern, sharding, batch)
     boundary = _boundary_bytes(graph, pattern, sharding, batch)
-    tp_forward = sum(s[0] for _, s in comm) + inner
-    tp_backward = sum(s[1] for _, s in comm)
+    tp_forward, tp_backward = sum(s[0] for _, s in comm) + inner, sum(s[1] for _, s in comm)
     inner_count = sum(len(s.collectives) for s in sharding.strategies.values())
     calls = sum(s[0] > 0 for _, s in comm) + inner_count, sum(s[1] > 0 for _, s in comm)
     issued, issued_backward = _issued(graph, pattern, compute)
@@ -159,13 +168,13 @@ def layer_cost(
     device_backward = computed_backward + issued_backward * cluster.overhead_seconds("op_backward")
     device_backward += _parameter_seconds(cluster, sharding)
     backward = max(device_backward, host_backward - tp_backward)
-    return LayerCost(
+    found = LayerCost(
         forward_seconds=max(device_forward, host_forward - tp_forward),
         backward_seconds=backward,
         tp_forward_seconds=tp_forward,
         tp_backward_seconds=tp_backward,
         flops=sum(c.flops for c in compute),
-        parameter_elements=_parameter_elements(graph, sharding),
+        parameter_elements=_parameter_elements(graph, sharding, sharding.parameters),
         parameter_tensors=len(sharding.parameters),
         partial_elements=_partial_elements(graph, sharding),
         saved_bytes=sum(saved.values()) + _extra_bytes(graph, pattern, sharding, batch),
@@ -186,6 +195,7 @@ def layer_cost(
         saved_tensors=len(saved) + sum(graph.saved[i].extra_bytes > 0 for i in pattern.ops),
         handed_bytes=sum(_handed(graph, pattern, sharding, batch).values()),
     )
+    return _learning(found, graph, pattern, sharding)
 
 
 def _inner_seconds(graph: Graph, sharding: Sharding, cluster: Cluster, batch: int) -> float:
@@ -251,10 +261,20 @@ def _inner_counts(sharding: Sharding) -> Counter[str]:
     return Counter(kind for s in sharding.strategies.values() for kind, _ in s.collectives)
 
 
-def _parameter_elements(graph: Graph, sharding: Sharding) -> int:
-    return sum(
-        local_elements(graph.values[name], state, sharding.tp, 1)
-        for name, state in sharding.parameters.items()
+def _parameter_elements(graph: Graph, sharding: Sharding, names: Iterable[str]) -> int:
+    states = sharding.parameters
+    return sum(local_elements(graph.values[n], states[n], sharding.tp, 1) for n in names)
+
+
+def _learning(found: LayerCost, graph: Graph, pattern: Pattern, sharding: Sharding) -> LayerCost:
+    """The cost with what needs no gradient."""
+    frozen = [n for n in sharding.parameters if not graph.values[n].requires_grad]
+    made = (name for i in pattern.ops for name in graph.ops[i].outputs)
+    return replace(
+        found,
+        frozen_elements=_parameter_elements(graph, sharding, frozen),
+        frozen_tensors=len(frozen),
+        learns=any(graph.values[name].requires_grad for name in made),
     )
 
 

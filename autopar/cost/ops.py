@@ -87,6 +87,8 @@ def _grouped(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost
 def _opaque(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
     """A module of the user's, by its own count of flops: one product of as many."""
     inputs, held, _, _, flops, _ = op.args
+    if not held or not flops:
+        return _elementwise(cluster, op, values, shapes)
     x = values[inputs[0].name]
     batch, rows = shapes[x.name][0] // x.shape[0].coefficient, math.prod(shapes[x.name][:-1])
     k = shapes[x.name][-1]

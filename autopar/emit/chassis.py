@@ -105,6 +105,7 @@ class Program:
         zero, recompute: per block; ``zero`` is 0, 1, 2 or 3.
         ends_zero: the same for all parameters outside the blocks.
         layers: per block the name of its class in ``classes``, None for the user's own module.
+        idle: indices of blocks that nothing learned stands in or before: they have no backward.
         classes: source of the classes, each a subclass of ``Parallel`` with ``PLACEMENTS``,
             ``FUSED`` and ``forward``. ``PARTIAL`` is added from the calls of ``partial``.
         ends_placements: {parameter outside the blocks: "Shard(0)"}: all that the parts of
@@ -147,6 +148,7 @@ class Program:
     targets: dict[str, str] = field(default_factory=lambda: {"target": "target"})
     constants: dict[str, str] = field(default_factory=dict)
     ends_zero: int = 0
+    idle: tuple[int, ...] = ()
     classes: tuple[str, ...] = ()
     ends_placements: dict[str, str] = field(default_factory=dict)
     tied: tuple[tuple[str, ...], ...] = ()
@@ -262,10 +264,10 @@ class Program:
 
     @property
     def first_block(self) -> int | None:
-        """The first block that has parameters."""
+        """The first block that has parameters and a backward."""
         owned = [name for name, _, _ in self.parameters]
-        having = (i for i, block in enumerate(self.blocks)
-                  if any(name.startswith(f"{block}.") for name in owned))  # fmt: skip
+        having = (i for i, block in enumerate(self.blocks) if i not in self.idle
+                  and any(name.startswith(f"{block}.") for name in owned))  # fmt: skip
         return next(having, None)
 
     @property

@@ -303,9 +303,17 @@ def _unit_calls(graph: Graph, part: Pattern) -> dict[int, Call]:
             n in graph.values and (graph.values[n].kind != "activation" or n in made)
             for n in _call_values(call)
         )
-        if mine and set(inside) <= own | context and known and unpackable(call.outputs):
+        told = unpackable(call.outputs) and not _taken(graph, part, call, set(mine))
+        if mine and set(inside) <= own | context and known and told:
             calls[mine[0]] = call
     return calls
+
+
+def _taken(graph: Graph, part: Pattern, call: Call, inside: set[int]) -> set[str]:
+    """Values that are made in a call and read outside of it, which hooks do, and not returned."""
+    made = {out for i in inside for out in graph.ops[i].outputs}
+    read = {n for i in part.ops if i not in inside for n in graph.ops[i].inputs()}
+    return made.intersection((*part.sent, graph.loss, *read)) - set(refs(call.outputs))
 
 
 def _context_lines(session: _Session, wanted: list[str], namer: Namer) -> list[str]:

@@ -18,7 +18,7 @@ from autopar.graph import Graph
 from autopar.plan import Plan
 from autopar.plan_file import write_atomically
 from autopar.strategies.patterns import ENDS, Classes, Crossing
-from autopar.strategies.sharding import Sharding
+from autopar.strategies.sharding import Pattern, Sharding
 from autopar.strategies.sharding_json import decode_pattern, decode_sharding
 from autopar.strategies.statistics import (
     changed_buffers,
@@ -105,6 +105,7 @@ def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
         parameters=plan.parameters,
         flow=_flow(plan, data, text),
         ends_zero=ends[0].zero if ends else 0,
+        idle=tuple(i for i, (_, m) in enumerate(blocks) if not _learns(graph, classes.patterns[m])),
         classes=tuple(layer.source for layer in split.values()),
         ends_placements=placements,
         tied=graph.tied,
@@ -139,6 +140,11 @@ def _places(inputs: dict[str, str], *, nested: bool) -> tuple[dict[str, str], di
     nested |= any("." in place for place in (*places.values(), *targets.values()))
     flat = {n: n if place.isdigit() and not nested else place for n, place in places.items()}
     return flat, targets
+
+
+def _learns(graph: Graph, pattern: Pattern) -> bool:
+    """Whether a gradient flows into what a layer makes."""
+    return any(graph.values[name].requires_grad for name in pattern.sent)
 
 
 def _is_target(key: str) -> bool:

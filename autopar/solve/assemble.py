@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -80,7 +80,8 @@ def _stages(pricer: Pricer, names: tuple[str, ...], solution: Solution) -> list[
 def _shared(pricer: Pricer, stages: list[tuple[str, ...]], stage: int) -> int:
     """Number of parameters that a stage holds together with other stages."""
     found = 0
-    for parts in pricer.shared().values():
+    values = pricer.graph.values
+    for parts in (p for n, p in pricer.shared().items() if values[n].requires_grad):
         holders = [p for p, members in enumerate(stages) if set(members).intersection(parts)]
         found += stage in holders and len(holders) > 1
     return found
@@ -236,7 +237,7 @@ def _collectives(pricer: Pricer, config: Configuration, stage: _Stage) -> Counte
     """
     setting, m = pricer.setting(config), config.num_microbatches
     counts: Counter[str] = Counter()
-    groups: dict[str, int] = {}
+    groups: defaultdict[str, list[tuple[int, LayerCost]]] = defaultdict(list)
     partial = any(pricer.layer(m, config, k).partial_elements for m, k in stage.rank_layers)
     for name, member, option in zip(stage.names, stage.members, stage.options, strict=True):
         cost = pricer.layer(member, config, option.tp_option)
@@ -244,13 +245,17 @@ def _collectives(pricer: Pricer, config: Configuration, stage: _Stage) -> Counte
         for passed in (cost.tp_forward, cost.tp_backward, again):
             counts.update({kind: number * m for kind, number in passed.items()})
         counts += statistics_collectives(cost, setting, option.recompute)
-        if pricer.cost(member, config, option.tp_option).parameter_elements:
-            groups["ends" if member in pricer.classes.parts else name] = option.zero
-    for _ in groups if setting.written_out else ():
-        counts += exchange_counts(config.exchange, config.dp)
-    for zero in groups.values() if config.dp > 1 and not setting.written_out else ():
-        counts["all_gather"] += gathers(setting, zero, stage.index)
-        counts["reduce_scatter" if zero else "all_reduce"] += reductions(setting, zero)
+        held = pricer.cost(member, config, option.tp_option)
+        if held.parameter_elements:
+            groups["ends" if member in pricer.classes.parts else name].append((option.zero, held))
+    for group in groups.values() if config.dp > 1 else ():
+        zero, trained = group[0][0], any(held.trained_elements for _, held in group)
+        learns = any(held.learns for _, held in group)
+        if setting.written_out:
+            counts += exchange_counts(config.exchange, config.dp) if trained else Counter()
+            continue
+        counts["all_gather"] += gathers(setting, zero, stage.index, learns=learns)
+        counts["reduce_scatter" if zero else "all_reduce"] += trained and reductions(setting, zero)
     world = config.pp * config.dp * config.tp
     counts["all_reduce"] += partial + stage.shared + (world > 1 and bool(stage.rank_layers))
     crossings = sum(len(pricer.classes.cuts[cut]) for cut in stage.cuts)

@@ -266,8 +266,13 @@ class Pricer:
         if config.pp > 1:
             return cost
         again = [n for n, parts in self.shared().items() if member in parts[1:]]
-        held = cost.parameter_elements - self.shared_elements(again, config, tp_option)
-        return dataclasses.replace(cost, parameter_elements=held)
+        frozen = [n for n in again if not self.graph.values[n].requires_grad]
+        held, idle = (self.shared_elements(names, config, tp_option) for names in (again, frozen))
+        return dataclasses.replace(
+            cost,
+            parameter_elements=cost.parameter_elements - held,
+            frozen_elements=cost.frozen_elements - idle,
+        )
 
     def shared(self) -> dict[str, tuple[str, ...]]:
         """Parameters that several parts outside the blocks read, and which parts these are."""
@@ -294,7 +299,7 @@ class Pricer:
         slow = self.cluster.contention(2, world_size(config))
         total = 0.0
         for name, parts in self.shared().items():
-            if member in parts:
+            if member in parts and self.graph.values[name].requires_grad:
                 payload = self.shared_elements([name], config, tp_option) * MASTER_BYTES
                 group = Group(min(len(parts), config.pp), 1)
                 total += collective_seconds(self.cluster, "all_reduce", payload, group)
@@ -399,7 +404,7 @@ class Pricer:
         """
         if config.virtual_stages == 1:
             return ()
-        blocks = self._blocks
+        blocks = self.classes.spread()
         near = (
             range(max(1, k - 1), min(len(blocks) - 1, k + 1) + 1)
             for k in even_starts(len(blocks), config.stages)[1:]
@@ -413,7 +418,7 @@ class Pricer:
         """
         if config.virtual_stages == 1:
             return ()
-        blocks, layers = self._blocks, len(self.classes.members)
+        blocks, layers = self.classes.spread(), len(self.classes.members)
         even = [0, *(blocks[k] for k in even_starts(len(blocks), config.stages)[1:])]
         starts = nearest(cuts, even) or even
         units = sorted({*blocks[1:], *starts})
@@ -422,14 +427,9 @@ class Pricer:
 
     def equal_cuts(self, config: Configuration) -> tuple[tuple[int, ...], ...]:
         """The one place where each stage begins if the blocks are spread evenly."""
-        blocks, stages = self._blocks, config.stages
+        blocks, stages = self.classes.spread(), config.stages
         first = [-(-len(blocks) * stage // stages) for stage in range(1, stages)]
         return ((0,), *((blocks[k],) for k in first))
-
-    @property
-    def _blocks(self) -> list[int]:
-        """Positions of the blocks in the chain."""
-        return self.classes.spread()
 
     @property
     def interleaves(self) -> bool:

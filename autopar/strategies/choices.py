@@ -77,9 +77,21 @@ def is_covered(op: Op, values: Values) -> bool:
     return name in RESHAPES | SPLITS | SPECIAL.keys() or spec(op, values) is not None
 
 
+def origin(op: Op, values: Values, tp: int) -> str:
+    """Where the ways to divide an op come from: "table", "trial", or "none" if nobody knows any.
+
+    An op that reads no tensor, and makes one of numbers and sizes, is "made".
+    """
+    if not op.inputs():
+        return "made"
+    if is_covered(op, values):
+        return "table"
+    return "none" if names(op, values, tp) is None else "trial"
+
+
 def is_known(op: Op, values: Values, tp: int) -> bool:
     """Whether the table or a trial says how to divide the op; nobody divides a factory."""
-    return not op.inputs() or is_covered(op, values) or names(op, values, tp) is not None
+    return origin(op, values, tp) != "none"
 
 
 def divides_samples(strategy: Strategy, op: Op, values: Values) -> bool:

@@ -7,7 +7,6 @@ import io
 import logging
 import operator
 import os
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 from autopar.errors import TraceError
 from autopar.graph import Op, Ref, Size, Value
+from autopar.trace.batches import merge_batches
 from autopar.trace.constants import Constants
 from autopar.trace.expand import expand
 from autopar.trace.known import KnownValues
@@ -28,7 +28,6 @@ from autopar.trace.model import Recorder, find_blocks, find_units, meta_copy, se
 from autopar.trace.norms import call_plain_norms, check_momentum
 from autopar.trace.opaque import (
     Described,
-    HiddenBackwardError,
     Observed,
     OwnBackwards,
     UntraceableError,
@@ -36,6 +35,7 @@ from autopar.trace.opaque import (
     find_opaque,
 )
 from autopar.trace.private import tree_flatten_with_path, tree_map, tree_unflatten
+from autopar.trace.refusals import explain
 from autopar.trace.repeats import Repeat, find_repeats
 from autopar.trace.stand_in import attach_stand_ins
 
@@ -163,23 +163,46 @@ def _capture(
     observed: dict[str, Observed],
     recorder: Recorder,
 ) -> Raw:
+    """One trace with any number of samples, or two where the model fixes it (``len(x)``)."""
+
+    def read(batch: int, recorder: Recorder, *, fixed: bool) -> Raw:
+        inputs = tree_map(partial(_resized, batch=batch), example)
+        copy = _prepared(model, dtype, repeats, observed, recorder)
+        exported = _export(_Step(copy, loss_fn), inputs, recorder, fixed=fixed)
+        recorder.samples.clear()
+        raw = Raw(blocks=find_blocks(model), recorder=recorder)
+        frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+        _Reader(raw, exported, frozen).read()
+        return raw
+
+    raw = read(TRACE_BATCH, recorder, fixed=False)
+    if not all(raw.values[name].shape[0].power for name in raw.inputs.values()):
+        recorder.restart()
+        raw = read(TRACE_BATCH, recorder, fixed=True)
+        merge_batches(raw, read(TRACE_BATCH + 1, Recorder(), fixed=True), TRACE_BATCH)
+    raw.ops = expand(raw.ops, raw.values, repeats)
+    return raw
+
+
+def _resized(leaf: Any, batch: int) -> Any:
+    return leaf.new_empty((batch, *leaf.shape[1:])) if isinstance(leaf, Tensor) else leaf
+
+
+def _prepared(
+    model: nn.Module, dtype: torch.dtype, repeats: tuple[Repeat, ...],
+    observed: dict[str, Observed], recorder: Recorder,
+) -> nn.Module:  # fmt: skip
+    """A copy of the model on ``meta`` that notes its calls in ``recorder``."""
     omitted = tuple(path for repeat in repeats for path in repeat.omitted)
-    blocks = find_blocks(model)
     copy = set_training(meta_copy(model, dtype, hollow=omitted), model)
     _disable_cache(copy)
     call_plain_norms(copy)
-    units = tuple(path for path in find_units(model, blocks) if path not in omitted)
+    units = find_units(model, find_blocks(model))
     kept = {path: facts for path, facts in observed.items() if not path.startswith(_below(omitted))}
     attach_opaque(copy, kept, _describe)
-    recorder.attach(copy, units)
+    recorder.attach(copy, tuple(path for path in units if path not in omitted))
     attach_stand_ins(copy, repeats, recorder)
-    exported = _export(_Step(copy, loss_fn), example, recorder)
-    recorder.samples.clear()
-    raw = Raw(blocks=blocks, recorder=recorder)
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    _Reader(raw, exported, frozen).read()
-    raw.ops = expand(raw.ops, raw.values, repeats)
-    return raw
+    return copy
 
 
 def _below(paths: tuple[str, ...]) -> tuple[str, ...]:
@@ -210,9 +233,15 @@ def _to_meta(leaf: Any, dtype: torch.dtype = torch.float32) -> Any:
     return torch.empty((TRACE_BATCH, *leaf.shape[1:]), dtype=kind, device="meta")
 
 
-def _export(step: nn.Module, example: tuple[Any, ...], recorder: Recorder) -> ExportedProgram:
-    """Runs ``torch.export`` and turns what goes wrong into an error that names the place."""
-    dynamic = tree_map(lambda leaf: {0: Dim.AUTO} if isinstance(leaf, Tensor) else None, example)
+def _export(
+    step: nn.Module, example: tuple[Any, ...], recorder: Recorder, *, fixed: bool = False
+) -> ExportedProgram:
+    """Runs ``torch.export`` and turns what goes wrong into an error that names the place.
+
+    Where the number of samples is ``fixed``, it is one number throughout the trace.
+    """
+    free = None if fixed else {0: Dim.AUTO}
+    dynamic = tree_map(lambda leaf: free if isinstance(leaf, Tensor) else None, example)
     # torch prints what it had traced so far; the error below says what matters.
     logging.disable(logging.CRITICAL)
     try:
@@ -226,55 +255,9 @@ def _export(step: nn.Module, example: tuple[Any, ...], recorder: Recorder) -> Ex
     except TraceError:
         raise
     except Exception as error:  # export raises many types, all of them about the user's model
-        raise _trace_error(error, recorder) from error
+        raise explain(error, recorder.stack) from error
     finally:
         logging.disable(logging.NOTSET)
-
-
-def _trace_error(error: Exception, recorder: Recorder) -> TraceError:
-    stack = recorder.stack
-    module = f"module {stack[-1]!r}" if stack and stack[-1] else "the model's own forward"
-    module = module if stack else "the loss function"
-    text = str(error).strip().splitlines()
-    reason = text[0] if text else type(error).__name__
-    expected, hint = _advice(error)
-    found = UntraceableError(
-        f"cannot trace the model: {reason}",
-        expected=expected,
-        where=f"{module}, {_user_line(error)}",
-        hint=hint,
-    )
-    found.path = stack[-1] if stack else ""
-    return found
-
-
-def _advice(error: Exception) -> tuple[str, str]:
-    """(expected, hint) for what stopped a trace."""
-    if isinstance(error, HiddenBackwardError):
-        return (
-            "operations of torch, whose backward is known",
-            "call it in a module of its own, which takes tensors and returns one: it is run whole",
-        )
-    if "data-dependent" in str(error) or "DataDependent" in type(error).__name__:
-        return (
-            "a forward whose control flow does not depend on tensor values",
-            "replace the branch on a tensor's value by torch.where or a fixed choice, or put it"
-            " in a module of its own, which takes tensors and returns one",
-        )
-    return (
-        "a forward that torch.export can trace",
-        "make this call traceable, pass inputs that avoid it, or put it in a module of its own,"
-        " which takes tensors and returns one",
-    )
-
-
-def _user_line(error: BaseException) -> str:
-    """``file:line`` of the innermost frame that is the user's."""
-    folders = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
-    ours = tuple(folder + os.sep for folder in folders)
-    frames = traceback.extract_tb(error.__traceback__)
-    named = [f for f in frames if not f.filename.startswith((*ours, "<"))]
-    return f"{os.path.basename(named[-1].filename)}:{named[-1].lineno}" if named else "unknown line"
 
 
 class _Reader:
@@ -307,12 +290,6 @@ class _Reader:
         self._new_value(node, node.name, node.meta["val"], kind, source)
         if kind == "input":
             self.raw.inputs[source] = node.name
-            if not self.raw.values[node.name].shape[0].power:
-                raise TraceError(
-                    f"the model works for batches of {TRACE_BATCH} samples alone",
-                    expected="code that takes any number of samples", where=source,
-                    hint="write x.shape[0] for len(x) and for numbers of samples",
-                )  # fmt: skip
 
     def _walk(self, graph: Any, module: nn.Module, no_grad: bool) -> None:
         for node in graph.nodes:
@@ -426,15 +403,26 @@ def _placeholder_sources(exported: ExportedProgram) -> dict[str, tuple[str, str]
         elif spec.kind.name == "USER_INPUT":
             user.append(name)
         else:
-            path = str(spec.target).removeprefix("model.")
-            raise TraceError(
-                f"the model holds the tensor {path!r} as a plain attribute",
-                expected="parameters and buffers only", where=path,
-                hint="register it with register_buffer(name, tensor, persistent=False)",
-            )  # fmt: skip
+            raise _held(str(spec.target).removeprefix("model."))
     for name, key in zip(user, _input_keys(exported), strict=True):
         sources[name] = ("input", key)
     return sources
+
+
+def _held(path: str) -> TraceError:
+    """A tensor of the trace that is neither an input nor registered in a module."""
+    module, _, name = path.rpartition(".")
+    if name.startswith("lifted_tensor"):
+        return TraceError(
+            "the forward makes a tensor of data that is neither a tensor nor numbers",
+            expected="torch.tensor of numbers", where=module or "the model",
+            hint="make tensors of NumPy arrays once, and register them with register_buffer",
+        )  # fmt: skip
+    return TraceError(
+        f"the model holds the tensor {path!r} as a plain attribute",
+        expected="parameters and buffers only", where=path,
+        hint="register it with register_buffer(name, tensor, persistent=False)",
+    )  # fmt: skip
 
 
 def _input_keys(exported: ExportedProgram) -> list[str]:

@@ -163,6 +163,11 @@ class Recorder:
     entered: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     passed: list[tuple[Any, Any]] = field(default_factory=list)
 
+    def restart(self) -> None:
+        """Forgets everything: the model is traced anew."""
+        for notes in (self.calls, self.counts, self.samples, self.entered, self.stack, self.passed):
+            notes.clear()
+
     def attach(self, model: nn.Module, units: tuple[str, ...]) -> None:
         """Registers the hooks on ``model``, which is a private copy and is thrown away later."""
         for path, module in model.named_modules():

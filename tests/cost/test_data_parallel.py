@@ -269,3 +269,17 @@ def test_overheads_of_the_runtime_are_paid_per_unit_gather_and_parameter(cost):
         assert paid.sync_seconds - plain.sync_seconds == pytest.approx(1e-2 * ends, rel=0.1)
         step = paid.optimizer_seconds - plain.optimizer_seconds
         assert step == pytest.approx(2e-2 * cost.parameter_tensors)
+
+
+@pytest.mark.parametrize("zero", range(4))
+def test_what_is_frozen_has_no_gradient_no_state_and_no_reduction(cost, zero):
+    half, whole = (dataclasses.replace(cost, frozen_elements=n) for n in (500, 1000))
+    assert (
+        state_bytes(half, setting(), zero).optimizer
+        == state_bytes(cost, setting(), zero).optimizer // 2
+    )
+    held = state_bytes(whole, setting(), zero)
+    assert (held.gradients, held.optimizer) == (0, 0)
+    assert held.parameters == state_bytes(cost, setting(), zero).parameters
+    found = dp_cost(CLUSTER, dataclasses.replace(whole, learns=False), setting(), zero, 0)
+    assert +found.collectives == +Counter(all_gather=(0, 1, 1, M)[zero])

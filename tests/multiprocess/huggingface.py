@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -112,8 +113,11 @@ CASES = {
     "hf-gptj": other("GPTJForCausalLM", vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=LAYERS,
                      n_head=HEADS, n_positions=TOKENS, rotary_dim=4, **GPT2_DROPOUT),
     "hf-mixtral": case("MixtralForCausalLM", num_local_experts=4, **EXPERTS),
-    "hf-mixtral-router": case("MixtralForCausalLM", num_local_experts=4, **EXPERTS,
-                              output_router_logits=True),
+    # the router's loss is a product of means over all tokens of a micro-batch
+    "hf-mixtral-router": replace(
+        case("MixtralForCausalLM", num_local_experts=4, **EXPERTS, output_router_logits=True),
+        mixes=True,
+    ),
     "hf-qwen3-moe": case("Qwen3MoeForCausalLM", num_experts=4, moe_intermediate_size=INNER,
                          head_dim=8, **EXPERTS),
     "hf-mamba": other("MambaForCausalLM", partial(labelled, length=8), vocab_size=VOCABULARY,

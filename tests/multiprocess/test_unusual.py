@@ -19,10 +19,14 @@ RUNS = [
     ("configured", (2, 1, 1), 2),
     # blocks that are sequences; frozen weights between learned ones
     ("lora", (1, 1, 2), 2),
+    # no reductions for what is frozen, nor a backward
+    ("frozen-trunk", (1, 2, 1), 2),
     # one trunk run twice: each run is cut into stages, its weights are on both
     ("siamese", (2, 1, 1), 2),
     # weights of a block read outside of it, an autograd function with a backward of its own
     ("binary", (2, 1, 1), 2),
+    # values that hooks take out of blocks
+    ("hooked", (2, 1, 1), 2),
     # a counter that nothing reads
     ("ema", (1, 1, 2), 2),
 ]

@@ -417,6 +417,26 @@ class Contrastive(nn.Module):
         return x @ y.T * self.scale.exp()
 
 
+class Hooked(nn.Module):
+    """Takes values out of its blocks by hooks, for a term at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks, self.head = residuals(), nn.Linear(WIDTH, CLASSES)
+        self.kept: list[Tensor] = []
+        for block in self.blocks:
+            block.up.register_forward_hook(self.keep)
+
+    def keep(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.kept.append(output)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept.clear()
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x) * torch.stack(self.kept).mean((0, 2)).unsqueeze(1)
+
+
 def contrastive_loss(scores: Tensor, target: Any) -> Tensor:
     own = torch.arange(scores.shape[0], device=scores.device)
     return (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2
@@ -444,5 +464,6 @@ CASES = {
     "stopping": Case(Stopping, vectors, both_losses),
     "counting": Case(Counting, vectors, F.cross_entropy),
     "unused": Case(Unused, vectors, F.cross_entropy),
+    "hooked": Case(Hooked, vectors, F.cross_entropy),
     "contrastive": Case(Contrastive, two_vectors, contrastive_loss, mixes=True),
 }

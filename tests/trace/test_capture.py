@@ -66,6 +66,29 @@ def test_makes_tensors_where_its_inputs_are():
     assert graph_of(Chain(Shifted)).ops
 
 
+def test_a_number_of_samples_that_is_plain_in_the_trace():
+    class Counting(Chain):
+        def forward(self, x):
+            y = super().forward(torch.cat([x, x.new_zeros(len(x), 0)], 1))
+            return y * (len(x) * 2) / len(x)
+
+    graph, plain = graph_of(Counting()), graph_of(Chain())
+    assert [layer.kind for layer in graph.layers] == [layer.kind for layer in plain.layers]
+    powers = {name: [s.power for s in v.shape] for name, v in graph.values.items() if v.shape}
+    assert powers[graph.inputs["args.0"]] == [1, 0]
+    factor = next(op for op in graph.ops if op.target.startswith("aten.mul"))
+    assert factor.args[1] == Size(2, 1)
+
+
+def test_a_loop_over_samples_is_refused():
+    class Looping(Chain):
+        def forward(self, x):
+            return torch.stack([row * 2 for row in super().forward(x)])
+
+    error = refused(Looping())
+    assert "other operations for 2 samples than for 3" in error.found
+
+
 def test_plain_tensor_attribute():
     error = refused(Chain(HoldsTensor))
     assert "'blocks.0.scale'" in error.found
