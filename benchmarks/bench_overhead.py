@@ -85,7 +85,7 @@ def emitted(case: str, path: str) -> Step:
     batches = program.example_batch(workload)
 
     def step() -> float:
-        share = program.GLOBAL_BATCH // program.DP
+        share = program.GLOBAL_BATCH // parallel.dp_size
         inputs, target = batches(0, share, parallel.dp_rank, parallel.dp_size)
         loss = parallel.forward_backward(inputs, target)
         parallel.clip_grad_norm_(1.0)

@@ -83,7 +83,7 @@ def _text(outcome: str) -> str:
 
 
 def import_program(path: str | os.PathLike[str]) -> ModuleType:
-    """The program at ``path`` as a module whose model also has ``full_state_dict``."""
+    """The module at ``path``; the model of a program also has ``full_state_dict`` then."""
     name = Path(path).stem
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -91,5 +91,6 @@ def import_program(path: str | os.PathLike[str]) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
-    add_whole_states(module)
+    if hasattr(module, "ParallelModel"):
+        add_whole_states(module)
     return module
