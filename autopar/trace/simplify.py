@@ -42,6 +42,7 @@ def remove_identities(ops: list[Op], values: Values) -> tuple[list[Op], dict[str
     same: dict[str, str] = {}
     kept: list[Op] = []
     made: dict[str, int] = {}
+    changing = _changing(ops)
     for op in ops:
         op = dataclasses.replace(
             op, args=substitute(op.args, same), kwargs=substitute(op.kwargs, same)
@@ -51,7 +52,8 @@ def remove_identities(ops: list[Op], values: Values) -> tuple[list[Op], dict[str
         if op.target in _BROADCASTS and _fits(op, values):
             same |= {out: ref.name for out, ref in zip(op.outputs, op.args[0], strict=True)}
             continue
-        if _is_identity(op, values):
+        copied = op.target == "aten.clone.default" and changing.intersection(op.inputs())
+        if _is_identity(op, values) and not copied:
             source = op.args[0].name
             same[op.outputs[0]] = source
             if op.labels and source in made and not kept[made[source]].labels:
@@ -60,6 +62,16 @@ def remove_identities(ops: list[Op], values: Values) -> tuple[list[Op], dict[str
             made |= dict.fromkeys(op.outputs, len(kept))
             kept.append(op)
     return kept, same
+
+
+def _changing(ops: list[Op]) -> set[str]:
+    """Values that are buffers which change: the next micro-batch's forward will overwrite them.
+
+    Backward still reads what was there before, for the sake of which a model copies them.
+    """
+    names = [(op, op.target.split(".")[1]) for op in ops]
+    inplace = [op for op, name in names if name.endswith("_") and not name.endswith("__")]
+    return {name for op in inplace for name in (*op.outputs, op.args[0].name)}
 
 
 def _labelled(op: Op, output: str, label: str) -> Op:

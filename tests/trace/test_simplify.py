@@ -97,3 +97,15 @@ def test_gradients_are_propagated():
     known["i"] = Value("i", HIDDEN, "int64")
     simplify.propagate_grad(ops, known)
     assert [known[n].requires_grad for n in "yzi"] == [True, False, False]
+
+
+def test_a_copy_of_a_buffer_that_changes_is_kept():
+    """Backward of one micro-batch needs it after the forward of the next has changed the buffer."""
+    known = {n: Value(n, (Size(4),), "float32") for n in ("x", "u", "v", "w")}
+    known["b"] = Value("b", (Size(4),), "float32", "buffer", "b")
+    changed = Op("aten.copy_.default", (Ref("b"), Ref("x")), {}, ("u",))
+    copied = Op("aten.clone.default", (Ref("u"),), {}, ("v",))
+    again = Op("aten.clone.default", (Ref("v"),), {}, ("w",))
+    kept, same = simplify.remove_identities([changed, copied, again], known)
+    assert kept == [changed, copied]
+    assert same == {"w": "v"}
