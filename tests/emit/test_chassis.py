@@ -134,3 +134,16 @@ def test_places_in_nests_and_constants():
 def test_names_of_numbered_children():
     code = "partial(self[0].weight), partial(\n    self.mlp[2].norm.bias\n), partial(self.scale)"
     assert partial_parameters(code, "self") == ("0.weight", "mlp.2.norm.bias", "scale")
+
+
+@pytest.mark.parametrize("samples", [1, 3, 8])
+def test_example_is_shared_out(samples):
+    """All ranks together read the example, repeated or cut to the global batch of 8, once."""
+    space = {"__name__": "program"}
+    exec(compile(render(gpt_program(dp=2)), "program.py", "exec"), space)
+    made = {"example_inputs": {"x": torch.arange(samples), "scale": 2}, "example_target": None}
+    read = space["example_batch"](made)
+    shares = [read(0, 4, rank, 2) for rank in range(2)]
+    assert [(inputs["scale"], target) for inputs, target in shares] == [(2, None)] * 2
+    whole = torch.cat([inputs["x"] for inputs, _ in shares])
+    assert whole.tolist() == [index % samples for index in range(8)]

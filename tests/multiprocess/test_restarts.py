@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from autopar.emit.chassis import render
+from benchmarks.bench_kills import disturb
+from examples.systems import find
 from tests.emit.gpt_program import gpt_program
 from tests.multiprocess.programs import load_program
 from tests.multiprocess.restarts import differing, started
@@ -123,3 +125,10 @@ def test_killed_ranks_lose_nothing(ranks, tmp_path, write, monkeypatch):
     seen = read_samples(killed) + read_samples(one_rank)
     for epoch in range(3):
         assert sorted(seen[epoch * SAMPLES : (epoch + 1) * SAMPLES]) == list(range(SAMPLES))
+
+
+def test_random_kills(tmp_path):
+    """What `benchmarks/bench_kills.py` does two hundred times."""
+    found = disturb(find("1f1b"), 2, 0, tmp_path)
+    assert found["kills"] == 2
+    assert found["different"] == []
