@@ -30,7 +30,7 @@ from examples.systems import SYSTEMS, System, find
 from tests.multiprocess.restarts import Killer, Run, differing, started
 
 KILLS_PER_RUN = 10
-STEPS_PER_KILL = 3
+STEPS_PER_KILL = 5
 SECONDS_PER_KILL = 60.0
 
 
@@ -104,13 +104,16 @@ def main() -> int:
     parser.add_argument("--each", type=int, default=KILLS_PER_RUN, help="kills of one run")
     parser.add_argument("--systems", nargs="+", default=[system.name for system in SYSTEMS])
     parser.add_argument("--from", type=int, default=0, dest="first", help="number of the first run")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="then no further run")
     parser.add_argument("--record", type=Path, metavar="FILE.jsonl", help="appends each run")
     parser.add_argument("--total", type=Path, metavar="FILE.jsonl", help="only adds up")
     args = parser.parse_args()
     if args.total:
         return total([json.loads(line) for line in args.total.read_text().splitlines()])
-    rows = []
+    rows, begun = [], time.monotonic()
     for number in range(args.first, args.first + -(-args.kills // args.each)):
+        if time.monotonic() - begun > args.seconds:
+            break
         name = args.systems[number % len(args.systems)]
         with tempfile.TemporaryDirectory(prefix="autopar-kills-") as folder:
             rows.append(disturb(find(name), args.each, number, Path(folder)))

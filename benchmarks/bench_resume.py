@@ -1,6 +1,6 @@
 """One training run under several plans, and the start that all plans of a model have.
 
-    python benchmarks/bench_resume.py [--models gpt.py llama.py]
+    python benchmarks/bench_resume.py [--only runs|starts] [--models gpt.py llama.py]
 
 A run goes from plan to plan and from 1 to 2, 4 and 2 ranks through checkpoints. What each plan
 saves right after it has loaded must be what was saved, bit for bit; its losses are compared with
@@ -64,6 +64,7 @@ def emit(model: str, pins: dict[str, Any], path: Path, make: str = "make", **mor
 def leg(path: str, model: str, first: int, load: str, again: str, save: str) -> list[float]:
     """Loads, saves what was loaded, trains ``STEPS`` steps and saves; the losses."""
     work, program = load_program(str(EXAMPLES / model)), load_program(path)
+    torch.manual_seed(0)
     parallel = program.parallelize(work.make()["model"])
     optimizer = torch.optim.AdamW(parallel.parameters(), lr=LEARNING_RATE)
     if load:
@@ -103,6 +104,7 @@ def on_meta(model: nn.Module) -> nn.Module:
 def single_device(model: str) -> list[float]:
     """Losses of a run that is never interrupted, in plain PyTorch."""
     work = load_program(str(EXAMPLES / model))
+    torch.manual_seed(0)
     made = work.make()
     optimizer = torch.optim.AdamW(made["model"].parameters(), lr=LEARNING_RATE)
     losses = []
@@ -159,15 +161,17 @@ def started(pool: Pool, folder: Path) -> bool:
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="*", default=["llama.py", "gpt.py"])
+    parser.add_argument("--only", choices=("runs", "starts"))
+    parser.add_argument("--models", nargs="*", default=["llama.py", "gpt.py"], help="of the runs")
     args = parser.parse_args()
     pool, good = Pool(ROOT), True
     with tempfile.TemporaryDirectory(prefix="autopar-resume-") as folder:
-        for model in args.models:
+        for model in args.models if args.only != "starts" else ():
             place = Path(folder, model)
             place.mkdir()
             good = resumed(pool, model, place) and good
-        good = started(pool, Path(folder)) and good
+        if args.only != "runs":
+            good = started(pool, Path(folder)) and good
     return int(not good)
 
 

@@ -130,5 +130,5 @@ def test_killed_ranks_lose_nothing(ranks, tmp_path, write, monkeypatch):
 def test_random_kills(tmp_path):
     """What `benchmarks/bench_kills.py` does two hundred times."""
     found = disturb(find("1f1b"), 2, 0, tmp_path)
-    assert found["kills"] == 2
+    assert found["kills"] > 0, "the run may end before the second"
     assert found["different"] == []
