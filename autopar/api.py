@@ -87,9 +87,10 @@ def _cluster(cluster: str | os.PathLike[str] | Cluster | None) -> Cluster:
 def parallelize(model: nn.Module, plan: Plan) -> Any:
     """This rank's part of ``model`` under ``plan``; called on every rank under torchrun.
 
-    Imports the same program that ``plan.emit`` writes. Returns its ``ParallelModel``. Where the
-    plan has optimizer state in host memory, ``.optimizer(torch.optim.AdamW, lr=...)`` of it makes
-    the optimizer that keeps it there.
+    Imports the same program that ``plan.emit`` writes. Returns its ``ParallelModel``. A loop that
+    calls its ``seed(step)`` before each step draws the same dropout again when it is resumed. Where
+    the plan has optimizer state in host memory, ``.optimizer(torch.optim.AdamW, lr=...)`` of it
+    makes the optimizer that keeps it there.
 
     Raises:
         UsageError: the number of ranks is not the plan's, or the model is not the planned one.
