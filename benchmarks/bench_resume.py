@@ -26,7 +26,7 @@ import torch.nn as nn
 import autopar
 from autopar.workload import load_workload
 from examples.systems import SYSTEMS
-from tests.multiprocess.pool import Pool
+from tests.multiprocess.pool import Pool, load
 from tests.multiprocess.programs import load_program
 from tests.multiprocess.restarts import differing
 
@@ -61,14 +61,14 @@ def emit(model: str, pins: dict[str, Any], path: Path, make: str = "make", **mor
 # ---- on ranks
 
 
-def leg(path: str, model: str, first: int, load: str, again: str, save: str) -> list[float]:
+def leg(path: str, model: str, first: int, source: str, again: str, save: str) -> list[float]:
     """Loads, saves what was loaded, trains ``STEPS`` steps and saves; the losses."""
-    work, program = load_program(str(EXAMPLES / model)), load_program(path)
+    work, program = load(str(EXAMPLES / model)), load_program(path)
     torch.manual_seed(0)
     parallel = program.parallelize(work.make()["model"])
     optimizer = torch.optim.AdamW(parallel.parameters(), lr=LEARNING_RATE)
-    if load:
-        parallel.load(load, optimizer)
+    if source:
+        parallel.load(source, optimizer)
         parallel.save(again, optimizer)
     losses = []
     for step in range(first, first + STEPS):
@@ -83,7 +83,7 @@ def leg(path: str, model: str, first: int, load: str, again: str, save: str) -> 
 
 def start(path: str, model: str, make: str) -> dict[str, str]:
     """A hash of each parameter as a plan starts it from meta."""
-    made = getattr(load_program(str(EXAMPLES / model)), make)()["model"]
+    made = getattr(load(str(EXAMPLES / model)), make)()["model"]
     state = load_program(path).parallelize(on_meta(made)).full_state_dict()
     return {name: hashlib.sha256(t.numpy().tobytes()).hexdigest() for name, t in state.items()}
 
@@ -103,7 +103,7 @@ def on_meta(model: nn.Module) -> nn.Module:
 
 def single_device(model: str) -> list[float]:
     """Losses of a run that is never interrupted, in plain PyTorch."""
-    work = load_program(str(EXAMPLES / model))
+    work = load(str(EXAMPLES / model))
     torch.manual_seed(0)
     made = work.make()
     optimizer = torch.optim.AdamW(made["model"].parameters(), lr=LEARNING_RATE)

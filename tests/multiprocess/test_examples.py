@@ -18,6 +18,7 @@ import torch
 
 import autopar
 from examples.systems import SYSTEMS, System, find
+from tests.multiprocess.pool import load
 from tests.multiprocess.programs import load_program
 
 pytestmark = pytest.mark.multiprocess
@@ -29,7 +30,7 @@ SCALAR_BYTES = 8
 
 def workload(system: System) -> tuple[Any, dict[str, Any]]:
     """The module that has the data, and what it makes: the model and how it is trained."""
-    module = load_program(str(FOLDER / system.workload))
+    module = load(str(FOLDER / system.workload))
     return module, getattr(module, system.make)()
 
 
