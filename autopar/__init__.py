@@ -7,11 +7,13 @@ if TYPE_CHECKING:
     from autopar import errors
     from autopar.api import Workload, parallelize, plan
     from autopar.cluster import Cluster
+    from autopar.heterogeneous import HeterogeneousCluster
     from autopar.public_plan import Plan, load_plan
 
 __version__ = "0.1.0"
 __all__ = [
     "Cluster",
+    "HeterogeneousCluster",
     "Plan",
     "Workload",
     "errors",
@@ -23,6 +25,7 @@ __all__ = [
 # Loaded on first use: reading a plan must neither need nor wait for torch.
 _HOMES = {
     "Cluster": "autopar.cluster",
+    "HeterogeneousCluster": "autopar.heterogeneous",
     "Plan": "autopar.public_plan",
     "Workload": "autopar.api",
     "load_plan": "autopar.public_plan",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from autopar.cluster import Cluster
 from autopar.errors import UsageError
+from autopar.heterogeneous import HeterogeneousCluster, load_cluster
 from autopar.planner import Request, make_plan
 from autopar.public_plan import Plan
 from autopar.solve.pins import plain
@@ -26,7 +27,7 @@ def plan(
     example_inputs: tuple[Any, ...] | dict[str, Any] | None = None,
     loss_fn: Callable[..., Tensor] | None = None,
     example_target: Any = None,
-    cluster: str | os.PathLike[str] | Cluster | None = None,
+    cluster: str | os.PathLike[str] | Cluster | HeterogeneousCluster | None = None,
     global_batch_size: int | None = None,
     optimizer: str | int = "adamw",
     precision: str = "bf16",
@@ -48,7 +49,8 @@ def plan(
             is the batch. Default: the model's ``dummy_inputs`` or ``example_input_array``.
         loss_fn: ``(output, target) -> scalar``; default: the ``loss`` of the model's output.
         example_target: second argument of ``loss_fn``.
-        cluster: name or path of a cost model, or a ``Cluster``; default: this host.
+        cluster: name or path of a cost model, or a ``Cluster``; for devices of two kinds a
+            ``HeterogeneousCluster`` or its file; default: this host.
         global_batch_size: samples per optimizer step; default: batch of the example times
             ``world_size``.
         optimizer: "sgd", "adamw", or bytes of state per parameter.
@@ -72,16 +74,18 @@ def plan(
     """
     work = Workload(model, example_inputs, loss_fn, example_target, global_batch_size)
     request = Request(
-        work, world_size, _cluster(cluster), optimizer, precision, memory_limit,
+        work, world_size, _machines(cluster), optimizer, precision, memory_limit,
         plain(pin or {}), gap, time_limit, progress, solver, workload,
     )  # fmt: skip
     return Plan.of(make_plan(request))
 
 
-def _cluster(cluster: str | os.PathLike[str] | Cluster | None) -> Cluster:
-    if isinstance(cluster, Cluster):
+def _machines(
+    cluster: str | os.PathLike[str] | Cluster | HeterogeneousCluster | None,
+) -> Cluster | HeterogeneousCluster:
+    if isinstance(cluster, (Cluster, HeterogeneousCluster)):
         return cluster
-    return Cluster.default() if cluster is None else Cluster.load(os.fspath(cluster))
+    return Cluster.default() if cluster is None else load_cluster(cluster)
 
 
 def parallelize(model: nn.Module, plan: Plan) -> Any:

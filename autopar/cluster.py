@@ -82,7 +82,7 @@ class Cluster:
         """
         text = os.fspath(name_or_path)
         path = _folder() / f"{text}.json" if text in known_clusters() else Path(text)
-        data = _read(path)
+        data = read_model(path)
         if "extends" in data:
             return cls._extended(data, str(path))
         return cls.from_dict(data, where=str(path))
@@ -90,9 +90,9 @@ class Cluster:
     @classmethod
     def _extended(cls, variant: dict[str, Any], where: str) -> Self:
         """The machine of a variant file; what it extends is known by name and no variant itself."""
-        _check_schema(variant, where, part="variant")
+        check_schema(variant, where, part="variant")
         base, names = variant["extends"], known_clusters()
-        plain = base in names and "extends" not in _read(_folder() / f"{base}.json")
+        plain = base in names and "extends" not in read_model(_folder() / f"{base}.json")
         if not plain:
             raise CostModelError(
                 f"extends {base!r}", expected=f"a full cost model among {', '.join(names)}",
@@ -274,7 +274,8 @@ def _cuda_device_name() -> str | None:
 # --- validation ---
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_model(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; raises CostModelError if there is none."""
     names = ", ".join(known_clusters())
     try:
         data = json.loads(path.read_bytes())
@@ -296,12 +297,12 @@ def _check(data: dict[str, Any], where: str) -> None:
     version = data.get("schema_version")
     if version != SCHEMA_VERSION:
         raise _invalid(f"schema_version {version!r}", f"schema_version {SCHEMA_VERSION}", where)
-    _check_schema(data, where)
+    check_schema(data, where)
     for path, table in _tables(data["curves"], "$.curves"):
         _check_table(table, f"{where}, at {path}")
 
 
-def _check_schema(data: dict[str, Any], where: str, part: str | None = None) -> None:
+def check_schema(data: dict[str, Any], where: str, part: str | None = None) -> None:
     """Checks against the schema of a whole file, or against one of its ``$defs``."""
     import jsonschema  # here: it takes longer to import than all of this file's work
 

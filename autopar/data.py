@@ -142,17 +142,19 @@ class Loader:
     ) -> None:
         self.dataset, self.workers, self.collate = dataset, workers, collate
         self.sampler = sampler or Sampler(len(dataset))  # type: ignore[arg-type]
-        self._loading: Iterator[Any] = iter(())
-        self._next: tuple[int, ...] | None = None
+        # By share: a rank of a fast device may read several.
+        self._loading: dict[tuple[int, ...], tuple[int, Iterator[Any]]] = {}
 
     def __call__(
         self, step: int, batch_size: int, rank: int = 0, size: int = 1
     ) -> tuple[tuple[Any, ...], Any]:
         """(inputs, target) of one share, as ``Sampler.indices`` chooses them."""
-        if self._next != (step, batch_size, rank, size):
-            self._loading = self._start(step, batch_size, rank, size)
-        *inputs, target = next(self._loading)
-        self._next = (step + 1, batch_size, rank, size)
+        share = (batch_size, rank, size)
+        following, loading = self._loading.get(share, (step, None))
+        if loading is None or following != step:
+            loading = self._start(step, *share)
+        *inputs, target = next(loading)
+        self._loading[share] = step + 1, loading
         return tuple(inputs), target
 
     def _start(self, step: int, batch_size: int, rank: int, size: int) -> Iterator[Any]:

@@ -160,6 +160,21 @@ class RunnerUp:
 
 
 @dataclass(frozen=True)
+class Kind:
+    """Devices of one kind among several: what each of their ranks does and is predicted to take.
+
+    ``microbatch_size`` is the samples per micro-batch on one dp rank of this kind.
+    """
+
+    cluster: str
+    devices: int
+    microbatch_size: int
+    step_seconds: float
+    memory_bytes: int
+    memory_limit_bytes: int
+
+
+@dataclass(frozen=True)
 class Provenance:
     """Which cost model priced the plan; not ``calibrated`` means figures from publications.
 
@@ -181,7 +196,9 @@ class Plan:
 
     ``parameters`` lists (name, shape, dtype) of the planned model, to recognise another one.
     ``program`` is what the emitter writes the program from: the graph of one layer of each
-    class with the chosen placements, as plain JSON data.
+    class with the chosen placements, as plain JSON data. ``kinds`` are empty where all devices
+    are of one; else the first ranks are on devices of the first kind, and ``microbatch_size`` is
+    theirs.
     """
 
     model: str
@@ -209,6 +226,14 @@ class Plan:
     runners_up: tuple[RunnerUp, ...] = ()
     offload: Offload = "none"
     exchange: Exchange = "collective"
+    kinds: tuple[Kind, ...] = ()
+
+    @property
+    def shares(self) -> tuple[int, ...]:
+        """Samples per micro-batch of each dp rank, where devices of several kinds differ in it."""
+        each = [(k.microbatch_size, k.devices // self.mesh.tp) for k in self.kinds]
+        found = tuple(size for size, replicas in each for _ in range(replicas))
+        return found if len(set(found)) > 1 else ()
 
     @property
     def plan_id(self) -> str:

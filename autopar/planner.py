@@ -13,13 +13,14 @@ from autopar.cluster import Cluster
 from autopar.cost.data_parallel import OPTIMIZER_BYTES
 from autopar.errors import UsageError
 from autopar.graph import Graph
-from autopar.plan import Baseline, Mesh, Plan, Prediction, Provenance, RunnerUp, SolverReport
-from autopar.solve.assemble import assemble
+from autopar.heterogeneous import HeterogeneousCluster
+from autopar.plan import Baseline, Mesh, Plan, Prediction, RunnerUp, SolverReport
 from autopar.solve.baselines import combined, run_baselines
+from autopar.solve.heterogeneous import assemble_kinds, divided, heterogeneous_pricer
 from autopar.solve.infeasible import NothingLegalError, Relaxation
 from autopar.solve.intra import LAYOUTS
 from autopar.solve.menus import Pricer
-from autopar.solve.notes import extrapolated, move_notes, undivided
+from autopar.solve.notes import extrapolated, move_notes, provenance, undivided
 from autopar.solve.pins import conflict, contradiction
 from autopar.solve.placements import check_placements, dims_of, fewest_dims, legal_placements
 from autopar.solve.problem import Candidate, Configuration, Group, Solution
@@ -54,7 +55,7 @@ class Request:
 
     workload: Workload
     world_size: int
-    cluster: Cluster
+    machines: Cluster | HeterogeneousCluster
     optimizer: str | int
     precision: str
     memory_limit: float | None
@@ -72,12 +73,31 @@ class Request:
         return self.workload.batch_size() * self.world_size if given is None else given
 
     @property
+    def kinds(self) -> tuple[Cluster, ...]:
+        """The kinds of device, in the order of the ranks."""
+        return (self.machines,) if isinstance(self.machines, Cluster) else self.machines.kinds
+
+    @property
+    def cluster(self) -> Cluster:
+        """The kind of the first device."""
+        return self.kinds[0]
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        """How many devices there are of each kind, empty where all are of one."""
+        return () if isinstance(self.machines, Cluster) else self.machines.devices
+
+    @property
     def memory_limit_bytes(self) -> int:
-        """Bytes that one rank may use."""
+        """Bytes that one rank may use, on a device of the first kind."""
+        return self.limit_of(self.cluster)
+
+    def limit_of(self, cluster: Cluster) -> int:
+        """Bytes that one rank may use on a device of ``cluster``."""
         limit = self.memory_limit
         if limit is None:
-            return self.cluster.memory_bytes
-        return int(limit * self.cluster.memory_bytes) if limit <= 1 else int(limit)
+            return cluster.memory_bytes
+        return int(limit * cluster.memory_bytes) if limit <= 1 else int(limit)
 
 
 @dataclass(frozen=True)
@@ -101,10 +121,16 @@ class _Traced:
         request = self.request
         samples = request.global_batch_size / request.world_size
         shardings = Shardings(self.graph, self.classes, request.cluster, request.solver, samples)
-        return Pricer(
-            shardings, request.precision, request.optimizer, {}, request.memory_limit_bytes,
-            self.names,
-        ).with_pins(pins)  # fmt: skip
+
+        def on(cluster: Cluster) -> Pricer:
+            return Pricer(
+                replace(shardings, cluster=cluster), request.precision, request.optimizer, {},
+                request.limit_of(cluster), self.names,
+            )  # fmt: skip
+
+        if not request.devices:
+            return on(request.cluster).with_pins(pins)
+        return heterogeneous_pricer(map(on, request.kinds), request.devices).with_pins(pins)
 
 
 def make_plan(request: Request) -> Plan:
@@ -125,6 +151,12 @@ def _check(request: Request) -> None:
     if not isinstance(request.world_size, int) or request.world_size < 1:
         raise UsageError(f"world_size={request.world_size!r}", expected="an integer of at least 1",
                          where="world_size", hint="pass the number of devices")  # fmt: skip
+    if request.devices and sum(request.devices) != request.world_size:
+        machines = request.machines
+        raise UsageError(
+            f"world_size={request.world_size}", where="world_size", hint="change one of the two",
+            expected=f"{sum(request.devices)}: {machines.name} is {machines.description}",
+        )  # fmt: skip
     if request.global_batch_size < 1:
         raise UsageError(f"global_batch_size={request.global_batch_size}",
                          expected="at least 1", where="global_batch_size")  # fmt: skip
@@ -163,6 +195,7 @@ def _trace(request: Request) -> _Traced:
         request.pins, names,
         tuple(layer.name for layer in whole.layers if layer.kind != "block"), classes.runs,
         statistics=statistics,
+        devices=request.devices,
     )  # fmt: skip
     return _Traced(request, graph, classes, names, task, deadline)
 
@@ -224,10 +257,13 @@ def _expand(pricer: Pricer, task: Task) -> list[Candidate]:
     tp, shardings = task.pins["tp"], pricer.shardings
     layouts = shardings.layouts(tp, wanted="tp" in pricer.pins)
     multiple = {layout: shardings.microbatch_multiple(tp, layout) for layout in layouts}
+    batch, statistics = task.global_batch_size, task.statistics
     return [
         pricer.candidate(config)
-        for config in configurations(task, layouts)
-        if config.microbatch_size % multiple.get(config.layout, 1) == 0
+        for mean in configurations(task, layouts)
+        for config in divided(pricer, mean, batch // mean.num_microbatches)
+        if all(size % multiple.get(config.layout, 1) == 0 for size in config.sizes)
+        and (len(set(config.sizes)) == 1 or not statistics.synchronised)
     ]
 
 
@@ -235,8 +271,13 @@ def _peak_seconds(traced: _Traced, pricer: Pricer, task: Task) -> float:
     """A step at the peak of all devices: a bound on configurations that nobody has priced."""
     one = Configuration(1, 1, 1, 1, task.global_batch_size, "1f1b")
     flops = 3 * sum(pricer.cost(m, one).flops for m in traced.classes.members)
-    peak = pricer.cluster.peak_flops(pricer.precision)
-    return flops * task.global_batch_size / (task.world_size * peak)
+    return flops * task.global_batch_size / _peak_flops(traced.request, task.world_size)
+
+
+def _peak_flops(request: Request, world_size: int) -> float:
+    """The peak of all devices together, in FLOP/s."""
+    pairs = zip(request.devices or (world_size,), request.kinds, strict=True)
+    return sum(count * kind.peak_flops(request.precision) for count, kind in pairs)
 
 
 def _solve(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> Solution:
@@ -328,7 +369,9 @@ def _baselines(
 
     node = request.cluster.devices_per_node
     try:
-        baselines = run_baselines(solve_pinned, request.world_size, node, request.pins)
+        baselines = run_baselines(
+            solve_pinned, request.world_size, node, request.pins, unequal=bool(request.devices)
+        )
     except KeyboardInterrupt:
         return solution, ()
     best = min(found, key=lambda s: _step_seconds(traced, pricer, s))
@@ -341,14 +384,13 @@ def _baselines(
 
 def _step_seconds(traced: _Traced, pricer: Pricer, solution: Solution) -> float:
     """The simulated step of a solution."""
-    return assemble(pricer, traced.names, solution)[2].step_seconds
+    return assemble_kinds(pricer, traced.names, solution)[2].step_seconds
 
 
 def _plan(traced: _Traced, pricer: Pricer, solution: Solution, baselines: tuple[Baseline, ...],
           seconds: float) -> Plan:  # fmt: skip
     request, config = traced.request, solution.problem.configuration
-    stages, layers, prediction = assemble(pricer, traced.names, solution)
-    cluster = request.cluster
+    stages, layers, prediction, kinds = assemble_kinds(pricer, traced.names, solution)
     return Plan(
         model=type(request.workload.model).__name__,
         world_size=request.world_size,
@@ -367,17 +409,17 @@ def _plan(traced: _Traced, pricer: Pricer, solution: Solution, baselines: tuple[
         solver=SolverReport(solution.status, solution.gap, solution.bound_seconds, seconds,
                             solution.candidates, solution.solver, solution.objective_seconds),
         baselines=baselines,
-        cluster=Provenance(cluster.name, cluster.sha256, cluster.calibrated, cluster.description,
-                           cluster.fit_error(), cluster.devices_per_node, cluster.step_error()),
+        cluster=provenance(request.machines),
         pins=request.pins,
         parameters=parameters_of(request.workload.model),
         program=_program(traced, pricer, solution),
         notes=(*statistics_notes(traced.task.statistics, config.microbatch_size, config.dp),
-               *undivided(pricer, config), *extrapolated(cluster, config)),
+               *undivided(pricer, config), *extrapolated(request.kinds, config)),
         workload=request.source,
         runners_up=_runners_up(traced, pricer, solution, prediction),
         offload=config.offload,  # type: ignore[arg-type]
         exchange=config.exchange,  # type: ignore[arg-type]
+        kinds=kinds,
     )  # fmt: skip
 
 
@@ -391,7 +433,7 @@ def _runners_up(
         config = other.problem.configuration
         if family(config) == own:
             continue
-        priced = assemble(pricer, traced.names, other)[2]
+        priced = assemble_kinds(pricer, traced.names, other)[2]
         found.append(RunnerUp(
             Mesh(config.pp, config.dp, config.tp), config.microbatch_size, config.schedule,
             config.virtual_stages, priced.step_seconds, priced.memory_bytes, _lost(priced, plan),

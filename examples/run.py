@@ -41,7 +41,7 @@ def plan_of(system: System, *, pinned: bool = True) -> autopar.Plan:
         work.example_inputs,
         work.loss_fn,
         work.example_target,
-        cluster=system.cluster,
+        cluster=system.cost_model,
         global_batch_size=work.global_batch_size,
         precision=system.precision,
         pin=dict(system.pins) if pinned else None,
@@ -72,7 +72,8 @@ def choice(plan: autopar.Plan) -> str:
     words = [f"pp={mesh.pp} dp={mesh.dp} tp={mesh.tp}"]
     if mesh.pp > 1:
         words.append(plan.schedule)
-    words.append(f"{plan.num_microbatches} x {plan.microbatch_size} samples")
+    sizes = dict.fromkeys(plan.shares or (plan.microbatch_size,))
+    words.append(f"{plan.num_microbatches} x {' or '.join(map(str, sizes))} samples")
     for kind in ("zero", "recompute"):
         modes = dict.fromkeys(getattr(layer, kind) for layer in plan.layers)
         if set(modes) - {0, "none"}:

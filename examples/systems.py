@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 Counts = Mapping[str, int]
@@ -27,8 +28,8 @@ class System:
         block: collectives in the forward pass of one block, where that says more.
         nodes: torchrun agents that start the ranks.
         precision: "fp32", or "bf16".
-        cluster: the cost model that the plan is made with. Not this host's where a collective that
-            the system is known for never pays on it.
+        cluster: the cost model that the plan is made with, by name or as a file beside this one.
+            Not this host's where a collective that the system is known for never pays on it.
         make: the function in ``workload`` that makes the model.
         learning_rate: of AdamW.
     """
@@ -54,6 +55,12 @@ class System:
             named = value.items() if isinstance(value, Mapping) else ()
             words += [f"{key}@{name}={own}" for name, own in named] or [f"{key}={value}"]
         return words
+
+    @property
+    def cost_model(self) -> str:
+        """``cluster`` as it is known everywhere: its name, or the path of its file."""
+        file = self.cluster.endswith(".json")
+        return str(Path(__file__).with_name(self.cluster)) if file else self.cluster
 
 
 DDP = {"pp": 1, "tp": 1, "zero": 0, "recompute": "none"}
@@ -100,6 +107,10 @@ SYSTEMS = (
         "parameter-server-rnn", "the same of a recurrent network",
         "rnn.py", 2, {**DDP, "dp": 2, "microbatch_size": 8, "exchange": "server"},
         {"reduce": 3, "broadcast": 3}, learning_rate=1e-2,
+    ),
+    System(
+        "unequal-devices", "a fast device and a slow one, each with as many samples as it can take",
+        "mlp.py", 2, DDP, {"all_reduce": 4}, cluster="unequal.json",
     ),
     # --- sharded data parallel ---
     System(
@@ -239,8 +250,6 @@ def find(name: str) -> System:
 
 # Systems that no plan can be yet, and why.
 ABSENT = {
-    "replicas on unequal devices": "a cost model describes one kind of device, and every dp rank"
-    " gets the same share of the batch",
     "tokens sent to experts by all-to-all": "how many go where depends on values, which have no"
     " price: ranks that share experts out see all tokens of their tp group",
 }

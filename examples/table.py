@@ -27,6 +27,8 @@ from examples.systems import ABSENT, SYSTEMS, System, find  # noqa: E402
 MEASURED = HERE / "measured.json"
 README = HERE / "README.md"
 STEPS = 30
+# What stands behind prices of other machines than this host.
+OTHER_MACHINES = {"h100-80g": " (H100)", "unequal.json": " (unequal)"}
 INTRO = """\
 # The systems of the field as plans
 
@@ -54,7 +56,8 @@ Median of {steps} steps, the first left out, on ranks of one host with {cores} c
 single run each, beside the prediction. The choice has the same model, batch, ranks and precision,
 and no pins; where it is the system itself, only rounding and noise are between the two. "(H100)"
 prices are those of another machine: a plan that is made for it because what the system is known
-for never pays on gloo, so its measured time says nothing about its price.
+for never pays on gloo, and "(unequal)" ones of a host and a made-up one of a third of its speed:
+measured times say nothing about these.
 
 Steps of a few milliseconds are mostly overheads: measured times are {median:.2g} times the
 predicted ones in the median ({least:.2g} to {most:.2g}). The choice was measured faster than the
@@ -98,7 +101,7 @@ def price_row(system: System, found: Mapping[str, Any] | None) -> list[str]:
     if found is None:
         return [f"`{system.name}`", "not measured yet", *[""] * 5]
     own, free = found["system"], found["choice"]
-    mark = " (H100)" if system.cluster != "cpu" else ""
+    mark = OTHER_MACHINES.get(system.cluster, "")
     return [
         f"`{system.name}`",
         f"{own['losses'][0]:.2f} to {own['losses'][-1]:.2f}",

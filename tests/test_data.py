@@ -81,3 +81,16 @@ def test_loader_goes_on_where_it_was(workers):
         assert torch.equal(inputs, wanted.float())
         assert torch.equal(target, 10 * wanted)
     assert torch.equal(torch.get_rng_state(), state), "dropout draws as it would without it"
+
+
+def test_loader_reads_several_shares_in_turns():
+    """As the rank of a fast device does; none of them starts anew in each step."""
+    loader = Loader(TensorDataset(torch.arange(10), torch.arange(10)))
+    started = []
+    start = loader._start
+    loader._start = lambda *share: started.append(share) or start(*share)
+    read = [[loader(step, 2, rank, 4)[1] for rank in (0, 1, 2)] for step in range(3)]
+    wanted = [[loader.sampler.indices(step, 2, rank, 4) for rank in (0, 1, 2)] for step in range(3)]
+    assert all(torch.equal(a, b) for x, y in zip(read, wanted, strict=True)
+               for a, b in zip(x, y, strict=True))  # fmt: skip
+    assert len(started) == 3

@@ -116,6 +116,17 @@ class LayerCost:
         """Forward of what selective recomputation repeats."""
         return self.forward_seconds - self.kept_seconds
 
+    def contended(self, slow: float) -> LayerCost:
+        """The cost where tensor-parallel communication is slower by this factor."""
+        if slow == 1.0:
+            return self
+        return replace(
+            self,
+            tp_forward_seconds=slow * self.tp_forward_seconds,
+            tp_backward_seconds=slow * self.tp_backward_seconds,
+            tp_again_seconds=slow * self.tp_again_seconds,
+        )
+
     def recomputed(self, mode: str) -> Recomputed:
         """What the layer costs if it is computed again in backward: "none", "selective", "full"."""
         if mode == "none":

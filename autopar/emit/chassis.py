@@ -89,6 +89,7 @@ class Program:
         pp, dp, tp: degrees of the mesh axes.
         global_batch: samples per optimizer step.
         microbatch: samples per micro-batch on one dp rank.
+        shares: the same for each dp rank, where they differ; pp is 1 then.
         schedule: a key of ``SCHEDULES``; not read where pp is 1.
         virtual_stages: stages of each rank; rank p holds stages p, p + pp, ...
         precision: "fp32" or "bf16".
@@ -174,6 +175,7 @@ class Program:
     inplace: bool = True
     float_inputs: bool = True
     file_name: str = "program.py"
+    shares: tuple[int, ...] = ()
 
     @property
     def world_size(self) -> int:

@@ -130,6 +130,7 @@ def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
         inplace=plan.program.get("inplace", True),
         float_inputs=any("float" in graph.values[name].dtype for name in graph.inputs.values()),
         file_name=file_name,
+        shares=plan.shares,
     )
 
 
@@ -176,10 +177,16 @@ def _summary(plan: Plan) -> tuple[str, ...]:
     schedule = f", {plan.schedule}" if plan.mesh.pp > 1 else ""
     return (
         f"Plan {plan.plan_id}: {_count(plan.num_microbatches, 'micro-batch', 'es')}"
-        f" of {_count(plan.microbatch_size, 'sample')}{schedule}.",
+        f" of {_samples(plan)}{schedule}.",
         f"Predicted: {1e3 * step:.2f} ms a step and {memory / 2**30:.2f} GiB on the fullest rank",
         f"by the cost model {plan.cluster.name} ({origin}).",
     )
+
+
+def _samples(plan: Plan) -> str:
+    """Size of a micro-batch, or both sizes where devices differ."""
+    *others, last = dict.fromkeys(plan.shares or (plan.microbatch_size,))
+    return "".join(f"{size} or " for size in others) + _count(last, "sample")
 
 
 def _class_names(graph: Graph, classes: Classes) -> dict[str, str]:

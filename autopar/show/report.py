@@ -43,6 +43,7 @@ def report(plan: Plan, path: str = "plan.json") -> Report:
     """Everything there is to say about ``plan``; ``path`` is where the next commands find it."""
     sections = (
         _choices,
+        _kinds,
         _stages,
         _memory,
         _time,
@@ -116,10 +117,7 @@ def _choices(plan: Plan) -> Section:
     rows = (
         ("mesh", f"pp={plan.mesh.pp} dp={plan.mesh.dp} tp={plan.mesh.tp}"),
         ("schedule", f"{plan.schedule}, {plan.virtual_stages} stage(s) per rank"),
-        (
-            "micro-batches",
-            f"{plan.num_microbatches} of {plan.microbatch_size} sample(s) per data-parallel rank",
-        ),
+        ("micro-batches", f"{plan.num_microbatches} of {_sizes(plan)} per data-parallel rank"),
         ("global batch", f"{plan.global_batch_size:,} samples"),
         ("ZeRO stages", ", ".join(map(str, zero))),
         ("recompute", ", ".join(recompute)),
@@ -147,6 +145,24 @@ def _offload(plan: Plan) -> str:
     most = max(map(plan.host_bytes, range(plan.mesh.pp)))
     kinds = {"all": "optimizer and activations"}.get(plan.offload, plan.offload)
     return f"{kinds}, {size(most)} per rank"
+
+
+def _sizes(plan: Plan) -> str:
+    """Samples of a micro-batch: "4 sample(s)", "6 or 2 sample(s)" where devices differ."""
+    sizes = dict.fromkeys(plan.shares or (plan.microbatch_size,))
+    return f"{' or '.join(map(str, sizes))} sample(s)"
+
+
+def _kinds(plan: Plan) -> Section | None:
+    """What devices of several kinds do."""
+    rows = tuple(
+        (kind.cluster, str(kind.devices), str(kind.microbatch_size), duration(kind.step_seconds),
+         f"{size(kind.memory_bytes)} ({share(kind.memory_bytes, kind.memory_limit_bytes)})")
+        for kind in plan.kinds
+    )  # fmt: skip
+    columns = ("devices", "number", "samples per micro-batch", "per step", "memory")
+    note = "stages and times below are those of the kind that takes longest"
+    return Section("Kinds of device", (Table(columns, rows, note),)) if rows else None
 
 
 def _stages(plan: Plan) -> Section:

@@ -170,7 +170,6 @@ def _predict(
     tail = max(sum(p.sync_seconds + p.optimizer_seconds for p in rank) for rank in ranks)
     step = timeline.makespan + tail
     world = config.pp * config.dp * config.tp
-    samples = config.dp * config.microbatch_size * config.num_microbatches
     flops = 3 * sum(cost.flops for stage in stages for cost in _costs(pricer, config, stage))
     peak = pricer.cluster.peak_flops(pricer.precision)
     total = flops * config.tp * config.dp * config.num_microbatches
@@ -178,7 +177,7 @@ def _predict(
         step_seconds=step,
         memory_bytes=max(sum_memory(p.memory for p in rank).total for rank in ranks),
         breakdown=_breakdown(config, ranks, step),
-        samples_per_second=samples / step,
+        samples_per_second=config.global_batch_size / step,
         mfu=total / (step * world * peak),
         collectives=_sum_collectives(each),
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from autopar.errors import AutoparError
 from autopar.plan import Baseline
+from autopar.solve.kinds import EQUAL
 from autopar.solve.pins import entries
 from autopar.solve.price import rank_memory_bytes
 from autopar.solve.problem import Solution
@@ -58,6 +59,11 @@ def _divisors(number: int) -> list[int]:
 
 def _ddp(machines: Machines) -> Iterator[Pins]:
     yield {"dp": machines.world_size, "tp": 1, "pp": 1, "zero": 0, "recompute": "none"}
+
+
+def _equal_shares(machines: Machines) -> Iterator[Pins]:
+    """What unequal devices do under a program that knows of none: the fast ones wait."""
+    yield from ({**pins, "shares": EQUAL} for pins in _ddp(machines))
 
 
 def _fsdp(machines: Machines) -> Iterator[Pins]:
@@ -111,6 +117,7 @@ RECIPES = (
     Recipe("Even pipeline", "equal layers per stage, 1f1b, replicas within", _even_pipeline, True),
     Recipe("GPipe", "stages only, gpipe schedule, full recomputation", _gpipe),
 )  # fmt: skip
+EQUAL_SHARES = Recipe("DDP, equal shares", "a program that knows of one kind", _equal_shares)
 
 
 def combined(given: Pins, recipe: Pins) -> Pins | None:
@@ -124,8 +131,9 @@ def _disagreements(given: Pins, recipe: Pins) -> list[str]:
 
 
 def run_baselines(
-    solve_pinned: SolvePinned, world_size: int, devices_per_node: int, given: Pins | None = None
-) -> tuple[Baseline, ...]:
+    solve_pinned: SolvePinned, world_size: int, devices_per_node: int, given: Pins | None = None,
+    *, unequal: bool = False,
+) -> tuple[Baseline, ...]:  # fmt: skip
     """Every recipe with its predicted step, or with the reason why it cannot run.
 
     Under the pins ``given`` by the user where it can be; else ``reason`` says so.
@@ -136,8 +144,10 @@ def run_baselines(
         world_size: number of devices.
         devices_per_node: how many of them share the fast links.
         given: the user's pins.
+        unequal: whether the devices are of two kinds.
     """
     machines = Machines(world_size, devices_per_node)
+    recipes = (*RECIPES, EQUAL_SHARES) if unequal else RECIPES
     known: dict[tuple[bool, str], Solution | AutoparError] = {}
 
     def once(pins: Pins, even: bool) -> Solution | AutoparError:
@@ -146,7 +156,7 @@ def run_baselines(
             known[key] = _attempt(solve_pinned, pins, even)
         return known[key]
 
-    return tuple(_run(recipe, machines, once, given or {}) for recipe in RECIPES)
+    return tuple(_run(recipe, machines, once, given or {}) for recipe in recipes)
 
 
 def _attempt(solve_pinned: SolvePinned, pins: Pins, even: bool) -> Solution | AutoparError:

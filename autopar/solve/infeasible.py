@@ -250,8 +250,7 @@ def _first_fit(relaxation: Relaxation, verify: Verify, deadline: float) -> tuple
 def _cost(solution: Solution) -> float:
     """Device seconds per sample, which plans for other batches and devices can be compared by."""
     c = solution.problem.configuration
-    samples = c.dp * c.microbatch_size * c.num_microbatches
-    return solution.objective_seconds * c.pp * c.dp * c.tp / samples
+    return solution.objective_seconds * c.pp * c.dp * c.tp / c.global_batch_size
 
 
 def _gib(size: int) -> str:

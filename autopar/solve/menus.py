@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -91,7 +91,7 @@ class Pricer:
             self._costs[key] = layer_cost(
                 self.graph, pattern, own, self.cluster, config.microbatch_size, self._ops
             )
-        return _contended(self._costs[key], self.cluster, config)
+        return self._costs[key].contended(self.cluster.contention(config.tp, world_size(config)))
 
     def useful(
         self, member: str, config: Configuration, demand: Demand | None = None
@@ -387,7 +387,7 @@ class Pricer:
             return common(wanted, self.equal_cuts(config))
         return narrowed(wanted, self.near_cuts(config))
 
-    def with_pins(self, pins: dict[str, Any]) -> Pricer:
+    def with_pins(self, pins: dict[str, Any]) -> Self:
         """The same prices under other pins."""
         demands = find_demands(self.graph, self.classes, self.names, pins)
         if demands == self.shardings.demands:
@@ -457,16 +457,20 @@ class Pricer:
 
     def candidate(self, config: Configuration) -> Candidate:
         """A configuration with a bound that ignores memory, rounding and data parallelism."""
-        members = self.classes.members
-        each = list(
-            zip(members, self.shardings.demands.layers or (None,) * len(members), strict=True)
-        )
-        least = {key: self._least_seconds(*key, config) for key in dict.fromkeys(each)}
+        each = self.demanded
+        least = {key: self.least_seconds(*key, config) for key in dict.fromkeys(each)}
         seconds, crossing = ([least[key][k] for key in each] for k in (0, 1))
         bound = time_bound(config, seconds, [0.0], self.p2p_seconds(config), crossing)
         return Candidate(config, bound, lambda: self.problem(config))
 
-    def _least_seconds(
+    @property
+    def demanded(self) -> list[tuple[str, Demand | None]]:
+        """Class and demand of each layer."""
+        members = self.classes.members
+        demands = self.shardings.demands.layers or (None,) * len(members)
+        return list(zip(members, demands, strict=True))
+
+    def least_seconds(
         self, member: str, demand: Demand | None, config: Configuration
     ) -> tuple[float, float]:
         """One micro-batch of a class at least, whatever is chosen for it, and to cross it."""
@@ -485,16 +489,3 @@ class Pricer:
 def world_size(config: Configuration) -> int:
     """Number of ranks of a configuration."""
     return config.pp * config.dp * config.tp
-
-
-def _contended(cost: LayerCost, cluster: Cluster, config: Configuration) -> LayerCost:
-    """Tensor-parallel seconds while every tp group of the world communicates at once."""
-    slow = cluster.contention(config.tp, world_size(config))
-    if slow == 1.0:
-        return cost
-    return dataclasses.replace(
-        cost,
-        tp_forward_seconds=slow * cost.tp_forward_seconds,
-        tp_backward_seconds=slow * cost.tp_backward_seconds,
-        tp_again_seconds=slow * cost.tp_again_seconds,
-    )

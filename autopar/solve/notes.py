@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from autopar.cluster import Cluster
 from autopar.cost.collectives import is_extrapolated
 from autopar.cost.data_parallel import Setting, dp_group
 from autopar.cost.moves import move_seconds, tp_group
 from autopar.cost.ops import op_cost
 from autopar.graph import Op
+from autopar.heterogeneous import HeterogeneousCluster
+from autopar.plan import Provenance
 from autopar.solve.menus import Pricer
 from autopar.solve.problem import Configuration
 from autopar.strategies.choices import is_known
@@ -32,8 +36,30 @@ def move_notes(pricer: Pricer, sharding: Sharding, config: Configuration) -> lis
     return notes
 
 
-def extrapolated(cluster: Cluster, config: Configuration) -> tuple[str, ...]:
-    """Groups that are larger than, or span more nodes than, what the cost model's curves cover."""
+def provenance(cluster: Cluster | HeterogeneousCluster) -> Provenance:
+    """Where the prices come from; of two kinds, as far as it is known of both."""
+    if isinstance(cluster, Cluster):
+        return Provenance(
+            cluster.name, cluster.sha256, cluster.calibrated, cluster.description,
+            cluster.fit_error(), cluster.devices_per_node, cluster.step_error(),
+        )  # fmt: skip
+    errors = {
+        f"{kind.name} {curve}": error
+        for kind in cluster.kinds
+        for curve, error in kind.fit_error().items()
+    }
+    return Provenance(
+        cluster.name, cluster.sha256, all(kind.calibrated for kind in cluster.kinds),
+        cluster.description, errors, min(kind.devices_per_node for kind in cluster.kinds),
+    )  # fmt: skip
+
+
+def extrapolated(kinds: Sequence[Cluster], config: Configuration) -> tuple[str, ...]:
+    """Groups that are larger than, or span more nodes than, what the cost models' curves cover."""
+    return tuple(note for kind in kinds for note in _beyond(kind, config))
+
+
+def _beyond(cluster: Cluster, config: Configuration) -> tuple[str, ...]:
     setting = Setting(config.pp, config.dp, config.tp, 1, config.schedule, "bf16", 0)
     groups = {"tp": tp_group(cluster, config.tp), "dp": dp_group(cluster, setting)}
     names = [

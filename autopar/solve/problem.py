@@ -60,6 +60,8 @@ class Configuration:
     The chain is cut into ``stages`` = pp * virtual_stages; rank p holds stages p, p + pp, ...
     ``offload`` says what is in host memory: "none", "optimizer", "activations" or "all";
     ``exchange`` how replicas add up gradients: "collective", "ring" or "server".
+    ``shares`` are the samples of each dp rank's micro-batches where devices differ; then
+    ``microbatch_size`` is that of the first.
     """
 
     pp: int
@@ -72,6 +74,18 @@ class Configuration:
     virtual_stages: int = 1
     offload: str = "none"
     exchange: str = "collective"
+    shares: tuple[int, ...] = ()
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples of one optimizer step."""
+        each = sum(self.shares) if self.shares else self.dp * self.microbatch_size
+        return each * self.num_microbatches
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Every size of micro-batch that some rank has."""
+        return self.shares or (self.microbatch_size,)
 
     @property
     def stages(self) -> int:

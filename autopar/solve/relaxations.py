@@ -42,7 +42,7 @@ def relaxations(asked: Asked) -> list[Relaxation]:
         found.append(_offload(asked))
     if "microbatch_size" not in asked.task.pins:
         found.append(_batches(asked))
-    if not {"pp", "dp", "tp"} <= set(asked.task.pins):
+    if not ({"pp", "dp", "tp"} <= set(asked.task.pins) or asked.task.devices):
         found.append(_devices(asked))
     return found
 

@@ -11,6 +11,7 @@ from autopar.cost.exchange import EXCHANGES
 from autopar.cost.offload import OFFLOADS, offloads
 from autopar.errors import UsageError
 from autopar.solve.cuts import check_stages, pinned_cuts
+from autopar.solve.kinds import SHARES, check_kinds
 from autopar.solve.pins import (
     LAYERED,
     NAMED,
@@ -55,6 +56,7 @@ PINS = {
     "placement": "placements on the tp axis by parameter, as in placement@PARAMETER=Shard(0)",
     "offload": "what is kept in host memory",
     "exchange": "how replicas add up their gradients",
+    "shares": SHARES,
 }
 # What holds between pins.
 RULES = (
@@ -92,7 +94,8 @@ class Task:
     layers, ``parts`` of those that are no block, ``runs`` of those that stages may begin with
     besides blocks. ``interleaves`` tells whether a rank may hold several stages: none of its
     parameters is then on two of them. ``splits`` tells whether backward can run in two parts.
-    ``statistics`` are those that data parallelism would change.
+    ``statistics`` are those that data parallelism would change. ``devices`` are the numbers of
+    devices of each kind, empty where all are of one.
     """
 
     world_size: int
@@ -106,6 +109,7 @@ class Task:
     interleaves: bool = True
     splits: bool = True
     statistics: Statistics = NO_STATISTICS
+    devices: tuple[int, ...] = ()
 
 
 def divisors(number: int) -> list[int]:
@@ -119,9 +123,12 @@ def check_pins(task: Task) -> None:
     Raises:
         UsageError: an unknown pin, a value of the wrong kind, or a degree that does not divide.
     """
+    check_kinds(task.pins, task.devices, task.global_batch_size, _allowed("tp", task))
     for name, value in task.pins.items():
         if name not in PINS:
             raise UsageError(f"unknown pin {name!r}", expected=", ".join(PINS), where="pin")
+        if name == "shares":
+            continue
         if name == "stages":
             check_stages(value, task.blocks, len(task.names) or task.blocks)
             continue
@@ -191,9 +198,9 @@ def _check_exchange(pins: dict[str, Any]) -> None:
 def _allowed(name: str, task: Task) -> Sequence[Any]:
     world = divisors(task.world_size)
     fixed: dict[str, Sequence[Any]] = {
-        "pp": [d for d in world if d <= max(1, task.blocks)],
-        "dp": [d for d in world if task.global_batch_size % d == 0],
-        "tp": [d for d in world if all(h % d == 0 for h in task.heads)],
+        "pp": [d for d in world if d <= max(1, task.blocks)][: 1 if task.devices else None],
+        "dp": [d for d in world if _shared_out(task, d)],
+        "tp": [d for d in world if all(n % d == 0 for n in (*task.heads, *task.devices))],
         "microbatch_size": divisors(task.global_batch_size),
         "num_microbatches": divisors(task.global_batch_size),
         "schedule": SCHEDULES,
@@ -209,6 +216,12 @@ def _allowed(name: str, task: Task) -> Sequence[Any]:
     return fixed[name]
 
 
+def _shared_out(task: Task, dp: int) -> bool:
+    """Whether dp ranks can share the global batch: equally, unless devices differ."""
+    batch = task.global_batch_size
+    return dp <= batch if task.devices else batch % dp == 0
+
+
 def degrees(task: Task) -> Iterator[tuple[int, int, int]]:
     """Every legal (pp, dp, tp) that agrees with the pins."""
     for pp in _pinned(task, "pp", _allowed("pp", task)):
@@ -220,7 +233,7 @@ def degrees(task: Task) -> Iterator[tuple[int, int, int]]:
                 continue
             if not allows(task.statistics, dp, schedule=""):
                 continue
-            if task.global_batch_size % dp == 0 and dp in _pinned(task, "dp", [dp]):
+            if _shared_out(task, dp) and dp in _pinned(task, "dp", [dp]):
                 yield pp, dp, tp
 
 
@@ -239,8 +252,14 @@ def configurations(task: Task, layouts: Sequence[str]) -> Iterator[Configuration
 
     Nothing is in host memory unless a pin asks for it: where the rest fits, the way there only
     costs time, and where it does not, ``relaxations.py`` says what would. Nor are gradients
-    exchanged in another way than by the library's collectives, which are never slower.
+    exchanged in another way than by the library's collectives, which are never slower. Where
+    devices differ their micro-batches are still of the mean size, see ``heterogeneous.py``.
     """
+    return (_of_kinds if task.devices else _of_one_kind)(task, layouts)
+
+
+def _of_one_kind(task: Task, layouts: Sequence[str]) -> Iterator[Configuration]:
+    """Every configuration of equal devices."""
     blocks = [name not in task.parts or name in task.runs for name in task.names]
     can_cut = cache(lambda n: pinned_cuts(task.pins, task.names, blocks, n) is not None)
     asked = task.pins.get("offload", "none"), task.pins.get("exchange", "collective")
@@ -261,6 +280,16 @@ def configurations(task: Task, layouts: Sequence[str]) -> Iterator[Configuration
                     continue
                 for layout in _layouts(task, tp, layouts):
                     yield Configuration(pp, dp, tp, size, count, schedule, layout, v, *asked)
+
+
+def _of_kinds(task: Task, layouts: Sequence[str]) -> Iterator[Configuration]:
+    """Replicas alone, each of them on devices of one kind."""
+    offload = task.pins.get("offload", "none")
+    for pp, dp, tp in degrees(task):
+        for count in _pinned(task, "num_microbatches", divisors(task.global_batch_size)):
+            mean = task.global_batch_size // (count * dp)
+            for layout in _layouts(task, tp, layouts) if mean else ():
+                yield Configuration(pp, dp, tp, mean, count, "1f1b", layout, offload=offload)
 
 
 def _schedules(task: Task, pp: int, count: int) -> list[tuple[str, int]]:

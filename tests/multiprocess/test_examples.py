@@ -45,7 +45,10 @@ def train(path: str, name: str) -> dict[str, Any]:
     counter, share = CountCollectives(), made["global_batch_size"] // parallel.dp_size
     losses, blocks = [], list[Counter[str]]()
     for step in range(STEPS):
-        batch = work.batches(step, share, parallel.dp_rank, parallel.dp_size)
+        if hasattr(program, "share_of"):  # ranks with shares of different sizes
+            batch = program.share_of(work.batches, step)
+        else:
+            batch = work.batches(step, share, parallel.dp_rank, parallel.dp_size)
         if step == 1:
             with counter, each_block(parallel, program, counter, blocks):
                 loss = parallel.forward_backward(*batch)
@@ -125,7 +128,7 @@ def test_trains_as_known(ranks, tmp_path, references, name):
     system = find(name)
     _, made = workload(system)
     plan = autopar.plan(
-        made.pop("model"), system.ranks, **made, cluster=system.cluster,
+        made.pop("model"), system.ranks, **made, cluster=system.cost_model,
         precision=system.precision, pin=dict(system.pins),
     )  # fmt: skip
     path = str(tmp_path / "program.py")
