@@ -32,9 +32,13 @@ def exchange_counts(exchange: str, dp: int) -> Counter[str]:
 
 
 def exchange_bytes(exchange: str, dp: int, elements: int) -> int:
-    """Bytes of a bucket's flat copy, and of a message that is received beside it."""
-    received = -(-elements // dp) if exchange == "ring" else 0
-    return _GRADIENT_BYTES * (elements + received)
+    """Bytes of a bucket's flat copy and of what is beside it.
+
+    On a ring that is a message received; behind a reduction the bucket before, which gloo lets go
+    of a moment after it has said that it is done.
+    """
+    beside = -(-elements // dp) if exchange == "ring" else elements
+    return _GRADIENT_BYTES * (elements + beside)
 
 
 def exchange_seconds(
