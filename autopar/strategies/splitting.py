@@ -20,8 +20,10 @@ def splits_backward(graph: Graph, classes: Classes) -> bool:
     """Whether every parameter behind the first layer meets what is received at one operation.
 
     The first stage, which receives nothing, makes all gradients together. Operations whose insides
-    are not known do not count as one.
+    are not known do not count as one, and runs of one module on a stage read its parameters each.
     """
+    if classes.runs:
+        return False
     later = dict.fromkeys(classes.members[1:])
     return all(_meets_once(graph, classes.priced(member)) for member in later)
 
