@@ -130,6 +130,7 @@ def run_verb(args: Namespace) -> int:
         learning_rate=args.lr,
         nodes=args.nodes,
         timeout_seconds=args.timeout,
+        observe=args.observe,
     ).as_dict()
     if args.json:
         _dump(result)

@@ -139,6 +139,10 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
         "--nodes", type=positive(int), default=1, help="torchrun agents on this host"
     )
     parser.add_argument("--timeout", type=positive(float), default=600.0, metavar="SECONDS")
+    parser.add_argument(
+        "--no-observe", dest="observe", action="store_false",
+        help="time the steps only, and do not look into five more of them",
+    )  # fmt: skip
 
 
 def calibrate_arguments(parser: argparse.ArgumentParser) -> None:

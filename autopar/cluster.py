@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -278,7 +279,7 @@ def read_model(path: Path) -> dict[str, Any]:
     """The JSON object in a file; raises CostModelError if there is none."""
     names = ", ".join(known_clusters())
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(path.read_bytes(), parse_constant=_no_number)
     except OSError as error:
         raise CostModelError(
             f"no cost model {str(path)!r} ({error.strerror})",
@@ -293,13 +294,29 @@ def read_model(path: Path) -> dict[str, Any]:
     return data
 
 
+def _no_number(name: str) -> float:
+    """NaN would pass every comparison with a bound."""
+    raise ValueError(f"{name} is no number")
+
+
 def _check(data: dict[str, Any], where: str) -> None:
     version = data.get("schema_version")
     if version != SCHEMA_VERSION:
         raise _invalid(f"schema_version {version!r}", f"schema_version {SCHEMA_VERSION}", where)
     check_schema(data, where)
+    if data["device"] == "cpu" and data["cores_per_node"] is None:
+        expected = "cores_per_node, by which ranks on a CPU share cores"
+        raise _invalid("cores_per_node null", expected, where)
     for path, table in _tables(data["curves"], "$.curves"):
         _check_table(table, f"{where}, at {path}")
+    for kind, curves in data["curves"]["collectives"].items():
+        groups = Counter((curve["level"], curve["size"]) for curve in curves)
+        for (level, size), count in groups.items():
+            if count > 1:
+                raise _invalid(
+                    f"{count} curves of {kind} for groups of {size}, level {level}",
+                    "one per group size and level", f"{where}, at $.curves.collectives.{kind}",
+                )  # fmt: skip
 
 
 def check_schema(data: dict[str, Any], where: str, part: str | None = None) -> None:

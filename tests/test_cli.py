@@ -233,8 +233,10 @@ def test_run(saved, stand_in, capsys):
         "learning_rate": None,
         "nodes": 1,
         "timeout_seconds": 600.0,
+        "observe": True,
     }
-    assert cli.main(["run", saved]) == 0
+    assert cli.main(["run", saved, "--no-observe"]) == 0
+    assert not calls[1]["observe"]
     assert "Predicted against measured" in capsys.readouterr().out
     assert checked == ["toy.py:workload"] * 2
 

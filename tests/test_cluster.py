@@ -52,7 +52,7 @@ def test_unknown_name_lists_the_known_ones():
     assert all(name in caught.value.expected for name in SHIPPED)
 
 
-@pytest.mark.parametrize("text", ["", "[1]", '{"a": 1', "\x00"])
+@pytest.mark.parametrize("text", ["", "[1]", '{"a": 1', "\x00", '{"a": NaN}', '{"a": -Infinity}'])
 def test_a_file_that_is_no_model(tmp_path, text):
     path = tmp_path / "bad.json"
     path.write_text(text)
@@ -105,6 +105,15 @@ def newer(data):
     data["schema_version"] = 2
 
 
+def twice(data):
+    curves = data["curves"]["collectives"]["all_reduce"]
+    curves.append(curves[0])
+
+
+def coreless(data):
+    data |= {"device": "cpu", "cores_per_node": None}
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -119,6 +128,8 @@ def newer(data):
         (ragged, "shape None"),
         (too_short, "expected: shape"),
         (newer, "schema_version 2"),
+        (twice, "2 curves of all_reduce for groups of 2, level node"),
+        (coreless, "cores_per_node null"),
     ],
 )
 def test_damage_is_named(data, damage, said):

@@ -52,13 +52,27 @@ class Rows:
         return samples[int(PERCENTILE * len(samples))]
 
     def _read(self) -> None:
+        self._forget_half_a_row()
         with self.path.open(newline="", encoding="utf-8") as stream:
             for number, row in enumerate(csv.reader(stream)):
                 if number == 0 and tuple(row) != HEADER:
                     raise _unusable(self.path, f"columns {', '.join(row)}")
-                # A run that was stopped may have left half a row at the end.
+                # Files of earlier versions may have half a row in the middle.
                 if number and len(row) == len(HEADER):
                     self._keep(row)
+
+    def _forget_half_a_row(self) -> None:
+        """Cuts off what a run that was stopped left behind the last whole line.
+
+        Half a number is a number, and the next row would be written behind it.
+        """
+        content = self.path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            with self.path.open("r+b") as stream:
+                stream.truncate(whole)
+        if not whole:
+            self._write(HEADER, "w")
 
     def _keep(self, row: list[str]) -> None:
         device, curve, variant, shape, held_out, seconds = row

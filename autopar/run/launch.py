@@ -12,13 +12,16 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from autopar.emit import write_program
 from autopar.errors import RunError, UsageError
 from autopar.plan import Plan
-from autopar.run.measure import RunResult, read_result
+from autopar.run.measure import RunResult, read_observed, read_result
 
+# What torchrun starts in place of the program to look into its steps.
+OBSERVER = ("-m", "autopar.run.observe")
 # torchrun gives a dead rank's peers this long to end before it kills them.
 SHUTDOWN_SECONDS = 10.0
 LAST_LINES = 15
@@ -35,6 +38,7 @@ def run_plan(
     learning_rate: float | None = None,
     nodes: int = 1,
     timeout_seconds: float = 600.0,
+    observe: bool = False,
 ) -> RunResult:
     """Trains on ranks of this host.
 
@@ -48,6 +52,8 @@ def run_plan(
         nodes: how many torchrun agents start the ranks, each its share, as nodes would. On this
             host they share its devices, so more than one is for ranks on the CPU.
         timeout_seconds: when to give up.
+        observe: whether to look into a few more steps, in processes of their own so that the
+            timed ones are not slowed down: see ``RunResult.observed``.
 
     Raises:
         RunError: a rank failed, or the run took too long.
@@ -63,7 +69,15 @@ def run_plan(
         for name, value in options.items():
             command += [name, os.fspath(value)] if value is not None else []
         torchrun(command, plan.world_size, Path(folder), timeout_seconds, nodes)
-        return read_result(measured)
+        result = read_result(measured)
+        if observe:
+            inside = Path(folder) / "observed.json"
+            command = [*OBSERVER, str(program), "--out", str(inside), "--workload", workload]
+            command += ["--data", data] if data else []
+            torchrun(command, plan.world_size, Path(folder), timeout_seconds, nodes)
+            kinds = plan.prediction.breakdown
+            result = replace(result, observed=read_observed(inside), predicted_kinds=kinds)
+        return result
 
 
 def torchrun(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,6 +13,36 @@ from autopar.errors import RunError
 
 # The first step allocates, connects and warms caches up; it says nothing about the others.
 WARM_UP_STEPS = 1
+
+
+# What a step's time goes to, by the kinds of a plan's breakdown.
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "computing": ("compute", "optimizer"),
+    "communicating": ("tp_comm", "dp_comm", "pp_comm"),
+    "rest": ("bubble",),
+}
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What one rank saw of some further steps, under a profiler.
+
+    Attributes:
+        live_bytes: the peak of live tensors; on a GPU the allocator's.
+        computing_seconds: per step.
+        communicating_seconds: what of communication no computing hid, waiting for peers included.
+        rest_seconds: neither: bubbles, the host's own work.
+    """
+
+    live_bytes: int
+    computing_seconds: float
+    communicating_seconds: float
+    rest_seconds: float
+
+    def share(self, kind: str) -> float:
+        """The part of the step that went to a kind of ``KINDS``."""
+        whole = self.computing_seconds + self.communicating_seconds + self.rest_seconds
+        return float(getattr(self, f"{kind}_seconds")) / whole
 
 
 @dataclass(frozen=True)
@@ -23,6 +54,8 @@ class RunResult:
         losses: mean over the global batch, of each step.
         peak_memory_bytes: of each rank; on the CPU what the process grew by.
         predicted_step_seconds, predicted_memory_bytes: from the plan.
+        observed: by rank; empty where nobody looked.
+        predicted_kinds: seconds of a step by kind, from the plan.
     """
 
     step_seconds: tuple[float, ...]
@@ -30,6 +63,30 @@ class RunResult:
     peak_memory_bytes: tuple[int, ...]
     predicted_step_seconds: float
     predicted_memory_bytes: int
+    observed: tuple[Observed, ...] = ()
+    predicted_kinds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def split(self) -> dict[str, dict[str, float]]:
+        """Predicted and measured seconds of a step by kind, on the rank that computes most.
+
+        A profiler slows a step down, so its shares are taken of the median step.
+        """
+        if not self.observed:
+            return {}
+        busiest = max(self.observed, key=lambda rank: rank.share("computing"))
+        return {
+            kind: {
+                "predicted_seconds": sum(self.predicted_kinds.get(part, 0.0) for part in parts),
+                "measured_seconds": busiest.share(kind) * self.median_seconds,
+            }
+            for kind, parts in KINDS.items()
+        }
+
+    @property
+    def live_memory_bytes(self) -> int | None:
+        """Peak of live tensors on the fullest rank, None where nobody looked."""
+        return max((rank.live_bytes for rank in self.observed), default=None)
 
     @property
     def steady_seconds(self) -> tuple[float, ...]:
@@ -59,7 +116,10 @@ class RunResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON: the fields and the figures derived from them."""
-        derived = ("median_seconds", "tenth_percentile_seconds", "step_error", "memory_error")
+        derived = (
+            "median_seconds", "tenth_percentile_seconds", "step_error", "memory_error", "split",
+            "live_memory_bytes",
+        )  # fmt: skip
         return asdict(self) | {name: getattr(self, name) for name in derived}
 
 
@@ -83,3 +143,8 @@ def read_result(path: Path) -> RunResult:
         predicted_step_seconds=found["predicted_step_seconds"],
         predicted_memory_bytes=found["predicted_memory_bytes"],
     )
+
+
+def read_observed(path: Path) -> tuple[Observed, ...]:
+    """What ``autopar.run.observe`` wrote."""
+    return tuple(Observed(**rank) for rank in json.loads(path.read_text(encoding="utf-8")))

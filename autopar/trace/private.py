@@ -4,13 +4,25 @@
 them, registered output classes of Hugging Face included. ``torch.utils.pytree`` does not
 exist in these versions, and a walker of our own would disagree with the exporter on
 such classes.
+
+``torch.utils._python_dispatch.TorchDispatchMode``: the one way to see every op that runs,
+autograd's included; PyTorch documents it under this name and has no public one.
 """
 
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import (
     tree_flatten,
     tree_flatten_with_path,
+    tree_leaves,
     tree_map,
     tree_unflatten,
 )
 
-__all__ = ["tree_flatten", "tree_flatten_with_path", "tree_map", "tree_unflatten"]
+__all__ = [
+    "TorchDispatchMode",
+    "tree_flatten",
+    "tree_flatten_with_path",
+    "tree_leaves",
+    "tree_map",
+    "tree_unflatten",
+]

@@ -55,3 +55,24 @@ def test_another_csv_is_refused(tmp_path):
 def test_unwritable(tmp_path):
     with pytest.raises(CostModelError, match="cannot be used"):
         Rows(tmp_path / "missing" / "a.csv", "chip")
+
+
+@pytest.mark.parametrize("cut", ["host", "host,gemm,float32/linear,8x8x8,0,0.0", "host,ge"])
+def test_what_a_stopped_run_left_is_cut_off_before_the_next_row(tmp_path, cut):
+    path, point = tmp_path / "raw.csv", Point("gemm", "float32/linear", (8, 8, 8))
+    Rows(path, "host").add(point, 0.07)
+    with path.open("a") as stream:
+        stream.write(cut)
+    again = Rows(path, "host")
+    assert again.count(point) == 1
+    again.add(point, 0.08)
+    last = Rows(path, "host")
+    assert (last.count(point), last.points()) == (2, [point])
+
+
+@pytest.mark.parametrize("text", ["", "device,cur"])
+def test_a_run_that_was_stopped_at_once_begins_again(tmp_path, text):
+    path, point = tmp_path / "raw.csv", Point("gemm", "float32/linear", (8, 8, 8))
+    path.write_text(text)
+    Rows(path, "host").add(point, 0.07)
+    assert Rows(path, "host").count(point) == 1

@@ -113,8 +113,8 @@ def train(path: str, name: str, *, exact: bool = False) -> dict[str, Any]:
 
     ``exact`` computes in float64.
     """
+    from autopar.run.live import PeakBytes
     from tests.multiprocess.collectives import CountCollectives
-    from tests.multiprocess.memory import PeakBytes
 
     cast = in_float64 if exact else unchanged
     program = load_in_float64(path) if exact else load_program(path)

@@ -27,3 +27,11 @@ def test_single_figures_and_nothing_measured():
     assert table.rows[0][2] == "100 ms"
     assert table.rows[1][3] == "not measured"
     assert losses.rows == (("loss", "not reported"),)
+
+
+def test_kinds_of_seconds_and_live_tensors_where_somebody_looked():
+    split = {"computing": {"predicted_seconds": 0.1, "measured_seconds": 0.08}}
+    table, _ = rows(RUN | {"split": split, "live_memory_bytes": 1024**3 // 2})
+    assert [row[0] for row in table.rows] == ["step", "  computing", "live tensors", "peak memory"]
+    assert table.rows[1][1:] == ("100 ms", "80.0 ms", "+25 %")
+    assert table.rows[2][1:] == ("1.0 GiB", "512.0 MiB", "+100 %")

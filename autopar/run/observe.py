@@ -1,0 +1,95 @@
+"""The part of one rank that looks into a few steps of a program: see ``observe_plan``.
+
+It is started by torchrun in place of the program, and runs what its ``main`` would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.profiler import profile
+
+from autopar.run.live import PeakBytes
+from autopar.run.split import split
+
+# The first step allocates the optimizer's state, so the second is the first that has its peak.
+LIVE_STEPS, PROFILED_STEPS = 2, 3
+
+
+def main() -> None:
+    """Writes what rank 0 gathers to ``--out``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("program", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--workload", required=True)
+    parser.add_argument("--data")
+    args = parser.parse_args()
+    program = _load(args.program)
+    program.setup()
+    mine = observe(program, args.workload, args.data)
+    ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(ranks, mine)
+    if dist.get_rank() == 0:
+        args.out.write_text(json.dumps(ranks))
+    dist.destroy_process_group()
+
+
+def observe(program: ModuleType, workload: str, data: str | None) -> dict[str, float]:
+    """Bytes of live tensors at the peak of a step, and the seconds of steps by kind."""
+    torch.manual_seed(program.SEED)
+    made = program.load(workload)()
+    made = made if isinstance(made, dict) else vars(made)
+    parallel = program.parallelize(made["model"])
+    optimizer = program.optimizer_for(parallel, 0.0)
+    batches = program.load(data) if data else program.example_batch(made)
+
+    def steps(count: int) -> list[float]:
+        options = Namespace(steps=count, clip=1.0, checkpoint=None, checkpoint_every=None)
+        _, seconds = program.train(parallel, optimizer, batches, options)
+        return list(seconds)
+
+    peak = _live_peak(steps, parallel)
+    with profile() as profiler:
+        seconds = sum(steps(PROFILED_STEPS))
+    found = split(profiler.events(), seconds)
+    return {
+        "live_bytes": peak,
+        "computing_seconds": found.computing / PROFILED_STEPS,
+        "communicating_seconds": found.communicating / PROFILED_STEPS,
+        "rest_seconds": found.rest / PROFILED_STEPS,
+    }
+
+
+def _live_peak(steps: Callable[[int], object], parallel: torch.nn.Module) -> int:
+    """The allocator's peak on a GPU; on a CPU that of the tensors which operators made."""
+    if torch.cuda.is_available():
+        steps(LIVE_STEPS)
+        return int(torch.cuda.max_memory_allocated())
+    with PeakBytes([*parallel.parameters(), *parallel.buffers()]) as seen:
+        steps(LIVE_STEPS)
+    return int(seen.peak)
+
+
+def _load(path: Path) -> ModuleType:
+    """The program as a module, under the name that its classes are pickled by."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    main()
