@@ -167,7 +167,7 @@ CASES = {
         make, "CLIPModel", projection_dim=16,
         text_config={**CLIP_TOWER, "vocab_size": VOCABULARY, "max_position_embeddings": TOKENS,
                      "eos_token_id": 2},
-        vision_config={**CLIP_TOWER, "image_size": 32, "patch_size": 8}), pairs),
+        vision_config={**CLIP_TOWER, "image_size": 32, "patch_size": 8}), pairs, mixes=True),
     "hf-wav2vec2": other("Wav2Vec2ForSequenceClassification", recorded, hidden_size=WIDTH,
                          num_hidden_layers=LAYERS, num_attention_heads=HEADS,
                          intermediate_size=INNER, conv_dim=(8, 8), conv_kernel=(10, 3),
