@@ -301,7 +301,7 @@ def nodes_of(node, tmp_path):
 @pytest.fixture
 def no_baselines(monkeypatch):
     """Half of the time of a plan that is small."""
-    monkeypatch.setattr(planner, "run_baselines", lambda *_: ())
+    monkeypatch.setattr(planner, "run_baselines", lambda *_, **__: ())
 
 
 @pytest.mark.parametrize(

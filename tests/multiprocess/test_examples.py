@@ -120,7 +120,7 @@ def references() -> dict[str, list[float]]:
 @pytest.fixture(autouse=True)
 def _no_baselines(monkeypatch):
     """What else one could have typed is priced in other tests; here it would take minutes."""
-    monkeypatch.setattr("autopar.planner.run_baselines", lambda *_: ())
+    monkeypatch.setattr("autopar.planner.run_baselines", lambda *_, **__: ())
 
 
 @pytest.mark.parametrize("name", [system.name for system in SYSTEMS])
