@@ -35,8 +35,7 @@ PLANS = [
 
 def train(path: str, name: str) -> dict[str, Any]:
     """Runs on every rank; collectives are counted in the second step."""
-    from tests.multiprocess.memory import PeakBytes
-
+    from autopar.run.live import PeakBytes
     from tests.multiprocess.collectives import CountCollectives
 
     program = load_program(path)

@@ -38,3 +38,11 @@ def test_memory_that_is_taken_away_from_a_storage_is_gone():
         gathered.untyped_storage().resize_(0)
         assert seen.current == 0
     assert seen.peak == 4000
+
+
+def test_what_stands_for_another_device_counts_apart():
+    seen = PeakBytes([])
+    far = seen.elsewhere(torch.zeros)
+    with seen:
+        away, here = far(100), torch.zeros(25)
+    assert (seen.peak, seen.away_peak) == (4 * len(here), 4 * len(away))
