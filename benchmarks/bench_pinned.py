@@ -87,7 +87,7 @@ def shared_work() -> Iterator[None]:
     with (
         patch.object(planner, "trace", traces),
         patch.object(planner, "Shardings", shardings),
-        patch.object(planner, "run_baselines", lambda *_: ()),
+        patch.object(planner, "run_baselines", lambda *_, **__: ()),
     ):
         yield
 

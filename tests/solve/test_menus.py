@@ -9,6 +9,7 @@ from functools import cache
 import pytest
 
 from autopar.cluster import Cluster
+from autopar.cost.data_parallel import accumulation_seconds
 from autopar.solve.menus import Pricer, world_size
 from autopar.solve.price import problem_bound
 from autopar.solve.problem import Configuration
@@ -178,8 +179,10 @@ def test_a_split_backward_has_two_parts_and_holds_gradients_between_them():
     plain = shared().menu(BLOCK, dataclasses.replace(SPLIT, schedule="1f1b", virtual_stages=1))[0]
     split = shared().menu(BLOCK, SPLIT)
     cost = shared().cost(BLOCK, SPLIT)
+    added = accumulation_seconds(shared().cluster, cost, shared().setting(SPLIT), 0)
     assert [o.key for o in split] == ["0/none", "2/none"]
-    assert split[0].backward_seconds == pytest.approx(cost.input_seconds + cost.weight_seconds)
+    both = cost.input_seconds + cost.weight_seconds
+    assert split[0].backward_seconds == pytest.approx(both + added)
     assert split[0].weight_seconds == pytest.approx(cost.weight_seconds)
     assert split[0].waiting_bytes == cost.waiting_bytes > 0
     assert (plain.weight_seconds, plain.waiting_bytes) == (0, 0)
