@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -108,6 +109,17 @@ def share(value: Any, parallel: Any) -> Any:
     return value.chunk(parallel.dp_size)[parallel.dp_rank] if tensor else value
 
 
+def read(program: Any, parallel: Any, whole: Any) -> Any:
+    """This rank's part of a global batch: one share, or several where ranks have unequal ones."""
+    if not hasattr(program, "share_of"):
+        return share(whole, parallel)
+
+    def equal(step: int, batch_size: int, rank: int, size: int) -> Any:
+        return share(whole, SimpleNamespace(dp_rank=rank, dp_size=size))
+
+    return program.share_of(equal, step=0)
+
+
 def train(path: str, name: str, *, exact: bool = False) -> dict[str, Any]:
     """Runs on every rank; collectives are counted in the second step.
 
@@ -125,7 +137,7 @@ def train(path: str, name: str, *, exact: bool = False) -> dict[str, Any]:
     if hasattr(program, "host_like"):
         program.host_like = memory.elsewhere(program.host_like)
     for step in range(STEPS):
-        inputs, target = share(cast(batch(name, step)), parallel)
+        inputs, target = read(program, parallel, cast(batch(name, step)))
         with memory, counter if step == 1 else nullcontext():
             loss = parallel.forward_backward(inputs, target)
         if step == 0:

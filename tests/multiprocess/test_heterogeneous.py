@@ -3,24 +3,20 @@ single device, with the collectives and the memory that the plan foretells for e
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from itertools import accumulate
 from typing import Any
 
 import pytest
-import torch
 
 import autopar
 from autopar.cluster import Cluster
 from autopar.heterogeneous import HeterogeneousCluster
 from tests.multiprocess.models import SAMPLES, batch, build, loss_fn
-from tests.multiprocess.programs import full_gradients, load_program
 from tests.multiprocess.test_fidelity import (
-    RATE,
-    STEPS,
     compare_collectives,
     compare_training,
     single_device,
+    train,
 )
 
 pytestmark = pytest.mark.multiprocess
@@ -31,49 +27,6 @@ PLANS = [
     ("llama", 4, {"shares": [3, 1], "zero": 2, "tp": 2, "sequence_parallel": True}),
     ("gpt", 4, {"shares": [3, 1], "zero": 0, "tp": 1}),
 ]
-
-
-def train(path: str, name: str) -> dict[str, Any]:
-    """Runs on every rank; collectives are counted in the second step."""
-    from autopar.run.live import PeakBytes
-    from tests.multiprocess.collectives import CountCollectives
-
-    program = load_program(path)
-    parallel = program.parallelize(build(name))
-    optimizer = program.optimizer_for(parallel, RATE)
-    losses, gradients, counter = [], {}, CountCollectives()
-    memory = PeakBytes([*parallel.parameters(), *parallel.buffers()])
-    for step in range(STEPS):
-        inputs, target = program.share_of(equal_shares(name), step)
-        with memory, counter if step == 1 else nullcontext():
-            loss = parallel.forward_backward(inputs, target)
-        if step == 0:
-            gradients = full_gradients(parallel)
-        with memory:
-            optimizer.step()
-            optimizer.zero_grad()
-        losses.append(loss.item())
-    return {
-        "losses": losses, "gradients": gradients, "parameters": parallel.full_state_dict(),
-        "kinds": counter.kinds, "peak_bytes": memory.peak,
-    }  # fmt: skip
-
-
-def equal_shares(name: str) -> Any:
-    """A data function, as ``--data`` names one."""
-
-    def cut(value: Any, rank: int, size: int) -> Any:
-        if isinstance(value, torch.Tensor):
-            return value.chunk(size)[rank]
-        if isinstance(value, dict):
-            return {key: cut(item, rank, size) for key, item in value.items()}
-        return tuple(cut(item, rank, size) for item in value) if value is not None else None
-
-    def share(step: int, batch_size: int, rank: int, size: int) -> Any:
-        assert batch_size * size == SAMPLES
-        return cut(batch(name, step), rank, size)
-
-    return share
 
 
 @pytest.fixture(scope="module")
