@@ -109,7 +109,7 @@ def by_hand(case: str) -> Step:
         for layer in model.transformer["h"] if is_gpt else model.model.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
-        tokens = tokens.chunk(2)[0]  # an emitted program's example is the same on all dp ranks
+        tokens = tokens.chunk(2)[dist.get_rank()]
     if case == "tp":
         _tensor_parallel(model)
     optimizer = _optimizer(model)
