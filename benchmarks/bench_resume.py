@@ -146,7 +146,7 @@ def started(pool: Pool, folder: Path) -> bool:
         plans: list[tuple[dict[str, Any], dict[str, Any]]] = [(ONE, {})]
         for system in SYSTEMS:
             if (system.workload, system.make) == (model, make):
-                more = {"precision": system.precision, "cluster": system.cluster}
+                more = {"precision": system.precision, "cluster": system.cost_model}
                 plans.append((ONE | dict(system.pins), more))
         for number, (pins, more) in enumerate(plans):
             program = folder / f"{make}{number}.py"

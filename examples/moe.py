@@ -43,8 +43,14 @@ class Experts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.router = nn.Linear(WIDTH, EXPERTS, bias=False)
-        self.up = nn.Parameter(WIDTH**-0.5 * torch.randn(EXPERTS, WIDTH, INNER))
-        self.down = nn.Parameter(INNER**-0.5 * torch.randn(EXPERTS, INNER, WIDTH))
+        self.up = nn.Parameter(torch.empty(EXPERTS, WIDTH, INNER))
+        self.down = nn.Parameter(torch.empty(EXPERTS, INNER, WIDTH))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Products keep the scale of what they read."""
+        nn.init.normal_(self.up, std=WIDTH**-0.5)
+        nn.init.normal_(self.down, std=INNER**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, tokens, channels) to the same shape."""
@@ -76,10 +82,15 @@ class Mixture(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tokens = nn.Embedding(VOCABULARY, WIDTH)
-        self.positions = nn.Parameter(0.02 * torch.randn(TOKENS, WIDTH))
+        self.positions = nn.Parameter(torch.empty(TOKENS, WIDTH))
+        self.reset_parameters()
         self.blocks = nn.ModuleList([Block() for _ in range(BLOCKS)])
         self.norm = nn.LayerNorm(WIDTH)
         self.output = nn.Linear(WIDTH, VOCABULARY, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Positions are small beside tokens."""
+        nn.init.normal_(self.positions, std=0.02)
 
     def forward(self, idx: Tensor) -> Tensor:
         """Token numbers (batch, tokens) to logits (batch, tokens, vocabulary)."""

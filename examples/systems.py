@@ -110,7 +110,7 @@ SYSTEMS = (
     ),
     System(
         "unequal-devices", "a fast device and a slow one, each with as many samples as it can take",
-        "mlp.py", 2, DDP, {"all_reduce": 4}, cluster="unequal.json",
+        "mlp.py", 2, {**DDP, "dp": 2}, {"all_reduce": 4}, cluster="unequal.json",
     ),
     # --- sharded data parallel ---
     System(
