@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from autopar.solve import search
 from autopar.solve.problem import Candidate, Configuration, Option, Problem
@@ -123,37 +122,21 @@ def candidates(size: Size) -> list[Candidate]:
     return [Candidate(c, lower_bound(build(size, c)), later(c)) for c in configurations(size)]
 
 
-def count_binaries() -> list[int]:
-    """Makes the search note the binaries of every MILP that it solves."""
-    sizes: list[int] = []
-    original = search.solve_milp
-
-    def noted(*args: Any, **options: Any) -> Any:
-        answer = original(*args, **options)
-        sizes.append(answer.binaries)
-        return answer
-
-    search.solve_milp = noted
-    return sizes
-
-
-def report(name: str, size: Size, binaries: list[int]) -> None:
+def report(name: str, size: Size) -> None:
     """Solves one size and prints what it took."""
     begun = time.perf_counter()
     offered = candidates(size)
     bounded = time.perf_counter()
-    binaries.clear()
     found = search.solve(offered, gap=size.gap)
     c = found.problem.configuration
     print(
         f"{name:18} bounds {bounded - begun:5.2f} s  search {found.seconds:6.2f} s  "
-        f"binaries {binaries}  {found.status}, gap {found.gap:.2e} of {size.gap:.0e}\n"
+        f"{found.status}, gap {found.gap:.2e} of {size.gap:.0e}\n"
         f"{'':18} {found.objective_seconds:.4f} s per step with pp={c.pp} dp={c.dp} tp={c.tp} "
         f"microbatch={c.microbatch_size} x {c.num_microbatches} {c.schedule}  {found.candidates}"
     )
 
 
 if __name__ == "__main__":
-    noted = count_binaries()
     for chosen in sys.argv[1:] or SIZES:
-        report(chosen, SIZES[chosen], noted)
+        report(chosen, SIZES[chosen])

@@ -6,9 +6,7 @@ It is started by torchrun in place of the program, and runs what its ``main`` wo
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +18,7 @@ import torch.distributed as dist
 from torch.profiler import profile
 
 from autopar.run.live import PeakBytes
+from autopar.run.load import import_program
 from autopar.run.split import split
 
 # The first step allocates the optimizer's state, so the second is the first that has its peak.
@@ -34,7 +33,7 @@ def main() -> None:
     parser.add_argument("--workload", required=True)
     parser.add_argument("--data")
     args = parser.parse_args()
-    program = _load(args.program)
+    program = import_program(args.program)
     program.setup()
     mine = observe(program, args.workload, args.data)
     ranks: list[Any] = [None] * dist.get_world_size()
@@ -84,17 +83,6 @@ def _live_peak(steps: Callable[[int], object], program: Any, parallel: torch.nn.
     with seen:
         steps(LIVE_STEPS)
     return int(seen.peak)
-
-
-def _load(path: Path) -> ModuleType:
-    """The program as a module, under the name that its classes are pickled by."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 if __name__ == "__main__":
