@@ -241,6 +241,9 @@ def test_step_errors_come_from_the_provenance(data):
     assert Cluster.from_dict(data).step_error() == error
 
 
+TILE = {"rows": 128, "columns": 128, "share": 1.0}
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
@@ -249,6 +252,8 @@ def test_step_errors_come_from_the_provenance(data):
         (("dispatch",), {"op_us": 3}),
         (("dispatch",), {"op_seconds": -1e-6}),
         (("gemm", "bfloat16", "gradient_share"), 0),
+        (("gemm", "bfloat16", "rounds"), {"multiprocessors": 100, "wasted": 0.5, "tiles": []}),
+        (("gemm", "bfloat16", "rounds"), {"multiprocessors": 100, "wasted": 2, "tiles": [TILE]}),
         (("gemm", "bfloat16", "alignment"), {"elements": [8, 4], "efficiency": [0.5, 0.8]}),
         (("gemm", "bfloat16", "alignment"), {"elements": [4, 8], "efficiency": [0.5]}),
     ],

@@ -25,6 +25,38 @@ _CACHE = 1 << 16
 
 
 @dataclass(frozen=True)
+class Rounds:
+    """How a device deals the tiles of a result out to its multiprocessors.
+
+    They work in rounds, of which the last is partly empty: ``wasted`` is the share of its empty
+    places that is lost (1: all, 0: the idle ones help). ``tiles`` are the sizes to choose from,
+    each with the rate that it reaches: small ones reuse less of what they load (NVIDIA, Matrix
+    Multiplication Background, on tile and wave quantization).
+    """
+
+    multiprocessors: int
+    wasted: float
+    tiles: tuple[tuple[int, int, float], ...]
+
+    def filled(self, m: int, n: int, batch: int = 1) -> float:
+        """Share of the rate that the best tiles for ``batch`` results of (m, n) reach."""
+        return max(self._reached(m, n, batch, *tile) for tile in self.tiles)
+
+    def _reached(self, m: int, n: int, batch: int, rows: int, columns: int, share: float) -> float:
+        down, across = _ceil(m, rows), _ceil(n, columns)
+        edges = m * n / (down * rows * across * columns)  # tiles stick out of the result
+        return share * edges * self._busy(batch * down * across)
+
+    def _busy(self, tiles: int) -> float:
+        empty = _ceil(tiles, self.multiprocessors) * self.multiprocessors - tiles
+        return tiles / (tiles + self.wasted * empty)
+
+
+def _ceil(size: int, part: int) -> int:
+    return -(-size // part)
+
+
+@dataclass(frozen=True)
 class _Rate:
     """Units of work per second by shape, and the seconds that one call takes besides."""
 
@@ -32,6 +64,11 @@ class _Rate:
     launch_seconds: float
     alignment: tuple[tuple[int, float], ...] = ()
     gradient_share: float = 1.0
+    rounds: Rounds | None = None
+
+    def filled(self, m: int, n: int, batch: int) -> float:
+        """Share of the rate that is left by the last round; the table has it if none are given."""
+        return self.rounds.filled(m, n, batch) if self.rounds else 1.0
 
     def aligned(self, *sizes: int) -> float:
         """Share of the rate that sizes divisible by a small power of two only keep."""
@@ -54,7 +91,7 @@ def gemm_seconds(
     rate = _gemm(cluster, dtype)
     moved = batch * (m * k + k * n + m * n) * DTYPE_BYTES[dtype]
     share = rate.aligned(m, n, k) * (rate.gradient_share if gradient else 1.0)
-    compute = work / (rate.table.at(m, n, k) * share)
+    compute = work / (rate.table.at(m, n, k) * share * rate.filled(m, n, batch))
     return max(compute, _memory_seconds(cluster, moved)) + rate.launch_seconds
 
 
@@ -129,7 +166,13 @@ def _gemm(cluster: Cluster, dtype: str) -> _Rate:
     steps = curve.get("alignment", {"elements": [], "efficiency": []})
     pairs = zip(steps["elements"], steps["efficiency"], strict=True)
     gradient = curve.get("gradient_share", 1.0)
-    return _Rate(table, curve["launch_seconds"], tuple(pairs), gradient)
+    rounds = _rounds(curve["rounds"]) if "rounds" in curve else None
+    return _Rate(table, curve["launch_seconds"], tuple(pairs), gradient, rounds)
+
+
+def _rounds(curve: dict[str, Any]) -> Rounds:
+    tiles = tuple((tile["rows"], tile["columns"], tile["share"]) for tile in curve["tiles"])
+    return Rounds(curve["multiprocessors"], curve["wasted"], tiles)
 
 
 @lru_cache

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from autopar.cluster import Cluster, known_clusters
 from autopar.cost.compute import (
+    Rounds,
     attention_seconds,
     elementwise_seconds,
     gemm_seconds,
@@ -125,3 +127,39 @@ def test_misaligned_and_gradient_products_are_slower():
     assert seconds(4104) == pytest.approx(2 * even * 4104 / 4096, rel=0.01)
     assert seconds(4100) == pytest.approx(4 * even * 4100 / 4096, rel=0.01)
     assert seconds(4096, gradient=True) == pytest.approx(2 * even)
+
+
+def test_tiles_are_dealt_out_in_rounds():
+    """101 tiles on 100 multiprocessors take two rounds, as 200 do; a batch fills them, too."""
+    tiles = ((128, 128, 1.0),)
+    strict, kind = Rounds(100, 1.0, tiles), Rounds(100, 0.0, tiles)
+
+    def taken(rounds, count, batch=1):
+        return count * batch / rounds.filled(128 * count, 128, batch)
+
+    assert taken(strict, 101) == pytest.approx(taken(strict, 200))
+    assert taken(strict, 101) == pytest.approx(2 * taken(strict, 100))
+    assert taken(strict, 10, batch=20) == pytest.approx(taken(strict, 200))
+    assert taken(kind, 101) == pytest.approx(1.01 * taken(kind, 100))
+
+
+def test_small_tiles_serve_small_results():
+    rounds = Rounds(100, 1.0, ((128, 128, 1.0), (64, 64, 0.5)))
+    assert rounds.filled(128, 128) == pytest.approx(0.5 * 4 / 100)
+    assert rounds.filled(1280, 1280) == 1.0
+
+
+def test_rounds_slow_products_down_and_larger_results_never_take_less():
+    data = deepcopy(H100.to_dict())
+    curve = data["curves"]["gemm"]["bfloat16"]
+    curve.pop("rounds", None)
+    curve |= {"m": [64], "n": [64], "k": [64], "efficiency": [[[0.7]]]}
+    plain = Cluster.from_dict(deepcopy(data))
+    whole = gemm_seconds(plain, 8192, 8192, 8192, "bfloat16") - curve["launch_seconds"]
+    tile = {"rows": 8192, "columns": 8192, "share": 1.0}
+    curve["rounds"] = {"multiprocessors": 4, "wasted": 1.0, "tiles": [tile]}
+    cluster = Cluster.from_dict(data)
+    alone = gemm_seconds(cluster, 8192, 8192, 8192, "bfloat16") - curve["launch_seconds"]
+    assert alone == pytest.approx(4 * whole)
+    taken = [gemm_seconds(cluster, m, 8192, 8192, "bfloat16") for m in range(1024, 65_536, 1024)]
+    assert all(b >= a * (1 - 1e-9) for a, b in pairwise(taken))
