@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -39,14 +40,16 @@ def disturb(system: System, kills: int, seed: int, folder: Path) -> dict[str, An
     program = folder / "program.py"
     plan_of(system).emit(str(program), model=workload_of(system))
     steps = STEPS_PER_KILL * kills + 1
+    # Ranks in excess of the cores start, and step, by turns.
+    patience = SECONDS_PER_KILL * max(1.0, system.ranks / (os.cpu_count() or 1))
     with training(system, program, steps, folder / "plain", 0) as run:
-        finish(run, SECONDS_PER_KILL)
+        finish(run, patience)
         wanted = dict(run.steps())
     begun = time.monotonic()
     with training(system, program, steps, folder / "killed", kills) as run:
-        killer = Killer(run, Random(seed), begun + SECONDS_PER_KILL * kills)
+        killer = Killer(run, Random(seed), begun + patience * kills)
         done = sum(killer.kill() for _ in range(kills))
-        finish(run, SECONDS_PER_KILL)
+        finish(run, patience)
         losses = run.steps()
     last = Path("saved", f"step-{steps}")
     different = differing(folder / "plain" / last, folder / "killed" / last)
