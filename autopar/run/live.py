@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
+from torch.utils.dlpack import from_dlpack
 
-from autopar.trace.private import TorchDispatchMode, tree_leaves
+from autopar.trace.private import TorchDispatchMode, tree_leaves, tree_map
 
 Storages = dict[int, weakref.ref[torch.UntypedStorage]]
+
+# Two ranks' messages have no thread of gloo's.
+MESSAGES = ("c10d::send", "c10d::recv_", "c10d::recv_any_source_")
+RETURN_SECONDS = 2.0
 
 
 class PeakBytes(TorchDispatchMode):
@@ -21,6 +27,9 @@ class PeakBytes(TorchDispatchMode):
     the size that it has: ``fully_shard`` keeps the storages of gathered parameters and takes
     their memory away. Of a DTensor its local part counts.
     ``known`` are tensors that are alive before: parameters, gradients, optimizer state.
+    The threads of gloo let go of a collective's tensors at some time after the rank that waited
+    for it went on, later on a busy host. So a collective gets tensors of its own on the same
+    memory, and the next operation waits until these are gone.
     What a function wrapped by ``elsewhere`` allocates stands for another device's memory.
     """
 
@@ -30,6 +39,8 @@ class PeakBytes(TorchDispatchMode):
         self.away: Storages = {}
         self.peak = self.away_peak = 0
         self.table = self.live
+        self.lent: list[weakref.ref[Any]] = []
+        self.written: list[weakref.ref[Any]] = []
         self._add(known)
 
     def elsewhere(self, allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -65,9 +76,39 @@ class PeakBytes(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # fmt: skip
         """Runs the op and counts what it made."""
+        self._take_back(args)
+        if "reduce_scatter" in func.name():
+            found = (value for value in tree_leaves(args) if isinstance(value, torch.Tensor))
+            self.written = [weakref.ref(tensor) for tensor in found]
+        elif func.namespace == "c10d" and func.name() not in MESSAGES:
+            return func(*tree_map(self._lend, args), **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         self._add(tree_leaves(result))
         return result
+
+    def _lend(self, value: Any) -> Any:
+        """A tensor on a storage of its own with the memory of ``value``, until that is let go."""
+        if not isinstance(value, torch.Tensor):
+            return value
+        memory = value.detach()
+        self.lent.append(weakref.ref(memory))
+        return from_dlpack(memory)
+
+    def _take_back(self, args: tuple[Any, ...]) -> None:
+        """Waits, before an op on ``args``, until what collectives were lent is gone.
+
+        A collective that is still under way, or whose handle the program keeps, holds its tensors
+        by right: those are waited for once. gloo's reduce-scatter adds up a copy, out of which the
+        rank itself writes the result while it waits.
+        """
+        if any(tensor() is args[0] for tensor in self.written if args):
+            self.written.clear()
+            self.lent.append(weakref.ref(args[1].untyped_storage()))
+            return
+        deadline = time.monotonic() + RETURN_SECONDS
+        while any(held() is not None for held in self.lent) and time.monotonic() < deadline:
+            time.sleep(1e-5)  # lets other threads have the interpreter
+        self.lent.clear()
 
 
 def _bytes(table: Storages) -> int:
