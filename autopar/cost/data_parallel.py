@@ -33,7 +33,7 @@ from autopar.cost.exchange import exchange_bytes, exchange_counts, exchange_seco
 from autopar.cost.layer import LayerCost
 from autopar.cost.moves import tp_group
 from autopar.cost.offload import offloads, state_seconds
-from autopar.cost.schedule import actions, gather_events
+from autopar.cost.schedule import ROUNDS, gather_events, rank_actions
 
 MASTER_BYTES = 4
 OPTIMIZER_BYTES = {"sgd": 0, "adamw": 8}
@@ -172,10 +172,15 @@ def gathers(setting: Setting, zero: int, stage: int, *, learns: bool = True) -> 
     if zero == 0 or setting.dp == 1:
         return 0
     if setting.virtual_stages > 3:
-        return _scheduled_gathers(
-            setting.schedule, setting.pp, setting.num_microbatches, setting.virtual_stages,
-            zero, stage,
-        )  # fmt: skip
+        few = min(setting.num_microbatches, ROUNDS * setting.pp)
+        rounds = (setting.num_microbatches - few) // setting.pp
+        counts = [
+            _scheduled_gathers(
+                setting.schedule, setting.pp, number, setting.virtual_stages, zero, stage
+            )
+            for number in ([few] if not rounds else [few, few - setting.pp])
+        ]
+        return counts[0] + rounds * (counts[0] - counts[-1])
     if zero < 3:
         return 1
     return count_gathers(setting, stage) if learns else setting.num_microbatches
@@ -194,7 +199,7 @@ def count_gathers(setting: Setting, stage: int) -> int:
 @lru_cache(maxsize=4096)
 def _scheduled_gathers(schedule: str, pp: int, m: int, v: int, zero: int, stage: int) -> int:
     """Gathers over the actions of the stage's rank, in the order in which torch runs them."""
-    rank = actions(schedule, pp, m, v)[stage % pp]
+    rank = rank_actions(schedule, pp, stage % pp, m, v)
     gathered, count = False, 0
     for action, (fetched, freed) in zip(rank, gather_events(rank), strict=True):
         gathered = gathered and stage not in freed

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from autopar.errors import UsageError
 
 
@@ -111,6 +114,15 @@ class _Chunks:
         chunk, microbatch = self._turn(step)
         return (self.v - 1 - chunk) * self.pp + self.rank, microbatch
 
+    def passed(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Passes of each chunk among the first ``steps`` [n] of the rank; [n, v].
+
+        First to last; in backward the columns are those of the last chunk to the first.
+        """
+        turns, rest = np.divmod(steps, self.round * self.v)
+        begun = rest[:, None] - self.round * np.arange(self.v)
+        return np.asarray(turns[:, None] * self.round + np.clip(begun, 0, self.round))
+
     def _turn(self, step: int) -> tuple[int, int]:
         turn, within = divmod(step, self.round)
         number, chunk = divmod(turn, self.v)
@@ -125,6 +137,8 @@ _ORDER: dict[str, Callable[[int, int, int, int], Iterator[Action]]] = {
 }
 SCHEDULES = tuple(_ORDER)
 SINGLE = ("gpipe", "1f1b")  # one stage per rank
+# Rounds of micro-batches behind which multi-stage schedules repeat themselves.
+ROUNDS = 4
 
 
 def check_schedule(schedule: str, pp: int, num_microbatches: int, virtual_stages: int = 1) -> None:
@@ -171,9 +185,17 @@ def actions(
     Raises:
         UsageError: see ``check_schedule``.
     """
+    each = (rank_actions(schedule, pp, r, num_microbatches, virtual_stages) for r in range(pp))
+    return tuple(each)
+
+
+def rank_actions(
+    schedule: str, pp: int, rank: int, num_microbatches: int, virtual_stages: int = 1
+) -> Actions:
+    """What one rank does, in order; raises as ``actions`` does."""
     check_schedule(schedule, pp, num_microbatches, virtual_stages)
     order = _one_forward_one_backward if pp == 1 else _ORDER[schedule]
-    return tuple(tuple(order(pp, r, num_microbatches, virtual_stages)) for r in range(pp))
+    return tuple(order(pp, rank, num_microbatches, virtual_stages))
 
 
 @dataclass(frozen=True)
@@ -218,8 +240,26 @@ def schedule_depths(
         whole = schedule == "gpipe" and pp > 1
         warm_up = [num_microbatches if whole else min(num_microbatches, pp - r) for r in range(pp)]
         return tuple(Depth(most, 0) for most in warm_up)
-    few = min(num_microbatches, 4 * pp)
-    return depths(actions(schedule, pp, few, virtual_stages))
+    check_schedule(schedule, pp, num_microbatches, virtual_stages)
+    few = min(num_microbatches, ROUNDS * pp)
+    each = [_rank_depths(schedule, _Chunks(pp, r, few, virtual_stages)) for r in range(pp)]
+    return tuple(rank[chunk] for chunk in range(virtual_stages) for rank in each)
+
+
+def _rank_depths(schedule: str, chunks: _Chunks) -> list[Depth]:
+    """``depths`` of the chunks of a rank by arithmetic: what has run before each of its passes."""
+    split, total = schedule == "zero_bubble", chunks.v * chunks.microbatches
+    ahead = chunks.warm_up(hops=1 if split else 2)
+    late = chunks.rank if split else 0  # passes by which W is behind I
+    step = np.arange(total + ahead)
+    forward = chunks.passed(np.minimum(step + 1, total))
+    inner = chunks.passed(np.clip(step + 1 - ahead, 0, None))[:, ::-1]
+    done = chunks.passed(np.clip(step - ahead - late, 0, None))[:, ::-1]
+    waiting = (inner - done).max(axis=0) * split
+    if chunks.rank == 0:
+        waiting[0] = 0  # the first stage makes all its gradients in W
+    most = (forward - done).max(axis=0)
+    return [Depth(int(f), int(w)) for f, w in zip(most, waiting, strict=True)]
 
 
 Stages = frozenset[int]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from copy import deepcopy
 
@@ -250,6 +251,16 @@ def test_more_stages_per_rank_are_gathered_by_turns():
     assert min(kept) >= 1
     # freed behind every forward, which the schedule's own gathers only add to
     assert min(freed) >= M + 1
+
+
+@pytest.mark.parametrize("schedule", ["interleaved_1f1b", "zero_bubble"])
+@pytest.mark.parametrize(("pp", "v"), [(2, 4), (3, 6), (5, 5)])
+def test_gathers_of_many_rounds_go_on_like_those_of_a_few(schedule, pp, v):
+    for m in (pp, 3 * pp, 9 * pp, 10 * pp):
+        deep = dataclasses.replace(setting(pp=pp, dp=2, m=m, schedule=schedule), virtual_stages=v)
+        for zero, stage in itertools.product((2, 3), (0, pp, 2 * pp + 1, pp * v - 1)):
+            listed = _scheduled_gathers(schedule, pp, m, v, zero, stage)
+            assert gathers(deep, zero, stage) == listed, (m, zero, stage)
 
 
 def test_pipeline_stages_keep_what_backward_gathered(cost):

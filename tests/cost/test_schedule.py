@@ -133,6 +133,15 @@ def test_more_micro_batches_than_a_few_rounds_are_not_held(schedule: str, pp: in
     assert schedule_depths(schedule, pp, 9 * pp, v) == depths(actions(schedule, pp, 9 * pp, v))
 
 
+@pytest.mark.parametrize("schedule", ["interleaved_1f1b", "zero_bubble"])
+@pytest.mark.parametrize("pp", [1, 2, 3, 5])
+def test_depths_by_arithmetic_are_those_of_the_lists(schedule: str, pp: int) -> None:
+    for v in (1,) if pp == 1 else (1, 2, 3, 5):
+        for m in range(pp, 6 * pp, pp):
+            listed = depths(actions(schedule, pp, m, v))
+            assert schedule_depths(schedule, pp, m, v) == listed, (v, m)
+
+
 def test_zero_bubble_holds_as_many_micro_batches_on_every_rank() -> None:
     assert depths(actions("zero_bubble", 4, 8)) == (
         Depth(4, 0),
