@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Self
 
@@ -357,17 +358,11 @@ class Pricer:
         Layers of one class that are pinned differently have menus of their own.
         """
         members, parts = self.classes.members, self.classes.parts
-        names = self.names or ("",) * len(members)
-        demands = self.shardings.demands.layers or (None,) * len(members)
-        each = [
-            (m, d, *self._pinned(name)) for m, d, name in zip(members, demands, names, strict=True)
-        ]
-        first = {key: names[each.index(key)] for key in dict.fromkeys(each)}
-        order = list(first)
+        layers, first = self._alike
         return Problem(
             configuration=config,
-            layers=tuple(order.index(key) for key in each),
-            menus=tuple(self.menu(key[0], config, name, key[1]) for key, name in first.items()),
+            layers=layers,
+            menus=tuple(self.menu(member, config, name, own) for member, name, own in first),
             memory_limit_bytes=self.memory_limit_bytes,
             p2p_seconds=self.p2p_seconds(config),
             baseline_bytes=self.buffer_bytes(config),
@@ -375,6 +370,18 @@ class Pricer:
             cuts=(cuts := self.cuts(config)),
             turns=self.turns(config, cuts),
         )
+
+    @cached_property
+    def _alike(self) -> tuple[tuple[int, ...], tuple[tuple[str, str, Demand | None], ...]]:
+        """For each layer the number of its kind, and for each kind class, first name and demand.
+
+        Layers of one class that are pinned differently are of several kinds.
+        """
+        names = self.names or ("",) * len(self.classes.members)
+        each = [(*own, *self._pinned(name)) for own, name in zip(self.demanded, names, strict=True)]
+        kinds = {key: number for number, key in enumerate(dict.fromkeys(each))}
+        first = tuple((key[0], names[each.index(key)], key[1]) for key in kinds)
+        return tuple(kinds[key] for key in each), first
 
     def cuts(self, config: Configuration) -> Cuts:
         """Where stages may begin: where pins say, and else where the schedule likes it."""
@@ -463,7 +470,7 @@ class Pricer:
         bound = time_bound(config, seconds, [0.0], self.p2p_seconds(config), crossing)
         return Candidate(config, bound, lambda: self.problem(config))
 
-    @property
+    @cached_property
     def demanded(self) -> list[tuple[str, Demand | None]]:
         """Class and demand of each layer."""
         members = self.classes.members

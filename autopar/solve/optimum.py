@@ -14,8 +14,6 @@ from autopar.solve.paths import Network, Path, best_path
 from autopar.solve.patterns import Listing, Pattern, Request, list_patterns
 from autopar.solve.windows import Arcs, Open, arcs_below, arcs_by_content, residual_seconds
 
-# Ranks with more layers have more patterns than can be listed; their relaxation is off by little.
-MOST_LAYERS = 64
 Key = tuple[Place, int]  # place and content
 
 
@@ -53,7 +51,7 @@ def solve_chain(opened: Open, target: float, slack: float, budget: int, deadline
 def _listings(
     chain: Chain, arcs: Arcs, groups: dict[Key, list[int]], budget: int, deadline: float
 ) -> dict[Key, Listing]:
-    """The patterns of every place and content: all of them where ranks have few layers."""
+    """The patterns of every place and content: all of them unless there are very many."""
     requests: dict[Depths, dict[Key, Request]] = defaultdict(dict)
     for (place, content), members in groups.items():
         cap, step = arcs.cap_seconds[members].max(), arcs.cap_step[members].max()
@@ -63,8 +61,7 @@ def _listings(
         )
     found: dict[Key, Listing] = {}
     for asked in requests.values():
-        few = max(int(r.counts.sum()) for r in asked.values()) <= MOST_LAYERS
-        listed = list_fronts(list(asked.values())) if few else None
+        listed = list_fronts(list(asked.values()))
         listed = [list_patterns(r) for r in asked.values()] if listed is None else listed
         found |= dict(zip(asked, listed, strict=True))
     return found

@@ -20,6 +20,7 @@ from autopar.solve.fronts import spread
 from autopar.solve.infeasible import Relaxation, diagnose
 from autopar.solve.optimum import solve_chain
 from autopar.solve.patterns import OutOfTimeError
+from autopar.solve.pooled import may_reach
 from autopar.solve.price import objective_seconds, violations
 from autopar.solve.problem import Candidate, Group, Option, Problem, Solution
 from autopar.solve.queue import Queue
@@ -185,8 +186,13 @@ def _try(search: _Search, number: int, problem: Problem) -> str:
         search.seen.append(problem)
     if search.best is None:
         search.problems.append(problem)
-    fate = "infeasible"
-    for opened in _chains(search, number, problem):
+    fate, loose = "infeasible", relaxed_chain(problem)
+    if not all(loose.menus) or not may_reach(loose):
+        return fate
+    if not may_reach(loose, search.target):
+        search.dropped = min(search.dropped, search.target)
+        return "bounded out"
+    for opened in _chains(search, number, loose):
         fate = "bounded out" if fate == "infeasible" else fate
         if opened.bound >= search.target:
             search.dropped = min(search.dropped, opened.bound)
@@ -197,18 +203,18 @@ def _try(search: _Search, number: int, problem: Problem) -> str:
     return fate
 
 
-def _chains(search: _Search, number: int, problem: Problem) -> Iterator[Open]:
+def _chains(search: _Search, number: int, loose: Chain) -> Iterator[Open]:
     """The chains of a problem in which something may fit.
 
-    Without the links first: where that is hopeless there is no need to try every key.
+    ``loose`` is the one without the links: where it is hopeless there is no need to try every key.
     """
-    loose = _opened(relaxed_chain(problem), number)
-    if loose is None:
+    opened = _opened(loose, number)
+    if opened is None:
         return
-    if loose.bound >= search.target or not problem.linked:
-        yield loose
+    if opened.bound >= search.target or not loose.problem.linked:
+        yield opened
         return
-    for chain in chains(problem):
+    for chain in chains(loose.problem):
         opened = _opened(chain, number)
         if opened is not None:
             yield opened
