@@ -163,7 +163,8 @@ class RunnerUp:
 class Kind:
     """Devices of one kind among several: what each of their ranks does and is predicted to take.
 
-    ``microbatch_size`` is the samples per micro-batch on one dp rank of this kind.
+    ``microbatch_size`` is the samples per micro-batch on one dp rank of this kind, ``stages`` are
+    those of the pipeline that its devices hold.
     """
 
     cluster: str
@@ -172,6 +173,7 @@ class Kind:
     step_seconds: float
     memory_bytes: int
     memory_limit_bytes: int
+    stages: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -239,6 +241,19 @@ class Plan:
     def plan_id(self) -> str:
         """Twelve hex digits that change whenever anything in the plan does."""
         return plan_file.digest(self)[:12]
+
+    def stage_kind(self, stage: int) -> Kind | None:
+        """The devices that a stage is on, None where all are of one kind.
+
+        Replicas on several have the figures of the kind that takes longest.
+        """
+        holders = [kind for kind in self.kinds if stage in kind.stages]
+        return max(holders, key=lambda kind: kind.step_seconds, default=None)
+
+    def limit_bytes(self, stage: int) -> int:
+        """Bytes that a rank of a stage may use."""
+        kind = self.stage_kind(stage)
+        return kind.memory_limit_bytes if kind else self.memory_limit_bytes
 
     def rank_memory(self, rank: int) -> Memory:
         """Peak bytes of the ranks at position ``rank`` along the pipeline, by kind.

@@ -19,6 +19,7 @@ from autopar.solve.baselines import combined, run_baselines
 from autopar.solve.heterogeneous import assemble_kinds, divided, heterogeneous_pricer
 from autopar.solve.infeasible import NothingLegalError, Relaxation
 from autopar.solve.intra import LAYOUTS
+from autopar.solve.kinds import kinds_notes, kinds_rule
 from autopar.solve.menus import Pricer
 from autopar.solve.notes import extrapolated, move_notes, provenance, undivided
 from autopar.solve.pins import conflict, contradiction
@@ -240,7 +241,8 @@ def _candidates(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> list[G
                 else "; another schedule than zero_bubble, as parameters behind"
                 " the first layer are used at several places"
             )
-            + _one_replica(task.statistics),
+            + _one_replica(task.statistics)
+            + (f"; {kinds_rule(task.devices)}" if task.devices else ""),
             where=f"pins {pins}" if pins else "world_size, global_batch_size",
             hint="change the global batch, the number of devices or the pins",
         )
@@ -414,6 +416,7 @@ def _plan(traced: _Traced, pricer: Pricer, solution: Solution, baselines: tuple[
         parameters=parameters_of(request.workload.model),
         program=_program(traced, pricer, solution),
         notes=(*statistics_notes(traced.task.statistics, config.microbatch_size, config.dp),
+               *kinds_notes(request.devices, traced.task.blocks),
                *undivided(pricer, config), *extrapolated(request.kinds, config)),
         workload=request.source,
         runners_up=_runners_up(traced, pricer, solution, prediction),

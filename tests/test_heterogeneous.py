@@ -81,6 +81,35 @@ def test_tensor_parallel_replicas_stay_on_one_kind():
         plan(cluster_of(0.5, (4, 2)), 6, pin={"tp": 4})
 
 
+@pytest.mark.usefixtures("_no_baselines")
+def test_a_pinned_size_is_that_of_all_replicas():
+    found = plan(cluster_of(0.5), pin={"pp": 1, "microbatch_size": 2})
+    assert [kind.microbatch_size for kind in found.kinds] == [2, 2]
+    assert found.num_microbatches == BATCH // 4
+
+
+@pytest.mark.usefixtures("_no_baselines")
+def test_stages_are_on_devices_of_one_kind(tmp_path):
+    """Three devices and one fill no stages of two devices."""
+    cluster = cluster_of(0.5, (3, 1))
+    with pytest.raises(UsageError, match="3 and 1 devices of two kinds"):
+        plan(cluster, 4, pin={"pp": 2})
+    found = plan(cluster_of(0.5, (1, 1)), pin={"pp": 2, "stages": [2, 0]})
+    assert [kind.stages for kind in found.kinds] == [(0,), (1,)]
+    assert found.stages[1].layers == ("head",)
+    found.save(tmp_path / "plan.json")
+    assert autopar.load_plan(tmp_path / "plan.json") == found
+    rows = [line.split() for line in str(found).splitlines()]
+    assert ["0", "a100-80g", "embedding"] in [row[:3] for row in rows]
+    assert ["1", "slower", "head"] in [row[:3] for row in rows]
+
+
+@pytest.mark.usefixtures("_no_baselines")
+def test_says_which_pipelines_are_left_out():
+    (note,) = [n for n in plan(cluster_of(0.5, (3, 1)), 4, pin={"tp": 1}).notes if "stage" in n]
+    assert "no pipelines with 2 devices per stage: 3 and 1 devices" in note
+
+
 def test_equal_shares_are_a_baseline():
     found = plan(cluster_of(0.25))
     seconds = {base.name: base.step_seconds for base in found.baselines}
@@ -99,16 +128,17 @@ def test_survives_a_file_and_shows_both_kinds(tmp_path):
 @pytest.mark.parametrize(
     ("pins", "message"),
     [
-        ({"microbatch_size": 2}, "two kinds"),
-        ({"schedule": "1f1b"}, "two kinds"),
+        ({"schedule": "interleaved_1f1b"}, "one stage per rank"),
+        ({"virtual_stages": 2}, "one stage per rank"),
         ({"shares": [1, 2, 3]}, "one dp rank of each kind"),
         ({"shares": [5, 6]}, "micro-batches of 11 .tp=1. samples"),
-        ({"pp": 2}, "pp=2"),
+        ({"pp": 2, "shares": [2, 1]}, "pp=2 and shares"),
+        ({"exchange": "ring"}, "collective"),
     ],
 )
 def test_refuses_pins_that_do_not_go_with_it(pins, message):
     with pytest.raises(UsageError, match=message):
-        plan(cluster_of(0.5), pin=pins)
+        plan(cluster_of(0.5), pin=pins, precision="fp32")
 
 
 def test_refuses_shares_of_equal_devices_and_another_world_size():

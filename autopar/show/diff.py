@@ -19,7 +19,7 @@ INPUTS = (
     "model", "world_size", "global_batch_size", "optimizer", "precision", "memory_limit_bytes",
     "workload", "cluster", "parameters",
 )  # fmt: skip
-PREDICTIONS = ("prediction", "stages", "baselines", "runners_up", "notes", "program")
+PREDICTIONS = ("prediction", "kinds", "stages", "baselines", "runners_up", "notes", "program")
 
 
 Kind = Literal["decision", "input", "prediction"]

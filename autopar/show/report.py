@@ -65,13 +65,20 @@ def report(plan: Plan, path: str = "plan.json") -> Report:
 
 def verdict(plan: Plan) -> str:
     """The plan in one line; an uncalibrated cost model is the first thing that it says."""
-    mesh, prediction = plan.mesh, plan.prediction
+    mesh, (used, limit) = plan.mesh, _fullest(plan)
     caution = "" if plan.cluster.calibrated else "UNCALIBRATED cost model, figures are estimates: "
     return (
         f"{caution}pp={mesh.pp} dp={mesh.dp} tp={mesh.tp} takes "
-        f"{interval(plan)} per step and {size(prediction.memory_bytes)} of "
-        f"{size(plan.memory_limit_bytes)} per rank; {_certificate(plan)}"
+        f"{interval(plan)} per step and {size(used)} of {size(limit)} per rank;"
+        f" {_certificate(plan)}"
     )
+
+
+def _fullest(plan: Plan) -> tuple[int, int]:
+    """Bytes that are used, and that may be, on the devices with the least room to spare."""
+    each = [(kind.memory_bytes, kind.memory_limit_bytes) for kind in plan.kinds]
+    each = each or [(plan.prediction.memory_bytes, plan.memory_limit_bytes)]
+    return max(each, key=lambda pair: pair[0] / pair[1])
 
 
 def interval(plan: Plan) -> str:
@@ -156,17 +163,20 @@ def _sizes(plan: Plan) -> str:
 def _kinds(plan: Plan) -> Section | None:
     """What devices of several kinds do."""
     rows = tuple(
-        (kind.cluster, str(kind.devices), str(kind.microbatch_size), duration(kind.step_seconds),
+        (kind.cluster, str(kind.devices), ", ".join(map(str, kind.stages)),
+         str(kind.microbatch_size), duration(kind.step_seconds),
          f"{size(kind.memory_bytes)} ({share(kind.memory_bytes, kind.memory_limit_bytes)})")
         for kind in plan.kinds
     )  # fmt: skip
-    columns = ("devices", "number", "samples per micro-batch", "per step", "memory")
-    note = "stages and times below are those of the kind that takes longest"
+    columns = ("devices", "number", "stages", "samples per micro-batch", "per step", "memory")
+    replicas = "stages and times below are those of the kind that takes longest"
+    note = replicas if plan.mesh.pp == 1 else ""
     return Section("Kinds of device", (Table(columns, rows, note),)) if rows else None
 
 
 def _stages(plan: Plan) -> Section:
-    columns = ("stage", "layers", "forward", "backward", "of it tp", "send", "sync", "memory")
+    where = ("devices",) if plan.kinds else ()
+    figures = ("forward", "backward", "of it tp", "send", "sync", "memory")
     rows = []
     for index, stage in enumerate(plan.stages):
         prices = stage.prediction
@@ -178,10 +188,12 @@ def _stages(plan: Plan) -> Section:
             prices.sync_seconds,
         )
         used = prices.memory.total
-        memory = f"{size(used)} ({share(used, plan.memory_limit_bytes)})"
-        rows.append((str(index), _span(stage.layers), *map(duration, seconds), memory))
+        memory = f"{size(used)} ({share(used, plan.limit_bytes(index))})"
+        kind = plan.stage_kind(index)
+        on = [kind.cluster if kind else "" for _ in where]
+        rows.append((str(index), *on, _span(stage.layers), *map(duration, seconds), memory))
     note = "forward, backward, tp and send per micro-batch; sync per step"
-    return Section("Stages", (Table(columns, tuple(rows), note),))
+    return Section("Stages", (Table(("stage", *where, "layers", *figures), tuple(rows), note),))
 
 
 def _span(names: tuple[str, ...]) -> str:
@@ -191,14 +203,14 @@ def _span(names: tuple[str, ...]) -> str:
 
 
 def _memory(plan: Plan) -> Section:
-    limit = plan.memory_limit_bytes
     numbers = range(len(plan.stages))
     rows = tuple(
         (", ".join(map(str, numbers[rank :: plan.mesh.pp])),
-         *_memory_row(plan.rank_memory(rank), limit))
+         *_memory_row(plan.rank_memory(rank), plan.limit_bytes(rank)))
         for rank in range(plan.mesh.pp)
     )  # fmt: skip
-    note = f"percent of the limit of {size(limit)} per rank"
+    limits = dict.fromkeys(size(plan.limit_bytes(rank)) for rank in range(plan.mesh.pp))
+    note = f"percent of the limit of {' or '.join(limits)} per rank"
     return Section("Memory per rank", (Table(("stage", "peak", *MEMORY_KINDS), rows, note),))
 
 

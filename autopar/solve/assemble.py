@@ -50,15 +50,29 @@ def assemble(
     """Stages, layers and prediction of a solution; ``names`` are the layers' names in order."""
     config = solution.problem.configuration
     stages = _stages(pricer, names, solution)
-    plans = tuple(StagePlan(s.names, _predict_stage(pricer, config, s)) for s in stages)
+    sent = [
+        pricer.of_boundary(config, s).p2p_seconds(config, start - 1)
+        for s, start in enumerate(solution.boundaries[1:])
+    ]
+    plans = tuple(
+        StagePlan(
+            s.names,
+            _predict_stage(
+                pricer.of_stage(config, s.index),
+                config,
+                s,
+                sum(sent[max(0, s.index - 1) : s.index + 1]),
+            ),
+        )
+        for s in stages
+    )
     layers = tuple(
         _layer_plan(pricer, config, name, member, option, stage.index)
         for stage in stages
         for name, member, option in zip(stage.names, stage.members, stage.options, strict=True)
     )
-    cuts = {cut for stage in stages for cut in stage.cuts}
     each = [plan.prediction for plan in plans]
-    return plans, layers, _predict(pricer, config, stages, each, cuts)
+    return plans, layers, _predict(pricer, config, stages, each, max(sent, default=0.0))
 
 
 def _stages(pricer: Pricer, names: tuple[str, ...], solution: Solution) -> list[_Stage]:
@@ -87,8 +101,13 @@ def _shared(pricer: Pricer, stages: list[tuple[str, ...]], stage: int) -> int:
     return found
 
 
-def _predict_stage(pricer: Pricer, config: Configuration, stage: _Stage) -> StagePrediction:
-    """Sums over the stage's layers; the transient peak is that of its largest layer."""
+def _predict_stage(
+    pricer: Pricer, config: Configuration, stage: _Stage, p2p: float
+) -> StagePrediction:
+    """Sums over the stage's layers; the transient peak is that of its largest layer.
+
+    ``p2p`` are the seconds of transfers across all of its boundaries.
+    """
     slow = pricer.cluster.oversubscription(config.pp * config.dp * config.tp)
     setting, depth = pricer.setting(config), config.depth(stage.index)
     forward = backward = tp = sync = optimizer = offload = 0.0
@@ -118,7 +137,6 @@ def _predict_stage(pricer: Pricer, config: Configuration, stage: _Stage) -> Stag
         state += held.optimizer
         activations += option.held_bytes(depth) - option.state_bytes
         transient = max(transient, option.transient_bytes)
-    p2p = sum(pricer.p2p_seconds(config, cut) for cut in stage.cuts)
     buffers = pricer.buffer_bytes(config, stage.cuts, first=stage.index < config.pp)
     memory = Memory(parameters, gradients, state, activations, transient, buffers)
     counts = _collectives(pricer, config, stage)
@@ -153,40 +171,43 @@ def _layer_plan(
 
 def _predict(
     pricer: Pricer, config: Configuration, stages: list[_Stage], each: list[StagePrediction],
-    cuts: set[int],
+    p2p: float,
 ) -> Prediction:  # fmt: skip
     """Simulates the schedule with each stage's own times; synchronisation and optimizer follow.
 
-    Every transfer takes as long as that over the widest of the boundaries.
+    Every transfer, forward and backward together, takes ``p2p``: that over the widest boundary.
     """
     forward, backward = _passes(pricer, config, stages, each)
-    half = max((pricer.p2p_seconds(config, cut) for cut in cuts), default=0.0) / 2
     timeline = simulate(
-        config.schedule, forward, backward, half, half, config.num_microbatches,
+        config.schedule, forward, backward, p2p / 2, p2p / 2, config.num_microbatches,
         virtual_stages=config.virtual_stages,
         weight_seconds=[sum(o.weight_seconds for o in stage.options) for stage in stages],
     )  # fmt: skip
     ranks = [each[rank :: config.pp] for rank in range(config.pp)]
     tail = max(sum(p.sync_seconds + p.optimizer_seconds for p in rank) for rank in ranks)
     step = timeline.makespan + tail
-    world = config.pp * config.dp * config.tp
     flops = 3 * sum(cost.flops for stage in stages for cost in _costs(pricer, config, stage))
-    peak = pricer.cluster.peak_flops(pricer.precision)
+    peaks = (
+        pricer.of_stage(config, rank).cluster.peak_flops(pricer.precision)
+        for rank in range(config.pp)
+    )
+    peak = config.dp * config.tp * sum(peaks)
     total = flops * config.tp * config.dp * config.num_microbatches
     return Prediction(
         step_seconds=step,
         memory_bytes=max(sum_memory(p.memory for p in rank).total for rank in ranks),
         breakdown=_breakdown(config, ranks, step),
         samples_per_second=config.global_batch_size / step,
-        mfu=total / (step * world * peak),
+        mfu=total / (step * peak),
         collectives=_sum_collectives(each),
     )
 
 
 def _costs(pricer: Pricer, config: Configuration, stage: _Stage) -> list[LayerCost]:
     """The price of each layer of a stage under its sharding."""
+    own = pricer.of_stage(config, stage.index)
     pairs = zip(stage.members, stage.options, strict=True)
-    return [pricer.cost(member, config, option.tp_option) for member, option in pairs]
+    return [own.cost(member, config, option.tp_option) for member, option in pairs]
 
 
 def _passes(

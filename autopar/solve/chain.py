@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopar.cost.schedule import Depth
-from autopar.solve.price import neighbours
 from autopar.solve.problem import Option, Problem
 
 Floats = NDArray[np.float64]
@@ -22,10 +21,14 @@ Depths = tuple[Depth, ...]  # of the stages of a rank
 
 @dataclass(frozen=True)
 class Place:
-    """What the stages of a rank hold at their peaks, one by one, and its p2p seconds."""
+    """What the stages of a rank hold at their peaks, one by one, and its p2p seconds.
+
+    ``kind`` is that of its devices, where a pipeline has several.
+    """
 
     depths: Depths
     transfer_seconds: float
+    kind: int = 0
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,19 @@ class Chain:
     ``problem`` is the original; ``layers`` and ``menus`` are after links, folding and dominance:
     a class has one place in the chain's chunks, its number in ``chunks``. Arrays over options have
     the shape [options]; ``owner`` is the class of each option. Bytes are float64, which holds whole
-    numbers up to 2**53 exactly.
+    numbers up to 2**53 exactly. ``views`` are the same chain as each kind of device has it, where
+    there are several: what is on one rank, its options and its memory, is that of a view.
     """
 
     problem: Problem
     layers: tuple[int, ...]
     menus: tuple[tuple[Option, ...], ...]
     chunks: tuple[int, ...]
+    views: tuple[Chain, ...] = ()
+
+    def on(self, kind: int) -> Chain:
+        """The chain as devices of a kind have it."""
+        return self.views[kind] if self.views else self
 
     @property
     def pp(self) -> int:
@@ -66,16 +75,15 @@ class Chain:
     @cached_property
     def places(self) -> tuple[Place, ...]:
         """Depths and transfers of each rank."""
-        configuration, p2p = self.problem.configuration, self.problem.p2p_seconds
-        count = configuration.stages
-        ranks = [range(rank, count, self.pp) for rank in range(self.pp)]
+        problem, configuration = self.problem, self.problem.configuration
+        ranks = [range(rank, configuration.stages, self.pp) for rank in range(self.pp)]
         return tuple(
             Place(
                 tuple(configuration.depth(s) for s in own),
-                p2p * sum(neighbours(count, s) for s in own),
+                sum(problem.transfer_seconds(s) for s in own), problem.kind(rank),
             )
-            for own in ranks
-        )
+            for rank, own in enumerate(ranks)
+        )  # fmt: skip
 
     def held_bytes(self, depths: Depths) -> Floats:
         """Bytes of one layer with each option on a rank of these depths, without transients."""
@@ -226,7 +234,7 @@ def _column(options: Sequence[Option], name: str) -> Floats:
 
 def relaxed_chain(problem: Problem) -> Chain:
     """The chain without the rule that linked layers agree: never dearer than the problem."""
-    return _folded(problem, problem.layers, problem.menus)
+    return _folded(problem, problem.layers, _by_kind(problem))
 
 
 def chains(problem: Problem) -> Iterator[Chain]:
@@ -234,10 +242,15 @@ def chains(problem: Problem) -> Iterator[Chain]:
     groups = _groups(problem)
     keys = [_common_keys(problem, group) for group in groups]
     for chosen in itertools.product(*keys):
-        layers, menus = list(problem.layers), list(problem.menus)
+        layers, menus = list(problem.layers), _by_kind(problem)
         for group, key in zip(groups, chosen, strict=True):
-            _fix_key(layers, menus, group, key)
+            layers = _fix_key(layers, menus, group, key)
         yield _folded(problem, layers, menus)
+
+
+def _by_kind(problem: Problem) -> list[list[tuple[Option, ...]]]:
+    """The menus of each kind of device."""
+    return [list(own.menus) for own in problem.kinds or (problem,)]
 
 
 def _groups(problem: Problem) -> list[set[int]]:
@@ -251,42 +264,48 @@ def _groups(problem: Problem) -> list[set[int]]:
 
 
 def _common_keys(problem: Problem, group: Iterable[int]) -> list[str]:
-    offered = [{o.key for o in problem.menus[problem.layers[i]]} for i in group]
+    each = _by_kind(problem)
+    offered = [{o.key for o in menus[problem.layers[i]]} for menus in each for i in group]
     return sorted(set.intersection(*offered))
 
 
 def _fix_key(
-    layers: list[int], menus: list[tuple[Option, ...]], group: Iterable[int], key: str
-) -> None:
+    layers: list[int], each: list[list[tuple[Option, ...]]], group: Iterable[int], key: str
+) -> list[int]:
     """Gives the linked layers classes of their own, whose options all have ``key``."""
     renamed: dict[int, int] = {}
-    for i in group:
-        old = layers[i]
-        if old not in renamed:
-            renamed[old] = len(menus)
+    for old in sorted({layers[i] for i in group}):
+        renamed[old] = len(each[0])
+        for menus in each:
             menus.append(tuple(o for o in menus[old] if o.key == key))
-        layers[i] = renamed[old]
+    return [renamed[old] if i in group else old for i, old in enumerate(layers)]
 
 
-def _folded(problem: Problem, layers: Sequence[int], menus: Sequence[tuple[Option, ...]]) -> Chain:
+def _folded(
+    problem: Problem, layers: Sequence[int], each: Sequence[Sequence[tuple[Option, ...]]]
+) -> Chain:
     """The layers in their order, those of another chunk in classes of their own.
 
-    Without options that another beats in every figure.
+    Without options that another beats in every figure. ``each`` are the menus of each kind.
     """
     fold = problem.fold
-    each = [(layers[i], k) for i, k in zip(fold.layers.tolist(), fold.turns, strict=True)]
-    classes = sorted(set(each))
-    useful = _useful(problem, {c: menus[c] for c, _ in classes})
-    return Chain(
-        problem, tuple(classes.index(pair) for pair in each),
-        tuple(useful[c] for c, _ in classes), tuple(k for _, k in classes),
-    )  # fmt: skip
+    pairs = [(layers[i], k) for i, k in zip(fold.layers.tolist(), fold.turns, strict=True)]
+    classes = sorted(set(pairs))
+    order, chunks = tuple(map(classes.index, pairs)), tuple(k for _, k in classes)
+    first, *others = (
+        Chain(own, order, _useful(own, classes, menus), chunks)
+        for own, menus in zip(problem.kinds or (problem,), each, strict=True)
+    )
+    if not others:
+        return first
+    return Chain(problem, order, first.menus, chunks, (first, *others))
 
 
 def _useful(
-    problem: Problem, menus: dict[int, tuple[Option, ...]]
-) -> dict[int, tuple[Option, ...]]:
-    """The options of each class that no other beats in every figure."""
+    problem: Problem, classes: Sequence[tuple[int, int]], offered: Sequence[tuple[Option, ...]]
+) -> tuple[tuple[Option, ...], ...]:
+    """The options of each class and chunk that no other beats in every figure."""
+    menus = {c: offered[c] for c, _ in classes}
     whole = Chain(problem, (), tuple(menus.values()), (0,) * len(menus))
     figures = np.stack(
         [whole.seconds, whole.lead_seconds, whole.step_seconds, whole.state_bytes,
@@ -294,10 +313,11 @@ def _useful(
         axis=1,
     )  # fmt: skip
     kept = [undominated(figures[whole.owner == n]) for n in range(len(menus))]
-    return {
+    useful = {
         c: tuple(o for o, good in zip(menu, own, strict=True) if good)
         for (c, menu), own in zip(menus.items(), kept, strict=True)
     }
+    return tuple(useful[c] for c, _ in classes)
 
 
 def undominated(figures: Floats) -> Bools:

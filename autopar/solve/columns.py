@@ -9,6 +9,7 @@ between two options, and rounding that one down gives a pattern that fits.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -148,7 +149,17 @@ def may_fit(chain: Chain) -> Bools:
 
     [ranks, contents]; in a fraction of the time of ``relax``.
     """
-    places = list(dict.fromkeys(place.depths for place in chain.places))
+    each = [(place.kind, place.depths) for place in chain.places]
+    fits: dict[tuple[int, Depths], Bools] = {}
+    for kind in dict.fromkeys(kind for kind, _ in each):
+        depths = list(dict.fromkeys(own for k, own in each if k == kind))
+        rows = _may_fit(chain.on(kind), depths)
+        fits |= {(kind, own): row for own, row in zip(depths, rows, strict=True)}
+    return np.stack([fits[key] for key in each])
+
+
+def _may_fit(chain: Chain, places: Sequence[Depths]) -> Bools:
+    """The same by depths, on devices of one kind; [depths, contents]."""
     held = np.stack([chain.held_bytes(depths) for depths in places])
     fits = np.zeros((len(places), len(chain.counts)), dtype=bool)
     for level in levels(chain):
@@ -158,7 +169,7 @@ def may_fit(chain: Chain) -> Bools:
         missing = (chain.counts[None] > 0) & ~np.isfinite(lean)[:, None]
         total = np.where(np.isfinite(lean), lean, 0.0) @ chain.counts.T
         fits |= (total <= chain.room_bytes - level.low) & ~missing.any(axis=2)
-    return np.asarray(fits[[places.index(place.depths) for place in chain.places]])
+    return fits
 
 
 def _classes(chain: Chain) -> range:
@@ -167,9 +178,10 @@ def _classes(chain: Chain) -> range:
 
 def relax(chain: Chain) -> Relaxed:
     """Bounds and patterns for every rank and content of an interval."""
-    places = list(dict.fromkeys(place.depths for place in chain.places))
-    row = [places.index(place.depths) for place in chain.places]
-    each = [_relax_depths(chain, depths) for depths in places]
+    ranks = [(place.kind, place.depths) for place in chain.places]
+    places = list(dict.fromkeys(ranks))
+    row = [places.index(own) for own in ranks]
+    each = [_relax_depths(chain.on(kind), depths) for kind, depths in places]
     stacked = [np.stack([entry[k] for entry in each])[row] for k in range(len(each[0]))]
     lead, pace, step, mixed, *patterns = stacked
     triples = zip(patterns[::3], patterns[1::3], patterns[2::3], strict=True)

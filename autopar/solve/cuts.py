@@ -7,7 +7,9 @@ from itertools import accumulate
 from typing import Any
 
 from autopar.errors import UsageError
+from autopar.solve.fold import even_starts
 from autopar.solve.pins import pin_of
+from autopar.solve.problem import Configuration
 
 # For each stage the layers that it may begin with; empty where any may.
 Cuts = tuple[tuple[int, ...], ...]
@@ -72,6 +74,27 @@ def nearest(wanted: Cuts, usual: Sequence[int]) -> list[int]:
             return []
         found.append(min(later, key=lambda i: abs(i - at)))
     return found
+
+
+def near_cuts(blocks: Sequence[int], config: Configuration) -> Cuts:
+    """Where stages that share a rank may begin: within one block of equal stages.
+
+    Stages that differ by more stall each other, which the objective does not see. ``blocks`` are
+    the layers that stages may begin with.
+    """
+    if config.virtual_stages == 1:
+        return ()
+    near = (
+        range(max(1, k - 1), min(len(blocks) - 1, k + 1) + 1)
+        for k in even_starts(len(blocks), config.stages)[1:]
+    )
+    return ((0,), *(tuple(blocks[k] for k in numbers) for numbers in near))
+
+
+def equal_cuts(blocks: Sequence[int], config: Configuration) -> Cuts:
+    """The one place where each stage begins if the blocks are spread evenly."""
+    first = [-(-len(blocks) * stage // config.stages) for stage in range(1, config.stages)]
+    return ((0,), *((blocks[k],) for k in first))
 
 
 def _ascending(cuts: Sequence[Sequence[int]]) -> Cuts | None:

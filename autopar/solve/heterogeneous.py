@@ -1,7 +1,8 @@
 """Prices and figures of a step that devices of two kinds take part in.
 
 Replicas (pp = 1) get micro-batches of different sizes, equally many of them, so that all are done
-at the same time. What is chosen for a layer holds on every rank: the program is one.
+at the same time. What is chosen for a layer then holds on every rank: the program is one. In a
+pipeline each stage is on devices of one kind, which have different numbers of layers.
 """
 
 from __future__ import annotations
@@ -13,21 +14,23 @@ from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
 from typing import Any, Self
 
-from autopar.plan import Kind, LayerPlan, Prediction, StagePlan
+from autopar.plan import Kind, LayerPlan, Prediction, StagePlan, sum_memory
 from autopar.solve.assemble import assemble
+from autopar.solve.balance import Least, balanced_bound
 from autopar.solve.kinds import EQUAL
 from autopar.solve.menus import Pricer
 from autopar.solve.placements import Demand
-from autopar.solve.problem import Configuration, Option, Solution
+from autopar.solve.problem import Candidate, Configuration, Option, Problem, Solution
 
 
 @dataclass
 class HeterogeneousPricer(Pricer):
     """Prices of one traced model on devices of several kinds, each with a pricer of its own.
 
-    Time is that of the kind that takes longest for a whole step at its fastest, so it is never more
-    than what the slowest rank takes. Bytes count as the share of the memory that they take where it
-    is largest. Shardings are those of the first kind.
+    Of replicas time is that of the kind that takes longest for a whole step at its fastest, so it
+    is never more than what the slowest rank takes. Bytes count as the share of the memory that they
+    take where it is largest. In a pipeline stages have the prices of their kind. Shardings are
+    those of the first kind.
 
     Attributes:
         kinds: the pricers, in the order of the ranks.
@@ -41,11 +44,72 @@ class HeterogeneousPricer(Pricer):
     def with_pins(self, pins: dict[str, Any]) -> Self:
         """The same prices under other pins: all kinds are offered the same shardings."""
         own = super().with_pins(pins)
-        kinds = (
-            replace(kind.with_pins(pins), shardings=replace(own.shardings, cluster=kind.cluster))
+        alone = [
+            replace(
+                kind.with_pins(pins), shardings=replace(own.shardings, cluster=kind.cluster),
+                peers=(),
+            )
             for kind in self.kinds
-        )
-        return replace(own, kinds=tuple(kinds), _last={})
+        ]  # fmt: skip
+        kinds = (replace(k, peers=tuple(o for o in alone if o is not k)) for k in alone)
+        return replace(own, kinds=tuple(kinds), peers=tuple(alone[1:]), _last={})
+
+    def rank_kinds(self, config: Configuration) -> tuple[int, ...]:
+        """The kind of each rank along the pipeline, whose stages they fill."""
+        width = config.dp * config.tp
+        return tuple(k for k, n in enumerate(self.devices) for _ in range(n // width))
+
+    def of_stage(self, config: Configuration, stage: int) -> Pricer:
+        """Those of its kind; in one of all kinds, replicas, these."""
+        return self if config.pp == 1 else self.kinds[self.rank_kinds(config)[stage % config.pp]]
+
+    def of_boundary(self, config: Configuration, stage: int) -> Pricer:
+        """Those of the kind on both sides; these where there are two."""
+        sides = [self.of_stage(config, s) for s in (stage, stage + 1)]
+        return sides[0] if sides[0] is sides[1] else self
+
+    def p2p_seconds(
+        self, config: Configuration, cut: int | None = None, *, apart: bool = False
+    ) -> float:
+        """What the slower link takes between devices of two kinds.
+
+        These share a node only where one holds all of them.
+        """
+        node = min(kind.cluster.devices_per_node for kind in self.kinds)
+        apart = apart or sum(self.devices) > node
+        return max(kind.p2p_seconds(config, cut, apart=apart) for kind in self.kinds)
+
+    def problem(self, config: Configuration) -> Problem:
+        """That of replicas, or that of a pipeline as each kind has it."""
+        if config.pp == 1:
+            return super().problem(config)
+        own = tuple(
+            replace(
+                replace(kind, equal_stages=self.equal_stages).problem(config),
+                device=kind.cluster.name,
+            )
+            for kind in self.kinds
+        )  # fmt: skip
+        return replace(
+            own[0], device="", p2p_seconds=self.p2p_seconds(config), kinds=own,
+            rank_kinds=self.rank_kinds(config),
+        )  # fmt: skip
+
+    def candidate(self, config: Configuration) -> Candidate:
+        """A configuration with its bound."""
+        if config.pp == 1:
+            return super().candidate(config)
+        ranks = self.rank_kinds(config)
+        least = [self._least(k, kind, ranks, config) for k, kind in enumerate(self.kinds)]
+        return Candidate(config, balanced_bound(config, least), lambda: self.problem(config))
+
+    def _least(self, k: int, kind: Pricer, ranks: tuple[int, ...], config: Configuration) -> Least:
+        """What layers take on one kind of device at least."""
+        each = self.demanded
+        found = {key: kind.least_seconds(*key, config) for key in dict.fromkeys(each)}
+        seconds, crossing = ([found[key][i] for key in each] for i in (0, 1))
+        inside = 2 * (ranks.count(k) - 1) * kind.p2p_seconds(config)
+        return Least(ranks.count(k), seconds, crossing, [0.0] * len(each), inside)
 
     def each(self, config: Configuration) -> list[tuple[Pricer, Configuration]]:
         """The pricer of each kind, and the configuration as its ranks see it."""
@@ -70,7 +134,8 @@ class HeterogeneousPricer(Pricer):
             for size in range(1, (samples - second) // first + 1)
             if (samples - first * size) % second == 0
         ]
-        pinned, equal = self.pins.get("shares"), [c for c in whole if len(set(c.shares)) == 1]
+        equal = [c for c in whole if len(set(c.shares)) == 1]
+        pinned = self.pins.get("shares", EQUAL if "microbatch_size" in self.pins else None)
         if pinned == EQUAL:
             yield from equal
         elif pinned is not None:
@@ -146,7 +211,7 @@ BYTES = (
 
 def divided(pricer: Pricer, config: Configuration, samples: int) -> Iterable[Configuration]:
     """The divisions of ``samples`` per micro-batch between the dp ranks that are in the space."""
-    if isinstance(pricer, HeterogeneousPricer):
+    if isinstance(pricer, HeterogeneousPricer) and config.pp == 1:
         return pricer.spread(config, samples)
     return (config,)
 
@@ -163,17 +228,49 @@ def assemble_kinds(
 ) -> tuple[tuple[StagePlan, ...], tuple[LayerPlan, ...], Prediction, tuple[Kind, ...]]:
     """What ``assemble`` returns, and figures of each kind if there are several.
 
-    The others are then those of the kind that takes longest.
+    Of replicas the others are then those of the kind that takes longest.
     """
     if not isinstance(pricer, HeterogeneousPricer):
         return *assemble(pricer, names, solution), ()
+    if solution.problem.configuration.pp > 1:
+        found = assemble(pricer, names, solution)
+        return *found, _kinds_of_stages(pricer, solution, *found[::2])
+    return _assemble_replicas(pricer, names, solution)
+
+
+def _kinds_of_stages(
+    pricer: HeterogeneousPricer, solution: Solution, stages: tuple[StagePlan, ...],
+    predicted: Prediction,
+) -> tuple[Kind, ...]:  # fmt: skip
+    """The figures of each kind: all take part in the whole step."""
+    config = solution.problem.configuration
+    ranks = pricer.rank_kinds(config)
+    memory = [
+        sum_memory(stage.prediction.memory for stage in stages[rank :: config.pp]).total
+        for rank in range(config.pp)
+    ]
+    return tuple(
+        Kind(
+            kind.cluster.name, count, config.microbatch_size, predicted.step_seconds,
+            max(m for m, own in zip(memory, ranks, strict=True) if own == k),
+            kind.memory_limit_bytes,
+            tuple(s for s in range(config.stages) if ranks[s % config.pp] == k),
+        )
+        for k, (kind, count) in enumerate(zip(pricer.kinds, pricer.devices, strict=True))
+    )  # fmt: skip
+
+
+def _assemble_replicas(
+    pricer: HeterogeneousPricer, names: tuple[str, ...], solution: Solution
+) -> tuple[tuple[StagePlan, ...], tuple[LayerPlan, ...], Prediction, tuple[Kind, ...]]:
+    """Each kind simulated by itself; stages and layers are those of the slowest."""
     config = solution.problem.configuration
     pairs = pricer.each(config)
     found = [assemble(kind, names, _on(kind, own, solution)) for kind, own in pairs]
     kinds = tuple(
         Kind(
             kind.cluster.name, count, own.microbatch_size, predicted.step_seconds,
-            predicted.memory_bytes, kind.memory_limit_bytes,
+            predicted.memory_bytes, kind.memory_limit_bytes, stages=(0,),
         )
         for (kind, own), count, (*_, predicted) in zip(pairs, pricer.devices, found, strict=True)
     )  # fmt: skip

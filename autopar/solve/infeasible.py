@@ -43,11 +43,13 @@ class Relaxation:
 
 @dataclass(frozen=True)
 class Shortfall:
-    """The fullest rank of the leanest plan of a configuration, in bytes.
+    """The rank that misses most of the leanest plan of a configuration, in bytes.
 
-    ``layers`` are (first, behind the last) of each of its stages.
+    ``problem`` is as its devices have it, ``whole`` that of all ranks; ``layers`` are (first,
+    behind the last) of each of its stages.
     """
 
+    whole: Problem
     problem: Problem
     rank: int
     layers: tuple[tuple[int, int], ...]
@@ -98,7 +100,7 @@ def diagnose(
     closest = min(found, key=lambda s: s.missing_bytes)
     return InfeasiblePlanError(
         _headline(closest),
-        expected=f"at most {_gib(closest.limit_bytes)} on every device",
+        expected=f"at most {_gib(closest.limit_bytes)} on every {_device(closest)}",
         where=_place(closest),
         hint="; or ".join(helpful) or f"memory_limit={closest.needed_bytes} or more",
     )
@@ -113,17 +115,22 @@ def _shortfalls(problems: Sequence[Problem]) -> Iterator[Shortfall]:
 
 
 def least_memory(chain: Chain) -> Shortfall | None:
-    """The fullest rank when boundaries and options are chosen for memory alone.
+    """The rank that misses most when boundaries and options are chosen for memory alone.
 
     None if some layer has no option at all, or there are fewer layers than stages.
     """
-    peaks = np.stack([_least_bytes(chain, place.depths) for place in chain.places])
+    views = [chain.on(place.kind) for place in chain.places]
+    most = max(view.room_bytes for view in views)
+    peaks = np.stack([  # as if all had as much room as the largest
+        _least_bytes(view, place.depths) + most - view.room_bytes
+        for view, place in zip(views, chain.places, strict=True)
+    ])  # fmt: skip
     starts = bottleneck_path(dense(chain, peaks))
     if starts is None:
         return None
     intervals = zip(starts, [*starts[1:], len(chain.layers)], strict=True)
     ranks = [_rank(chain, p, interval) for p, interval in enumerate(intervals)]
-    return max(ranks, key=lambda rank: rank.needed_bytes)
+    return max(ranks, key=lambda rank: rank.missing_bytes)
 
 
 def _least_bytes(chain: Chain, depths: Depths) -> Floats:
@@ -150,7 +157,9 @@ def _leanest(chain: Chain, depths: Depths, cap: float) -> Ints:
 
 def _rank(chain: Chain, rank: int, interval: tuple[int, int]) -> Shortfall:
     """The bytes of one rank at its leanest, by kind."""
-    problem, depths = chain.problem, chain.places[rank].depths
+    whole, depths = chain.problem, chain.places[rank].depths
+    chain = chain.on(chain.places[rank].kind)
+    problem = chain.problem
     options, number = _leanest_options(chain, depths, interval)
     gradients = float(number @ [chain.options[o].gradient_bytes for o in options])
     optimizer = float(number @ [chain.options[o].optimizer_bytes for o in options])
@@ -162,7 +171,7 @@ def _rank(chain: Chain, rank: int, interval: tuple[int, int]) -> Shortfall:
         int(transient), problem.baseline_bytes,
     )  # fmt: skip
     begins = (problem.fold.begins[at].tolist() for at in interval)
-    return Shortfall(problem, rank, tuple(zip(*begins, strict=True)), memory)
+    return Shortfall(whole, problem, rank, tuple(zip(*begins, strict=True)), memory)
 
 
 def _leanest_options(chain: Chain, depths: Depths, interval: tuple[int, int]) -> tuple[Ints, Ints]:
@@ -176,6 +185,11 @@ def _leanest_options(chain: Chain, depths: Depths, interval: tuple[int, int]) ->
         key=lambda o: number @ held[o] + chain.transient_bytes[o].max(),
     )
     return options, number
+
+
+def _device(short: Shortfall) -> str:
+    """What is short of memory, by its kind where there are several."""
+    return f"{short.problem.device} device".strip()
 
 
 def _headline(short: Shortfall) -> str:
@@ -195,6 +209,7 @@ def _place(short: Shortfall) -> str:
     ranks = f"rank {first}" if first == last else f"ranks {first}-{last}"
     numbers = range(short.rank, c.stages, c.pp)
     stages = f"stage{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+    ranks += f" on {short.problem.device}" * bool(short.problem.device)
     layers = ", ".join(f"{start}-{end - 1}" for start, end in short.layers)
     return (
         f"{stages} ({ranks}, layers {layers}) of "
@@ -210,13 +225,23 @@ def _more_memory(found: Sequence[Shortfall]) -> list[Relaxation]:
     closest = min(found, key=lambda s: s.missing_bytes)
 
     def candidates(limit: int) -> list[Candidate]:
-        relaxed = replace(closest.problem, memory_limit_bytes=limit)
+        relaxed = _relaxed(closest, limit)
         return [Candidate(closest.configuration, 0.0, lambda: relaxed)]
 
     def describe(limit: int, _: Solution) -> str:
-        return f"fits with {_gib(closest.missing_bytes)} more per device (memory_limit={limit})"
+        more = f"fits with {_gib(closest.missing_bytes)} more per {_device(closest)}"
+        return more if closest.problem.device else f"{more} (memory_limit={limit})"
 
     return [Relaxation([closest.needed_bytes], candidates, describe)]
+
+
+def _relaxed(short: Shortfall, limit: int) -> Problem:
+    """The problem with a higher limit on every device like the one that is short."""
+    own = replace(short.problem, memory_limit_bytes=limit)
+    if not short.whole.kinds:
+        return own
+    each = (own if kind == short.problem else kind for kind in short.whole.kinds)
+    return replace(short.whole, kinds=tuple(each))
 
 
 def _helpful(relaxations: Sequence[Relaxation], verify: Verify) -> list[str]:

@@ -27,7 +27,15 @@ from autopar.cost.schedule import SINGLE
 from autopar.cost.statistics import statistics_seconds
 from autopar.graph import Graph
 from autopar.solve.chain import undominated
-from autopar.solve.cuts import Cuts, common, narrowed, nearest, pinned_cuts
+from autopar.solve.cuts import (
+    Cuts,
+    common,
+    equal_cuts,
+    narrowed,
+    near_cuts,
+    nearest,
+    pinned_cuts,
+)
 from autopar.solve.fold import even_starts, turns_through
 from autopar.solve.pins import LAYERED, pin_of
 from autopar.solve.placements import Demand, find_demands
@@ -49,7 +57,10 @@ FIGURES = (
 
 @dataclass
 class Pricer:
-    """Prices of one traced model on one cluster, each worked out once."""
+    """Prices of one traced model on one cluster, each worked out once.
+
+    ``peers`` are those of the other kinds of device that work on the same step.
+    """
 
     shardings: Shardings
     precision: str
@@ -58,6 +69,7 @@ class Pricer:
     memory_limit_bytes: int
     names: tuple[str, ...] = ()
     equal_stages: bool = False
+    peers: tuple[Pricer, ...] = ()
     _costs: dict[tuple[str, int, str, int, int], LayerCost] = field(default_factory=dict)
     _useful: dict[tuple[str, int, str, int, Demand], tuple[int, ...]] = field(default_factory=dict)
     _ops: OpCosts = field(default_factory=dict)
@@ -99,7 +111,8 @@ class Pricer:
     ) -> tuple[int, ...]:
         """The shardings of a class that no other one beats in every figure, or the pinned one.
 
-        All parts take the same one, so theirs are compared as a pair. ``demand`` are the placements
+        All parts take the same one, so theirs are compared as a pair; and what is of use on any
+        kind of device is, for parts on both have to agree. ``demand`` are the placements
         that are asked for, by default those of the class's first layer.
         """
         home = self.classes.home(member)
@@ -111,7 +124,10 @@ class Pricer:
             members = [home] if home == member else list(self.classes.parts)
             offered = self.offered(member, config)
             number = [k for k, each in enumerate(offered) if each.demand == demand]
-            rows = [self._figures(members, config, k) for k in number]
+            rows = [
+                [f for kind in (self, *self.peers) for f in kind._figures(members, config, k)]
+                for k in number
+            ]
             kept = undominated(np.array(rows, dtype=np.float64))
             self._useful[key] = tuple(k for k, own in zip(number, kept, strict=True) if own)
         return self._useful[key]
@@ -323,12 +339,25 @@ class Pricer:
             self._widest[key] = max(cuts, key=lambda cut: self.cut_bytes(cut, config))
         return self._widest[key]
 
-    def p2p_seconds(self, config: Configuration, cut: int | None = None) -> float:
-        """Activations forward and gradients backward across one stage boundary."""
+    def of_stage(self, config: Configuration, stage: int) -> Pricer:
+        """The prices on the devices of a stage."""
+        return self
+
+    def of_boundary(self, config: Configuration, stage: int) -> Pricer:
+        """The prices of what is sent between a stage and the next."""
+        return self
+
+    def p2p_seconds(
+        self, config: Configuration, cut: int | None = None, *, apart: bool = False
+    ) -> float:
+        """Activations forward and gradients backward across one stage boundary.
+
+        ``apart``: its sides are on different nodes however few devices a stage has.
+        """
         if config.pp == 1:
             return 0.0
         payload = self.cut_bytes(self.widest_cut(config) if cut is None else cut, config)
-        near = config.dp * config.tp < self.cluster.devices_per_node
+        near = not apart and config.dp * config.tp < self.cluster.devices_per_node
         group = Group(2, 2 if near else 1, 1 if near else self.cluster.devices_per_node)
         slow = self.cluster.contention(2, world_size(config))
         wire = slow * collective_seconds(self.cluster, "send_recv", payload, group)
@@ -391,8 +420,8 @@ class Pricer:
         if wanted is None:
             return ((),) * config.stages
         if self.equal_stages:
-            return common(wanted, self.equal_cuts(config))
-        return narrowed(wanted, self.near_cuts(config))
+            return common(wanted, equal_cuts(self.classes.spread(), config))
+        return narrowed(wanted, near_cuts(self.classes.spread(), config))
 
     def with_pins(self, pins: dict[str, Any]) -> Self:
         """The same prices under other pins."""
@@ -403,20 +432,6 @@ class Pricer:
         return dataclasses.replace(
             self, pins=pins, shardings=shardings, _costs={}, _useful={}, _widest={}
         )
-
-    def near_cuts(self, config: Configuration) -> tuple[tuple[int, ...], ...]:
-        """Where stages that share a rank may begin: within one block of equal stages.
-
-        Stages that differ by more stall each other, which the objective does not see.
-        """
-        if config.virtual_stages == 1:
-            return ()
-        blocks = self.classes.spread()
-        near = (
-            range(max(1, k - 1), min(len(blocks) - 1, k + 1) + 1)
-            for k in even_starts(len(blocks), config.stages)[1:]
-        )
-        return ((0,), *(tuple(blocks[k] for k in numbers) for numbers in near))
 
     def turns(self, config: Configuration, cuts: Cuts) -> tuple[int, ...]:
         """The order of the layers of which each rank takes an interval.
@@ -431,12 +446,6 @@ class Pricer:
         units = sorted({*blocks[1:], *starts})
         lengths = [end - start for start, end in pairwise([*units, layers])]
         return turns_through([units.index(start) for start in starts], lengths, config.pp)
-
-    def equal_cuts(self, config: Configuration) -> tuple[tuple[int, ...], ...]:
-        """The one place where each stage begins if the blocks are spread evenly."""
-        blocks, stages = self.classes.spread(), config.stages
-        first = [-(-len(blocks) * stage // stages) for stage in range(1, stages)]
-        return ((0,), *((blocks[k],) for k in first))
 
     @property
     def interleaves(self) -> bool:

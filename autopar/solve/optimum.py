@@ -52,13 +52,14 @@ def _listings(
     chain: Chain, arcs: Arcs, groups: dict[Key, list[int]], budget: int, deadline: float
 ) -> dict[Key, Listing]:
     """The patterns of every place and content: all of them unless there are very many."""
-    requests: dict[Depths, dict[Key, Request]] = defaultdict(dict)
+    requests: dict[tuple[int, Depths], dict[Key, Request]] = defaultdict(dict)
     for (place, content), members in groups.items():
         cap, step = arcs.cap_seconds[members].max(), arcs.cap_step[members].max()
         quiet = arcs.quiet_step[members].min()
-        requests[place.depths][place, content] = Request(
-            chain, place.depths, content, float(cap), float(quiet), budget, deadline, float(step)
-        )
+        requests[place.kind, place.depths][place, content] = Request(
+            chain.on(place.kind), place.depths, content, float(cap), float(quiet), budget,
+            deadline, float(step),
+        )  # fmt: skip
     found: dict[Key, Listing] = {}
     for asked in requests.values():
         listed = list_fronts(list(asked.values()))

@@ -27,7 +27,7 @@ def rank_memory_bytes(
     Every stage of a rank counts at its own worst moment.
     """
     pp = problem.configuration.pp
-    held, transient = [problem.baseline_bytes] * pp, [0] * pp
+    held, transient = [problem.on(rank).baseline_bytes for rank in range(pp)], [0] * pp
     for s, layers in enumerate(stages(problem, boundaries)):
         depth = problem.configuration.depth(s)
         for i in layers:
@@ -40,10 +40,8 @@ def stage_seconds(
     problem: Problem, boundaries: Sequence[int], options: Sequence[Option]
 ) -> list[float]:
     """Seconds of one micro-batch on each stage, forward and backward, with its p2p transfers."""
-    count = problem.configuration.stages
     return [
-        sum(options[i].microbatch_seconds for i in layers)
-        + problem.p2p_seconds * neighbours(count, s)
+        sum(options[i].microbatch_seconds for i in layers) + problem.transfer_seconds(s)
         for s, layers in enumerate(stages(problem, boundaries))
     ]
 
@@ -55,14 +53,9 @@ def crossing_seconds(
     configuration = problem.configuration
     return [
         sum(configuration.crossing_seconds(options[i]) for i in layers)
-        + problem.p2p_seconds * neighbours(configuration.stages, s)
+        + problem.transfer_seconds(s)
         for s, layers in enumerate(stages(problem, boundaries))
     ]
-
-
-def neighbours(stages: int, stage: int) -> int:
-    """How many stages exchange activations with ``stage``."""
-    return (stage > 0) + (stage < stages - 1)
 
 
 def stage_step_seconds(
@@ -130,15 +123,18 @@ def violations(problem: Problem, boundaries: Sequence[int], options: Sequence[Op
     if len(options) != len(problem.layers) or len(boundaries) != problem.configuration.stages:
         return ["one option per layer and one boundary per stage are needed"]
     broken += _misplaced(problem, boundaries)
-    for i, (layer, option) in enumerate(zip(problem.layers, options, strict=True)):
-        if option not in problem.menus[layer]:
-            broken.append(f"layer {i} has no option {option.key}")
+    for s, layers in enumerate(stages(problem, boundaries)):
+        menus = problem.on(s % problem.configuration.pp).menus
+        for i in layers:
+            if options[i] not in menus[problem.layers[i]]:
+                broken.append(f"layer {i} has no option {options[i].key}")
     for i, j in problem.linked:
         if options[i].key != options[j].key:
             broken.append(f"layers {i} and {j} differ: {options[i].key}, {options[j].key}")
     for p, peak in enumerate(rank_memory_bytes(problem, boundaries, options)):
-        if peak > problem.memory_limit_bytes:
-            broken.append(f"rank {p} needs {peak} of {problem.memory_limit_bytes} bytes")
+        limit = problem.on(p).memory_limit_bytes
+        if peak > limit:
+            broken.append(f"rank {p} needs {peak} of {limit} bytes")
     return broken
 
 

@@ -134,6 +134,11 @@ class Problem:
         cuts: for each stage the layers that it may begin with; empty where any may.
         turns: with several stages per rank, the chunk of every layer in the order of which each
             rank takes an interval, see ``fold.py``.
+        device: what errors call the devices; empty where all are of one kind.
+        kinds: where the ranks of a pipeline are on devices of several kinds, the problem as each
+            kind has it. They differ in prices, limits and baselines alone; ``p2p_seconds`` is then
+            that of a boundary between devices of two kinds.
+        rank_kinds: the kind of each rank, as its position in ``kinds``.
     """
 
     configuration: Configuration
@@ -145,6 +150,32 @@ class Problem:
     baseline_bytes: int = 0
     cuts: tuple[tuple[int, ...], ...] = ()
     turns: tuple[int, ...] = ()
+    device: str = ""
+    kinds: tuple[Problem, ...] = ()
+    rank_kinds: tuple[int, ...] = ()
+
+    def kind(self, rank: int) -> int:
+        """The kind of device of a rank; 0 where all are of one."""
+        return self.rank_kinds[rank] if self.kinds else 0
+
+    def on(self, rank: int) -> Problem:
+        """The problem as the devices of a rank have it."""
+        return self.kinds[self.rank_kinds[rank]] if self.kinds else self
+
+    def transfer_seconds(self, stage: int) -> float:
+        """p2p seconds of a stage for one micro-batch, over all of its boundaries."""
+        sides = (other for other in (stage - 1, stage + 1) if other in self._stages)
+        return sum(self._boundary_seconds(stage, other) for other in sides)
+
+    @property
+    def _stages(self) -> range:
+        return range(self.configuration.stages)
+
+    def _boundary_seconds(self, stage: int, other: int) -> float:
+        pp = self.configuration.pp
+        if self.kind(stage % pp) != self.kind(other % pp):
+            return self.p2p_seconds
+        return self.on(stage % pp).p2p_seconds
 
     @property
     def fold(self) -> Fold:

@@ -6,6 +6,7 @@ import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from autopar.solve.balance import kinds_bound
 from autopar.solve.price import problem_bound
 from autopar.solve.problem import Candidate, Group, Problem
 
@@ -74,7 +75,8 @@ class Queue:
                 self._add(candidate)
             return None
         problem = item.build()
-        self._push(max(bound, problem_bound(problem)), Entry(self._numbers, problem))
+        own = (kinds_bound if problem.kinds else problem_bound)(problem)
+        self._push(max(bound, own), Entry(self._numbers, problem))
         self._numbers += 1
         return None
 

@@ -241,8 +241,8 @@ def _improve_by_rounding(search: _Search, opened: Open) -> None:
             continue
         ends = [*path[1:], len(chain.layers)]
         filled = [
-            rounded_pattern(chain, chain.places[p].depths, int(chain.content[i, j]), k)
-            for p, (i, j, k) in enumerate(zip(path, ends, weighting, strict=True))
+            rounded_pattern(chain.on(place.kind), place.depths, int(chain.content[i, j]), k)
+            for place, i, j, k in zip(chain.places, path, ends, weighting, strict=True)
         ]
         _accept(search, opened, path, [row.tolist() for row in filled])
 
@@ -255,13 +255,14 @@ def _accept(
     layers = problem.fold.layers.tolist()
     options: dict[int, Option] = {}
     for rank, (start, end) in enumerate(pairwise([*starts, len(layers)])):
-        twins = chain.twins(chain.places[rank].depths)
+        view = chain.on(chain.places[rank].kind)
+        twins = view.twins(chain.places[rank].depths)
         counts = chain.counts[chain.content[start, end]]
         numbers = spread(
-            chain, twins, counts, np.repeat(range(len(taken[rank])), taken[rank]).tolist()
+            view, twins, counts, np.repeat(range(len(taken[rank])), taken[rank]).tolist()
         )
-        rest: dict[int, list[Option]] = {c: [] for c in range(len(chain.menus))}
-        for option, owner, number in zip(chain.options, chain.owner, numbers, strict=True):
+        rest: dict[int, list[Option]] = {c: [] for c in range(len(view.menus))}
+        for option, owner, number in zip(view.options, view.owner, numbers, strict=True):
             rest[int(owner)] += [option] * number
         for place in range(start, end):
             options[layers[place]] = rest[chain.layers[place]].pop(0)

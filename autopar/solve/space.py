@@ -11,7 +11,7 @@ from autopar.cost.exchange import EXCHANGES
 from autopar.cost.offload import OFFLOADS, offloads
 from autopar.errors import UsageError
 from autopar.solve.cuts import check_stages, pinned_cuts
-from autopar.solve.kinds import SHARES, check_kinds
+from autopar.solve.kinds import EQUAL, SHARES, check_kinds, fills_stages, kinds_rule
 from autopar.solve.pins import (
     LAYERED,
     NAMED,
@@ -83,6 +83,8 @@ RULES = (
         " changes a buffer",
     ),
 )
+# Pins that devices of two kinds restrict.
+KINDRED = ("pp", "dp", "tp", "shares", "microbatch_size", "stages", "stage", "schedule")
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,8 @@ def rules_of(found: Sequence[Entry], task: Task) -> str:
     """The rules between pins that some of these are subject to."""
     kinds = {entry.kind for entry in found}
     rules = [rule for names, rule in RULES if kinds.intersection(names)]
+    if task.devices and kinds.intersection(KINDRED):
+        rules.append(kinds_rule(task.devices))
     return "; ".join(rules).format(world=task.world_size, batch=task.global_batch_size)
 
 
@@ -198,7 +202,7 @@ def _check_exchange(pins: dict[str, Any]) -> None:
 def _allowed(name: str, task: Task) -> Sequence[Any]:
     world = divisors(task.world_size)
     fixed: dict[str, Sequence[Any]] = {
-        "pp": [d for d in world if d <= max(1, task.blocks)][: 1 if task.devices else None],
+        "pp": [d for d in world if d <= max(1, task.blocks)],
         "dp": [d for d in world if _shared_out(task, d)],
         "tp": [d for d in world if all(n % d == 0 for n in (*task.heads, *task.devices))],
         "microbatch_size": divisors(task.global_batch_size),
@@ -233,8 +237,18 @@ def degrees(task: Task) -> Iterator[tuple[int, int, int]]:
                 continue
             if not allows(task.statistics, dp, schedule=""):
                 continue
+            if pp > 1 and not _one_kind_per_stage(task, dp, tp):
+                continue
             if _shared_out(task, dp) and dp in _pinned(task, "dp", [dp]):
                 yield pp, dp, tp
+
+
+def _one_kind_per_stage(task: Task, dp: int, tp: int) -> bool:
+    """Whether a pipeline can have these stages; those of equal devices always."""
+    if not task.devices:
+        return True
+    equal = task.pins.get("shares", EQUAL) == EQUAL and task.global_batch_size % dp == 0
+    return equal and fills_stages(task.devices, dp * tp)
 
 
 def _exchanges(task: Task) -> bool:
@@ -253,17 +267,21 @@ def configurations(task: Task, layouts: Sequence[str]) -> Iterator[Configuration
     Nothing is in host memory unless a pin asks for it: where the rest fits, the way there only
     costs time, and where it does not, ``relaxations.py`` says what would. Nor are gradients
     exchanged in another way than by the library's collectives, which are never slower. Where
-    devices differ their micro-batches are still of the mean size, see ``heterogeneous.py``.
+    replicas differ their micro-batches are still of the mean size, see ``heterogeneous.py``.
     """
-    return (_of_kinds if task.devices else _of_one_kind)(task, layouts)
+    if task.devices:
+        yield from _unequal_replicas(task, layouts)
+    yield from _of_equal_batches(task, layouts)
 
 
-def _of_one_kind(task: Task, layouts: Sequence[str]) -> Iterator[Configuration]:
-    """Every configuration of equal devices."""
+def _of_equal_batches(task: Task, layouts: Sequence[str]) -> Iterator[Configuration]:
+    """Every configuration whose dp ranks have micro-batches of one size."""
     blocks = [name not in task.parts or name in task.runs for name in task.names]
     can_cut = cache(lambda n: pinned_cuts(task.pins, task.names, blocks, n) is not None)
     asked = task.pins.get("offload", "none"), task.pins.get("exchange", "collective")
     for pp, dp, tp in degrees(task):
+        if task.devices and pp == 1:
+            continue
         per_rank = task.global_batch_size // dp
         for size in _pinned(task, "microbatch_size", divisors(per_rank)):
             if per_rank % size:
@@ -272,24 +290,32 @@ def _of_one_kind(task: Task, layouts: Sequence[str]) -> Iterator[Configuration]:
             if count not in _pinned(task, "num_microbatches", [count]):
                 continue
             for schedule, v in _schedules(task, pp, count):
-                if not can_cut(pp * v):
-                    continue
-                if schedule == "zero_bubble" and tp > 1:
-                    continue  # its collectives have not been compared with the plan's
-                if not allows(task.statistics, dp, schedule):
+                if not (can_cut(pp * v) and _runs(task, dp, tp, schedule)):
                     continue
                 for layout in _layouts(task, tp, layouts):
                     yield Configuration(pp, dp, tp, size, count, schedule, layout, v, *asked)
 
 
-def _of_kinds(task: Task, layouts: Sequence[str]) -> Iterator[Configuration]:
-    """Replicas alone, each of them on devices of one kind."""
-    offload = task.pins.get("offload", "none")
+def _runs(task: Task, dp: int, tp: int, schedule: str) -> bool:
+    """Whether programs run the layers of a stage on so many devices under a schedule."""
+    compared = schedule != "zero_bubble" or tp == 1  # its collectives under tp are not yet
+    return compared and allows(task.statistics, dp, schedule)
+
+
+def _unequal_replicas(task: Task, layouts: Sequence[str]) -> Iterator[Configuration]:
+    """Replicas, each of them on devices of one kind; a pinned size is that of all."""
+    offload, size = task.pins.get("offload", "none"), task.pins.get("microbatch_size")
+    blocks = [name not in task.parts or name in task.runs for name in task.names]
+    if pinned_cuts(task.pins, task.names, blocks, 1) is None:
+        return
     for pp, dp, tp in degrees(task):
         for count in _pinned(task, "num_microbatches", divisors(task.global_batch_size)):
-            mean = task.global_batch_size // (count * dp)
-            for layout in _layouts(task, tp, layouts) if mean else ():
-                yield Configuration(pp, dp, tp, mean, count, "1f1b", layout, offload=offload)
+            mean, rest = divmod(task.global_batch_size, count * dp)
+            if pp > 1 or not mean or (size is not None and (mean, rest) != (size, 0)):
+                continue
+            for schedule, _ in _schedules(task, pp, count):
+                for layout in _layouts(task, tp, layouts):
+                    yield Configuration(pp, dp, tp, mean, count, schedule, layout, offload=offload)
 
 
 def _schedules(task: Task, pp: int, count: int) -> list[tuple[str, int]]:
@@ -311,7 +337,7 @@ def _split_schedules(task: Task, pp: int) -> list[tuple[str, int]]:
     frees them, their gradients would be lost. And it would recompute a layer, or fetch what it has
     saved from the host, once for each group of its parameters, and keep every result.
     """
-    chunks = _chunks(task, pp)
+    chunks = [] if task.devices else _chunks(task, pp)
     whole = not _pinned_layers(task, "zero", {3})
     whole &= not _pinned_layers(task, "recompute", {"selective", "full"})
     whole &= not offloads(task.pins.get("offload", "none"), "activations")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 from autopar.solve.fold import turns_through
 from autopar.solve.price import objective_seconds, stages, violations
@@ -40,6 +41,31 @@ def problem(rng: random.Random, layers: int, classes: int, most: int = 4) -> Pro
     )  # fmt: skip
 
 
+def on_two_kinds(rng: random.Random, given: Problem) -> Problem:
+    """The problem where the first ranks are on devices of another kind than the others."""
+    pp, rate = given.configuration.pp, rng.choice([0.3, 0.7, 1.5, 4.0])
+
+    def other(own: Option) -> Option:
+        drawn, many = option(rng, own.key), rate * rng.uniform(0.8, 1.2)
+        return replace(
+            drawn, tp_option=own.tp_option, zero=own.zero,
+            forward_seconds=own.forward_seconds * many,
+            backward_seconds=own.backward_seconds * many,
+            weight_seconds=own.weight_seconds * many,
+        )  # fmt: skip
+
+    second = replace(
+        given, menus=tuple(tuple(map(other, menu)) for menu in given.menus), device="second",
+        memory_limit_bytes=rng.randint(60, 400), p2p_seconds=rng.choice([0.0, 0.5]),
+        baseline_bytes=rng.choice([0, 3]),
+    )  # fmt: skip
+    first = rng.randint(1, pp - 1)
+    return replace(
+        given, p2p_seconds=given.p2p_seconds + 0.6, kinds=(replace(given, device="first"), second),
+        rank_kinds=(0,) * first + (1,) * (pp - first),
+    )  # fmt: skip
+
+
 def _configuration(rng: random.Random, layers: int) -> Configuration:
     pp = rng.choice([p for p in (1, 2, 3, 4) if p <= layers])
     v = rng.choice([v for v in (1, 1, 2, 3) if v == 1 or (pp > 1 and pp * v <= layers)])
@@ -64,7 +90,12 @@ def _cuts(rng: random.Random, starts: tuple[int, ...], layers: int) -> tuple[tup
 def legal_plans(problem: Problem) -> Iterator[tuple[tuple[int, ...], tuple[Option, ...]]]:
     count, layers = problem.configuration.stages, len(problem.layers)
     for rest in itertools.combinations(range(1, layers), count - 1):
-        for options in itertools.product(*(problem.menus[c] for c in problem.layers)):
+        menus = [
+            problem.on(s % problem.configuration.pp).menus[problem.layers[i]]
+            for s, layers in enumerate(stages(problem, (0, *rest)))
+            for i in layers
+        ]
+        for options in itertools.product(*menus):
             if not violations(problem, (0, *rest), options):
                 yield (0, *rest), options
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pulp
 
-from autopar.solve.price import neighbours
 from autopar.solve.problem import Problem
 
 
@@ -29,7 +28,7 @@ def tried(problem: Problem) -> float:
     if not len(choices):
         return float("inf")
     bounds = _all_boundaries(problem)
-    return min((_least(problem, menus, choices, b) for b in bounds), default=float("inf"))
+    return min((_least(problem, choices, b) for b in bounds), default=float("inf"))
 
 
 def _all_boundaries(problem: Problem) -> Iterator[tuple[int, ...]]:
@@ -41,14 +40,17 @@ def _all_boundaries(problem: Problem) -> Iterator[tuple[int, ...]]:
             yield starts
 
 
-def _least(problem: Problem, menus: Any, choices: Any, starts: tuple[int, ...]) -> float:
+def _least(problem: Problem, choices: Any, starts: tuple[int, ...]) -> float:
     """The best of all ``choices`` (plans, layers) for stages that begin at ``starts``."""
     c, plans = problem.configuration, len(choices)
     work, lead, last = (np.zeros((c.pp, plans)) for _ in range(3))
-    held, transient = np.full((c.pp, plans), float(problem.baseline_bytes)), np.zeros((c.pp, plans))
-    for s, (begin, end) in enumerate(itertools.pairwise((*starts, len(menus)))):
+    each = [problem.on(rank) for rank in range(c.pp)]
+    held = np.array([[float(own.baseline_bytes)] * plans for own in each])
+    transient = np.zeros((c.pp, plans))
+    for s, (begin, end) in enumerate(itertools.pairwise((*starts, len(problem.layers)))):
         rank, depth = s % c.pp, c.depth(s)
-        transfer = problem.p2p_seconds * neighbours(c.stages, s)
+        menus = [each[rank].menus[k] for k in problem.layers]
+        transfer = transfers(problem, s)
         work[rank] += transfer
         lead[rank] += transfer / c.virtual_stages
         for i in range(begin, end):
@@ -62,8 +64,17 @@ def _least(problem: Problem, menus: Any, choices: Any, starts: tuple[int, ...]) 
             held[rank] += table[3]
             transient[rank] = np.maximum(transient[rank], table[4])
     total = lead.sum(0) + (c.num_microbatches * work - lead).max(0) + last.max(0)
-    fits = ((held + transient) <= problem.memory_limit_bytes).all(0)
+    fits = ((held + transient) <= [[own.memory_limit_bytes] for own in each]).all(0)
     return float(total[fits].min(initial=np.inf))
+
+
+def transfers(problem: Problem, stage: int) -> float:
+    """Seconds in which a stage sends to its neighbours, those of another kind by another link."""
+    pp, found = problem.configuration.pp, 0.0
+    for other in {stage - 1, stage + 1} & set(range(problem.configuration.stages)):
+        kinds = {problem.kind(s % pp) for s in (stage, other)}
+        found += (problem if len(kinds) > 1 else problem.on(stage % pp)).p2p_seconds
+    return found
 
 
 def counted(problem: Problem) -> float:
@@ -96,7 +107,7 @@ def _count(problem: Problem) -> float:
     _join(model, problem, takes)
     order = [problem.layers[i] for i in problem.fold.layers]
     for s in range(c.stages):
-        rank, transfer = s % c.pp, problem.p2p_seconds * neighbours(c.stages, s)
+        rank, transfer = s % c.pp, transfers(problem, s)
         work[rank].append(c.num_microbatches * transfer - transfer / c.virtual_stages)
         lead.append(transfer / c.virtual_stages)
         for k in range(len(problem.menus)):

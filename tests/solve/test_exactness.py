@@ -12,17 +12,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autopar.errors import InfeasiblePlanError
+from autopar.solve.balance import kinds_bound
 from autopar.solve.fold import even_starts, turns_through
 from autopar.solve.price import violations
 from autopar.solve.problem import Configuration, Problem
 from autopar.solve.search import TOLERANCE, solve
-from tests.solve.instances import candidates, optimum, option, problem
+from tests.solve.instances import candidates, on_two_kinds, optimum, option, problem
 from tests.solve.oracles import counted, tried
 
 SMALL = settings(
     max_examples=320, deadline=None, derandomize=True, database=None,
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
+
+
+ON_KINDS = settings(SMALL, max_examples=120)
 
 
 def _small(seed: int) -> list[Problem]:
@@ -70,11 +74,26 @@ def test_small_problems_equal_trying_everything(seed: int) -> None:
     check(problems, min(tried(p) for p in problems))
 
 
+@ON_KINDS
+@given(seed=st.integers(0, 2**32))
+def test_two_kinds_of_device_equal_trying_everything(seed: int) -> None:
+    """Chains of up to six layers, each stage on devices of one kind."""
+    rng = random.Random(seed)
+    problems = [problem(rng, rng.randint(2, 6), rng.randint(1, 3), 3) for _ in range(2)]
+    split = [on_two_kinds(rng, p) if p.configuration.pp > 1 else p for p in problems]
+    exact = min(tried(p) for p in split)
+    assert all(kinds_bound(p) <= tried(p) * (1 + TOLERANCE) for p in split if p.kinds)
+    check(split, exact)
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_the_fast_enumeration_equals_the_definitions(seed: int) -> None:
     rng = random.Random(seed)
     given = problem(rng, rng.randint(1, 5), 2, 3)
     assert tried(given) == pytest.approx(optimum([given]))
+    if given.configuration.pp > 1:
+        given = on_two_kinds(rng, given)
+        assert tried(given) == pytest.approx(optimum([given]))
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 
 from autopar.solve.price import (
-    neighbours,
     objective_seconds,
     rank_memory_bytes,
     stage_seconds,
@@ -38,8 +37,22 @@ def test_a_plan_priced_by_hand() -> None:
 
 
 def test_transfers_are_borne_by_both_sides() -> None:
-    assert [neighbours(4, p) for p in range(4)] == [1, 2, 2, 1]
-    assert neighbours(1, 0) == 0
+    given = _problem(configuration=Configuration(4, 1, 1, 1, 4, "1f1b"), p2p_seconds=1.0)
+    assert [given.transfer_seconds(p) for p in range(4)] == [1, 2, 2, 1]
+    assert _problem(configuration=Configuration(1, 1, 1, 1, 4, "1f1b")).transfer_seconds(0) == 0
+
+
+def test_each_rank_pays_the_links_and_the_memory_of_its_kind() -> None:
+    fast, slow = _problem(p2p_seconds=1.0), _problem(p2p_seconds=2.0, memory_limit_bytes=20)
+    four = Configuration(4, 1, 1, 1, 4, "1f1b")
+    given = _problem(
+        configuration=four, layers=(0,) * 4, p2p_seconds=5.0, kinds=(fast, slow),
+        rank_kinds=(0, 0, 1, 1),
+    )  # fmt: skip
+    assert [given.transfer_seconds(p) for p in range(4)] == [1, 6, 7, 2]
+    assert violations(given, (0, 1, 2, 3), (FAST,) * 4) == [
+        f"rank {p} needs {7 + 10 + depth * 4 + 3} of 20 bytes" for p, depth in ((2, 2), (3, 1))
+    ]
 
 
 def test_every_broken_rule_is_named() -> None:
