@@ -182,6 +182,11 @@ SYSTEMS = (
         "llama.py", 2, {**STAGES, "microbatch_size": 2, "schedule": "1f1b"},
         {"send": 4, "recv": 4}, nodes=2,
     ),
+    System(
+        "unequal-pipeline", "a fast device and a slow one, each with as many layers as it can take",
+        "llama.py", 2, {**STAGES, "microbatch_size": 2, "schedule": "1f1b"},
+        {"send": 4, "recv": 4}, cluster="unequal.json",
+    ),
     # --- tensor parallel ---
     System(
         "tensor-parallel", "columns, then rows of each pair of products (Megatron-LM)",

@@ -152,6 +152,15 @@ def test_trains_as_known(ranks, tmp_path, references, name):
         assert results[0]["step"] == system.step
 
 
+def test_the_pipeline_of_unequal_devices_is_unbalanced():
+    system = find("unequal-pipeline")
+    _, made = workload(system)
+    plan = autopar.plan(made.pop("model"), 2, **made, cluster=system.cost_model,
+                        pin=dict(system.pins))  # fmt: skip
+    fast, slow = (sum("layers" in name for name in stage.layers) for stage in plan.stages)
+    assert fast > slow
+
+
 def test_command_runs_on_two_nodes(tmp_path):
     """As a user types it: plan, price beside the optimum, two torchrun agents, losses."""
     command = [sys.executable, str(FOLDER / "run.py"), "ddp-two-nodes", "--steps", "3"]
