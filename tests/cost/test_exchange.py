@@ -28,6 +28,15 @@ def test_a_ring_moves_what_an_all_reduce_does():
     assert found > collective_seconds(CLUSTER, "all_reduce", 4 * LARGE, NODE)
 
 
+def test_a_ring_on_few_cores_is_no_faster_than_the_all_reduce_measured_there():
+    cpu, group = Cluster.load("cpu"), Group(4, 4)
+    for elements in (1000, 250_000):
+        library = collective_seconds(cpu, "all_reduce", 4 * elements, group)
+        alone = 6 * collective_seconds(cpu, "send_recv", elements, Group(2, 2))
+        found = exchange_seconds(cpu, "ring", group, elements, 4)
+        assert found > library > 2 * alone
+
+
 def test_a_ring_over_nodes_waits_for_the_link_between_them():
     near = exchange_seconds(CLUSTER, "ring", Group(8, 8), LARGE, 8)
     assert exchange_seconds(CLUSTER, "ring", Group(8, 4), LARGE, 8) > 2 * near
