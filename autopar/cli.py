@@ -127,6 +127,8 @@ def run_verb(args: Namespace) -> int:
         steps=args.steps,
         data=args.data,
         checkpoint=args.checkpoint,
+        checkpoint_every=args.checkpoint_every,
+        restarts=args.restarts,
         learning_rate=args.lr,
         nodes=args.nodes,
         timeout_seconds=args.timeout,

@@ -134,6 +134,13 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", type=Path, metavar="DIR", help="resumed from, and saved in at the end"
     )
+    parser.add_argument(
+        "--checkpoint-every", type=positive(int), metavar="STEPS", help="saved in this often, too"
+    )
+    parser.add_argument(
+        "--restarts", type=positive(int), default=0, metavar="N",
+        help="when a rank fails start all again from the last checkpoint, N times at most",
+    )  # fmt: skip
     parser.add_argument("--lr", type=positive(float), help="learning rate of AdamW")
     parser.add_argument(
         "--nodes", type=positive(int), default=1, help="torchrun agents on this host"

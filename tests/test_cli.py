@@ -230,13 +230,16 @@ def test_run(saved, stand_in, capsys):
         "steps": 3,
         "data": None,
         "checkpoint": None,
+        "checkpoint_every": None,
+        "restarts": 0,
         "learning_rate": None,
         "nodes": 1,
         "timeout_seconds": 600.0,
         "observe": True,
     }
-    assert cli.main(["run", saved, "--no-observe"]) == 0
+    assert cli.main(["run", saved, "--no-observe", "--restarts", "3"]) == 0
     assert not calls[1]["observe"]
+    assert calls[1]["restarts"] == 3
     assert "Predicted against measured" in capsys.readouterr().out
     assert checked == ["toy.py:workload"] * 2
 

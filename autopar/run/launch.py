@@ -35,6 +35,8 @@ def run_plan(
     steps: int = 10,
     data: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int | None = None,
+    restarts: int = 0,
     learning_rate: float | None = None,
     nodes: int = 1,
     timeout_seconds: float = 600.0,
@@ -48,6 +50,9 @@ def run_plan(
         steps: the optimizer step to train up to, those of the checkpoint included.
         data: "module:function" of (step, batch_size, rank, size); default: the example batch.
         checkpoint: directory to resume from and to save to.
+        checkpoint_every: steps between checkpoints on the way.
+        restarts: how often ranks are started again, behind the last checkpoint, when one has
+            failed. What was measured is then of the steps since.
         learning_rate: AdamW's; default: the program's own.
         nodes: how many torchrun agents start the ranks, each its share, as nodes would. On this
             host they share its devices, so more than one is for ranks on the CPU.
@@ -57,10 +62,18 @@ def run_plan(
 
     Raises:
         RunError: a rank failed, or the run took too long.
+        UsageError: restarts without checkpoints, from which they would go on.
     """
+    if restarts and not (checkpoint and checkpoint_every):
+        raise UsageError(
+            f"{restarts} restarts without checkpoints on the way", where="restarts",
+            expected="checkpoints, from the last of which restarted ranks go on",
+            hint="autopar run ... --checkpoint DIR --checkpoint-every STEPS",
+        )  # fmt: skip
     options = {
         "--data": data, "--checkpoint": checkpoint, "--workload": workload,
         "--lr": None if learning_rate is None else str(learning_rate),
+        "--checkpoint-every": None if checkpoint_every is None else str(checkpoint_every),
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="autopar-") as folder:
         program, measured = Path(folder) / "program.py", Path(folder) / "measured.json"
@@ -68,7 +81,7 @@ def run_plan(
         command = [str(program), "--steps", str(steps), "--json", str(measured)]
         for name, value in options.items():
             command += [name, os.fspath(value)] if value is not None else []
-        torchrun(command, plan.world_size, Path(folder), timeout_seconds, nodes)
+        torchrun(command, plan.world_size, Path(folder), timeout_seconds, nodes, restarts)
         result = read_result(measured)
         if observe:
             inside = Path(folder) / "observed.json"
@@ -81,9 +94,12 @@ def run_plan(
 
 
 def torchrun(
-    command: list[str], ranks: int, folder: Path, timeout_seconds: float, nodes: int = 1
-) -> None:
+    command: list[str], ranks: int, folder: Path, timeout_seconds: float, nodes: int = 1,
+    restarts: int = 0,
+) -> None:  # fmt: skip
     """Runs a program under one torchrun agent per node and leaves no process behind.
+
+    Where a rank fails all are started again, as often as ``restarts`` says.
 
     Raises:
         RunError: with the first rank that failed and its error.
@@ -94,7 +110,8 @@ def torchrun(
     with ExitStack() as stack:
         agents = []
         for node, options in enumerate(rendezvous(nodes)):
-            launcher = [*options, "--nproc-per-node", str(ranks // nodes)]
+            share = ["--nproc-per-node", str(ranks // nodes), "--max-restarts", str(restarts)]
+            launcher = [*options, *share]
             agents.append(start_agent([*launcher, *command], folder, node))
             stack.callback(end_group, agents[-1])
         codes = wait(agents, time.monotonic() + timeout_seconds)

@@ -31,6 +31,27 @@ main()
 """
 
 
+# Rank 1 dies in its third step, once: each takes two micro-batches.
+MORTAL = """
+import os, signal
+from pathlib import Path
+from examples.gpt import make as made
+
+DIED, calls = Path(__file__).with_name("died"), []
+
+def count(*_):
+    calls.append(1)
+    if len(calls) == 5 and os.environ["RANK"] == "1" and not DIED.exists():
+        DIED.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def make():
+    workload = made()
+    workload["model"].transformer.h[-1].register_forward_hook(count)
+    return workload
+"""
+
+
 def script(folder: Path, action: str, seconds: float = 60) -> list[str]:
     path = folder / "script.py"
     path.write_text(SCRIPT.format(action=action, seconds=seconds), encoding="utf-8")
@@ -120,3 +141,14 @@ def test_run_plan(sample_plan, tmp_path, monkeypatch):
     assert len(again.losses) == 1
     assert again.losses[0] < first.losses[0], "it went on from the checkpoint"
     assert os.listdir(tmp_path / "checkpoint")
+
+    (tmp_path / "mortal.py").write_text(MORTAL, encoding="utf-8")
+    mortal = {"workload": f"{tmp_path / 'mortal.py'}:make", "checkpoint": tmp_path / "again"}
+    killed = run_plan(plan, steps=3, checkpoint_every=1, restarts=1, **options | mortal)
+    assert (tmp_path / "died").exists()
+    assert killed.losses == first.losses[2:], "two steps were saved, the third was run once more"
+
+
+def test_restarts_need_checkpoints(sample_plan):
+    with pytest.raises(UsageError, match="2 restarts without checkpoints"):
+        run_plan(sample_plan, workload="examples.gpt:make", restarts=2, checkpoint="there")
