@@ -28,9 +28,9 @@ class HeterogeneousPricer(Pricer):
     """Prices of one traced model on devices of several kinds, each with a pricer of its own.
 
     Of replicas time is that of the kind that takes longest for a whole step at its fastest, so it
-    is never more than what the slowest rank takes. Bytes count as the share of the memory that they
-    take where it is largest. In a pipeline stages have the prices of their kind. Shardings are
-    those of the first kind.
+    is never more than what the slowest rank takes. Bytes are the most of the kinds', each measured
+    by its limit, in terms of the kind that is fullest. In a pipeline stages have the prices of
+    their kind. Shardings are those of the first kind.
 
     Attributes:
         kinds: the pricers, in the order of the ranks.
@@ -40,6 +40,7 @@ class HeterogeneousPricer(Pricer):
     kinds: tuple[Pricer, ...] = ()
     devices: tuple[int, ...] = ()
     _last: dict[Configuration, int] = field(default_factory=dict)
+    _full: dict[Configuration, int] = field(default_factory=dict)
 
     def with_pins(self, pins: dict[str, Any]) -> Self:
         """The same prices under other pins: all kinds are offered the same shardings."""
@@ -52,7 +53,7 @@ class HeterogeneousPricer(Pricer):
             for kind in self.kinds
         ]  # fmt: skip
         kinds = (replace(k, peers=tuple(o for o in alone if o is not k)) for k in alone)
-        return replace(own, kinds=tuple(kinds), peers=tuple(alone[1:]), _last={})
+        return replace(own, kinds=tuple(kinds), peers=tuple(alone[1:]), _last={}, _full={})
 
     def rank_kinds(self, config: Configuration) -> tuple[int, ...]:
         """The kind of each rank along the pipeline, whose stages they fill."""
@@ -82,7 +83,11 @@ class HeterogeneousPricer(Pricer):
     def problem(self, config: Configuration) -> Problem:
         """That of replicas, or that of a pipeline as each kind has it."""
         if config.pp == 1:
-            return super().problem(config)
+            fullest = self._fullest(config)
+            return replace(
+                super().problem(config), memory_limit_bytes=fullest.memory_limit_bytes,
+                device=fullest.cluster.name,
+            )  # fmt: skip
         own = tuple(
             replace(
                 replace(kind, equal_stages=self.equal_stages).problem(config),
@@ -180,14 +185,32 @@ class HeterogeneousPricer(Pricer):
         pairs, slowest = self.each(config), self._slowest(config)
         listed = [k.options(member, own, tp_option, zero, recomputes) for k, own in pairs]
         for same in zip(*listed, strict=True):
-            sizes = {name: self._scaled([getattr(o, name) for o in same]) for name in BYTES}
+            sizes = {n: self._scaled(config, [getattr(o, n) for o in same]) for n in BYTES}
             yield replace(same[slowest], **sizes)
 
-    def _scaled(self, sizes: Sequence[int]) -> int:
+    def _scaled(self, config: Configuration, sizes: Sequence[int]) -> int:
         """The most of the kinds' bytes, each measured by the limit of its own devices."""
         limits = (kind.memory_limit_bytes for kind in self.kinds)
-        pairs = zip(sizes, limits, strict=True)
-        return max(-(-size * self.memory_limit_bytes // limit) for size, limit in pairs)
+        unit, pairs = self._fullest(config).memory_limit_bytes, zip(sizes, limits, strict=True)
+        return max(-(-size * unit // limit) for size, limit in pairs)
+
+    def _fullest(self, config: Configuration) -> Pricer:
+        """The kind whose memory replicas fill most, each with the leanest option of every layer."""
+        if config not in self._full:
+            filled = [
+                self._least_bytes(kind, own) / kind.memory_limit_bytes
+                for kind, own in self.each(config)
+            ]
+            self._full[config] = filled.index(max(filled))
+        return self.kinds[self._full[config]]
+
+    def _least_bytes(self, kind: Pricer, config: Configuration) -> int:
+        """Bytes that layers hold on one kind whatever is chosen."""
+        once = config.depth(0)
+        return sum(
+            count * min(o.held_bytes(once) for o in kind.menu(member, config, demand=demand))
+            for (member, demand), count in Counter(self.demanded).items()
+        )
 
     def least_seconds(
         self, member: str, demand: Demand | None, config: Configuration
@@ -200,7 +223,8 @@ class HeterogeneousPricer(Pricer):
         self, config: Configuration, cuts: Sequence[int] | None = None, first: bool = True
     ) -> int:
         """The inputs of all micro-batches."""
-        return self._scaled([k.buffer_bytes(own, cuts, first) for k, own in self.each(config)])
+        sizes = [k.buffer_bytes(own, cuts, first) for k, own in self.each(config)]
+        return self._scaled(config, sizes)
 
 
 BYTES = (

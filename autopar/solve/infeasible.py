@@ -209,7 +209,9 @@ def _place(short: Shortfall) -> str:
     ranks = f"rank {first}" if first == last else f"ranks {first}-{last}"
     numbers = range(short.rank, c.stages, c.pp)
     stages = f"stage{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
-    ranks += f" on {short.problem.device}" * bool(short.problem.device)
+    if short.problem.device:
+        where = f"{ranks} on {short.problem.device}"
+        ranks = where if short.whole.kinds else f"those of {where}"
     layers = ", ".join(f"{start}-{end - 1}" for start, end in short.layers)
     return (
         f"{stages} ({ranks}, layers {layers}) of "
@@ -230,7 +232,9 @@ def _more_memory(found: Sequence[Shortfall]) -> list[Relaxation]:
 
     def describe(limit: int, _: Solution) -> str:
         more = f"fits with {_gib(closest.missing_bytes)} more per {_device(closest)}"
-        return more if closest.problem.device else f"{more} (memory_limit={limit})"
+        if not closest.problem.device:
+            return f"{more} (memory_limit={limit})"
+        return more if closest.whole.kinds else f"{more}, and as large a part more on the others"
 
     return [Relaxation([closest.needed_bytes], candidates, describe)]
 

@@ -126,6 +126,20 @@ def test_says_which_kind_is_short_of_memory():
     assert "memory_limit" not in message
 
 
+def test_says_which_replicas_are_short_of_memory():
+    """The slow ones have fewer samples but still less memory; figures are those of their device."""
+    own = pricer_on(FAST, SLOW, limits=(LIMIT, 10**6))
+    config = Configuration(1, 2, 1, 24, 1, "1f1b", shares=(24, 8))
+    with pytest.raises(InfeasiblePlanError) as caught:
+        solved(own.problem(config))
+    message = str(caught.value)
+    assert "on every slow device" in message
+    assert "stage 0 (those of ranks 0-1 on slow, layers 0-7)" in message
+    _, _, _, (_, slow) = assembled(pricer_on(FAST, SLOW, zero=0), config)
+    needed = float(message.partition("needs ")[2].partition(" MiB")[0]) * 2**20
+    assert 0.3 * slow.memory_bytes < needed < 1.05 * slow.memory_bytes
+
+
 def test_even_stages_are_even_on_every_kind():
     own = replace(pricer_on(FAST, SLOW), equal_stages=True)
     assert solved(own.problem(pipeline())).boundaries == (0, 4)
