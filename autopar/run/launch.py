@@ -64,23 +64,17 @@ def run_plan(
         RunError: a rank failed, or the run took too long.
         UsageError: restarts without checkpoints, from which they would go on.
     """
-    if restarts and not (checkpoint and checkpoint_every):
-        raise UsageError(
-            f"{restarts} restarts without checkpoints on the way", where="restarts",
-            expected="checkpoints, from the last of which restarted ranks go on",
-            hint="autopar run ... --checkpoint DIR --checkpoint-every STEPS",
-        )  # fmt: skip
     options = {
-        "--data": data, "--checkpoint": checkpoint, "--workload": workload,
-        "--lr": None if learning_rate is None else str(learning_rate),
-        "--checkpoint-every": None if checkpoint_every is None else str(checkpoint_every),
+        "--data": data, "--checkpoint": checkpoint, "--checkpoint-every": checkpoint_every,
+        "--workload": workload, "--lr": learning_rate,
     }  # fmt: skip
+    _check_restarts(restarts, checkpoint and checkpoint_every)
     with tempfile.TemporaryDirectory(prefix="autopar-") as folder:
         program, measured = Path(folder) / "program.py", Path(folder) / "measured.json"
         write_program(plan, program, model=workload)
         command = [str(program), "--steps", str(steps), "--json", str(measured)]
         for name, value in options.items():
-            command += [name, os.fspath(value)] if value is not None else []
+            command += [name, str(value)] if value is not None else []
         torchrun(command, plan.world_size, Path(folder), timeout_seconds, nodes, restarts)
         result = read_result(measured)
         if observe:
@@ -91,6 +85,15 @@ def run_plan(
             kinds = plan.prediction.breakdown
             result = replace(result, observed=read_observed(inside), predicted_kinds=kinds)
         return result
+
+
+def _check_restarts(restarts: int, saved: object) -> None:
+    if restarts and not saved:
+        raise UsageError(
+            f"{restarts} restarts without checkpoints on the way", where="restarts",
+            expected="checkpoints, from the last of which restarted ranks go on",
+            hint="autopar run ... --checkpoint DIR --checkpoint-every STEPS",
+        )  # fmt: skip
 
 
 def torchrun(
