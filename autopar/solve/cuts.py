@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 from autopar.errors import UsageError
-from autopar.solve.fold import even_starts
+from autopar.solve.fold import even_starts, turns_through
 from autopar.solve.pins import pin_of
 from autopar.solve.problem import Configuration
 
@@ -95,6 +95,20 @@ def equal_cuts(blocks: Sequence[int], config: Configuration) -> Cuts:
     """The one place where each stage begins if the blocks are spread evenly."""
     first = [-(-len(blocks) * stage // config.stages) for stage in range(1, config.stages)]
     return ((0,), *((blocks[k],) for k in first))
+
+
+def turns(blocks: Sequence[int], layers: int, config: Configuration, cuts: Cuts) -> tuple[int, ...]:
+    """The order of the layers of which each rank takes an interval.
+
+    Stages do that are equal, or as near to that as the cuts let them; parts go with blocks.
+    """
+    if config.virtual_stages == 1:
+        return ()
+    even = [0, *(blocks[k] for k in even_starts(len(blocks), config.stages)[1:])]
+    starts = nearest(cuts, even) or even
+    units = sorted({*blocks[1:], *starts})
+    lengths = [end - start for start, end in pairwise([*units, layers])]
+    return turns_through([units.index(start) for start in starts], lengths, config.pp)
 
 
 def _ascending(cuts: Sequence[Sequence[int]]) -> Cuts | None:

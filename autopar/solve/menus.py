@@ -33,10 +33,9 @@ from autopar.solve.cuts import (
     equal_cuts,
     narrowed,
     near_cuts,
-    nearest,
     pinned_cuts,
+    turns,
 )
-from autopar.solve.fold import even_starts, turns_through
 from autopar.solve.pins import LAYERED, pin_of
 from autopar.solve.placements import Demand, find_demands
 from autopar.solve.price import time_bound
@@ -397,7 +396,7 @@ class Pricer:
             baseline_bytes=self.buffer_bytes(config),
             linked=tuple(pairwise(i for i, m in enumerate(members) if m in parts)),
             cuts=(cuts := self.cuts(config)),
-            turns=self.turns(config, cuts),
+            turns=turns(self.classes.spread(), len(members), config, cuts),
         )
 
     @cached_property
@@ -432,20 +431,6 @@ class Pricer:
         return dataclasses.replace(
             self, pins=pins, shardings=shardings, _costs={}, _useful={}, _widest={}
         )
-
-    def turns(self, config: Configuration, cuts: Cuts) -> tuple[int, ...]:
-        """The order of the layers of which each rank takes an interval.
-
-        Stages do that are equal, or as near to that as the cuts let them; parts go with blocks.
-        """
-        if config.virtual_stages == 1:
-            return ()
-        blocks, layers = self.classes.spread(), len(self.classes.members)
-        even = [0, *(blocks[k] for k in even_starts(len(blocks), config.stages)[1:])]
-        starts = nearest(cuts, even) or even
-        units = sorted({*blocks[1:], *starts})
-        lengths = [end - start for start, end in pairwise([*units, layers])]
-        return turns_through([units.index(start) for start in starts], lengths, config.pp)
 
     @property
     def interleaves(self) -> bool:

@@ -6,9 +6,11 @@ the square of the layers, and settles most configurations that cannot win.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from autopar.solve.chain import Chain, Floats
+from autopar.solve.chain import Chain, Floats, Place
 
 # The parts of a rank's time in the mixtures of time and room that are tried.
 SHARES = np.linspace(0.0, 1.0, 9)
@@ -26,29 +28,44 @@ def may_reach(chain: Chain, target: float = np.inf) -> bool:
     """
     places = list(dict.fromkeys(chain.places))
     number = np.array([chain.places.count(place) for place in places])
-    room = chain.room_bytes - chain.transient_bytes.min(initial=np.inf)
     wanted = np.bincount(chain.layers, minlength=len(chain.menus))
-    held = np.stack([chain.held_bytes(place.depths) for place in places])
     pace = np.array([_pace(chain, target, place.transfer_seconds) for place in places])
-    if room < 0 or pace.min() <= 0:
+    if pace.min() <= 0 or min(_room(chain.on(place.kind)) for place in places) < 0:
         return False
     shares = SHARES if np.isfinite(target) else SHARES[:1]
-    each = (
-        shares[:, None] * (chain.pace_seconds / pace[:, None])[:, None]
-        + (1 - shares[:, None]) * (held / max(room, 1.0))[:, None]
-    )  # [places, shares, options]
-    used = np.maximum(_least(chain, each), LEAST)
+    kinds = np.array([place.kind for place in places])  # those of one kind are neighbours
+    used = np.concatenate([
+        _used(chain.on(kind), [p for p in places if p.kind == kind], pace[kinds == kind], shares)
+        for kind in dict.fromkeys(kinds.tolist())
+    ])  # fmt: skip
     prices = used[[0, len(used) // 2, -1]].reshape(-1, used.shape[-1])
     worth = (prices[:, None, None] / used).max(axis=-1).min(axis=-1) @ number
     return bool((worth * (1 + TIE) >= prices @ wanted).all())
+
+
+def _room(chain: Chain) -> float:
+    """Bytes that layers may hold on a rank besides the least transient."""
+    return float(chain.room_bytes - chain.transient_bytes.min(initial=np.inf))
+
+
+def _used(chain: Chain, places: Sequence[Place], pace: Floats, shares: Floats) -> Floats:
+    """What a layer uses of time and room in these shares at least, [places, shares, classes]."""
+    held = np.stack([chain.held_bytes(place.depths) for place in places])
+    each = (
+        shares[:, None] * (chain.pace_seconds / pace[:, None])[:, None]
+        + (1 - shares[:, None]) * (held / max(_room(chain), 1.0))[:, None]
+    )  # [places, shares, options]
+    return np.maximum(_least(chain, each), LEAST)
 
 
 def _pace(chain: Chain, target: float, transfer_seconds: float) -> float:
     """What a plan below the target leaves to the layers of a rank besides their lead."""
     m, v = chain.num_microbatches, chain.problem.configuration.virtual_stages
     wanted = np.bincount(chain.layers, minlength=len(chain.menus))
-    lead = _least(chain, chain.lead_seconds) @ wanted + chain.lead_transfers.sum()
-    step = _least(chain, chain.step_seconds)
+    views = chain.views or (chain,)
+    leads = np.min([_least(view, view.lead_seconds) for view in views], axis=0)
+    lead = leads @ wanted + chain.lead_transfers.sum()
+    step = np.min([_least(view, view.step_seconds) for view in views], axis=0)
     finish = max(step @ wanted / chain.pp, step[wanted > 0].max())
     return float(target - lead - finish - (m - 1 / v) * transfer_seconds)
 
