@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from autopar.cluster import Cluster
 from autopar.cost.compute import attention_seconds, elementwise_seconds, gemm_seconds
 from autopar.graph import DTYPE_BYTES, Op, Value, refs
+from autopar.trace.opaque import OpaqueCall
 
 Values = dict[str, Value]
 Shapes = dict[str, tuple[int, ...]]
@@ -86,14 +87,18 @@ def _grouped(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost
 
 def _opaque(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
     """A module of the user's, by its own count of flops: one product of as many."""
-    inputs, held, _, _, flops, _ = op.args
-    if not held or not flops:
+    call = OpaqueCall.of(op)
+    read = [values[name] for name in call.tensors()]
+    rows_of = [v for v in read if v.dtype.startswith(("float", "bfloat")) and len(v.shape) > 1]
+    if not (rows_of and call.held and call.flops):
         return _elementwise(cluster, op, values, shapes)
-    x = values[inputs[0].name]
-    batch, rows = shapes[x.name][0] // x.shape[0].coefficient, math.prod(shapes[x.name][:-1])
+    x = max(rows_of, key=lambda value: value.elements(1))
+    sizes = zip(shapes[x.name], x.shape, strict=True)
+    batch = max(size // own.coefficient for size, own in sizes)
     k = shapes[x.name][-1]
-    n = max(1, batch * flops // (2 * rows * k))
-    factors = tuple(values[tensors[0].name] for tensors in (inputs, held))
+    rows = math.prod(shapes[x.name]) // k
+    n = max(1, batch * call.flops // (2 * rows * k))
+    factors = (x, values[call.held[0].name])
     return _product(cluster, factors, (rows, n, k), 1)
 
 

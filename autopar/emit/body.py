@@ -9,7 +9,18 @@ from typing import Any
 
 from autopar.emit.calls import call_arguments
 from autopar.emit.lines import arguments_of, comment, is_call
-from autopar.emit.source import HELPED, Namer, Writer, dimension, group, local_dimensions
+from autopar.emit.modules import assignments, function_of
+from autopar.emit.source import (
+    HELPED,
+    Namer,
+    Writer,
+    dimension,
+    group,
+    literal,
+    local_dimensions,
+    move_arguments,
+    spelled,
+)
 from autopar.graph import Call, Graph, Op, Ref, Size, Value, refs
 from autopar.strategies.rules import POINTWISE, RANDOM
 from autopar.strategies.sharding import Moved, Sharding
@@ -17,6 +28,7 @@ from autopar.strategies.spec import argument, name_of
 from autopar.strategies.states import R, State, V
 from autopar.strategies.strategy import Strategy
 from autopar.trace.inplace import is_inplace
+from autopar.trace.opaque import OpaqueCall
 
 # An expression longer than this gets a line and a name of its own.
 LONGEST_INLINE = 60
@@ -125,7 +137,7 @@ class Body:
         source = self.inline.get((move.value, made)) or self.namer.names[move.value]
         function = move.move.function
         self.used.add(function)
-        arguments = _move_arguments(move)
+        arguments = move_arguments(move)
         leaf = self.graph.values[move.value].source.rpartition(".")[2]
         base = self.namer.names.get(move.value) or leaf or move.value
         name = self.namer.fresh(f"{base}_{_SUFFIX[move.target.kind]}")
@@ -197,12 +209,15 @@ class Body:
         return f"{product[:-1]}, {bias})" if whole else text
 
     def _module(self, op: Op) -> str:
-        """A call of a module that could not be traced."""
-        module = self._path(op.args[2])
-        inputs = [self.read(a.name, R) for a in op.args[0]]
-        if self.sharding is None or self.sharding.unsplit:
-            return f"{module}({', '.join(inputs)})"
-        return self._helper("run_whole", module, *inputs)
+        """A call of a module or function that could not be traced."""
+        call = OpaqueCall.of(op)
+        given = [literal(a, lambda name: self.read(name, R)) for a in call.args]
+        for key, a in call.kwargs.items():
+            given.append(f"{key}={literal(a, lambda name: self.read(name, R))}")
+        function = function_of(call.path)
+        if not function and self.sharding is not None and not self.sharding.unsplit:
+            return self._helper("run_whole", self._path(call.path), *given)
+        return f"{function or self._path(call.path)}({', '.join(given)})"
 
     def average(self, op: Op, states: dict[str, State], writer: Writer) -> str:
         """The mean of equal shards, of which the ranks' results add up to the mean of all."""
@@ -276,12 +291,27 @@ class Body:
         while self._overlong(f"{', '.join(bases)} = ", text) and self._name_longest(op):
             text = self._text(op, index)
         names = [self.namer.bind(o, base) for o, base in zip(op.outputs, bases, strict=True)]
+        if name_of(op) == "opaque":
+            self._take_apart(op, names, text)
+            return
         note = self._shape_note(op, op.outputs[0], self._outputs(index)[0])
         random = self._draws(op, text, index)
         if random:
             self.used.add("shard_rng")
             self.lines.append("with shard_rng():")
         self._line(f"{', '.join(names)} = {text}", note, indent=4 if random else 0)
+
+    def _take_apart(self, op: Op, names: list[str], text: str) -> None:
+        """Statements for all that a module returns."""
+        call = OpaqueCall.of(op)
+        read = [name if self._uses[o] else "_" for o, name in zip(op.outputs, names, strict=True)]
+        whole = "" if isinstance(call.results, int) else self.namer.fresh("returned")
+        lines = assignments(call.results, read, text, whole)
+        if op.no_grad:
+            self.lines.append("with torch.no_grad():")
+        note = self._shape_note(op, op.outputs[0], R) if len(names) == 1 else ""
+        for line in lines:
+            self._line(line, note if line == lines[-1] else "", indent=4 if op.no_grad else 0)
 
     def _overlong(self, head: str, text: str) -> bool:
         """Whether a statement fits neither on one line nor as a call with a line per argument."""
@@ -347,7 +377,7 @@ class Body:
     def _base_name(self, op: Op) -> str:
         """The module's own name for products and normalisations, the operation's otherwise."""
         if name_of(op) == "opaque":
-            return str(op.args[2]).rpartition(".")[2]
+            return OpaqueCall.of(op).path.rpartition(".")[2]
         read = (self.graph.values[n] for n in op.inputs())
         sources = [spelled(self.graph, v.source, op.unit) for v in read if v.kind == "parameter"]
         for source in sources:
@@ -390,7 +420,7 @@ class Body:
         for index in order:
             op = self.graph.ops[index]
             states = dict(self.sharding.strategies[index].inputs) if self.sharding else {}
-            for name, times in Counter(_reads(op)).items():
+            for name, times in Counter(refs((op.args, op.kwargs))).items():
                 state = states.get(name, R)
                 if self._move(name, state) is None:
                     uses[name] += times
@@ -447,12 +477,6 @@ class Body:
         self.lines.append(" " * indent + comment(text, note))
 
 
-def spelled(graph: Graph, source: str, unit: str) -> str:
-    """The name of a parameter as the module at ``unit`` spells it; tied ones have several."""
-    names = next((group for group in graph.tied if source in group), (source,))
-    return next((name for name in names if unit and name.startswith(f"{unit}.")), names[0])
-
-
 def _ignored(op: Op) -> Any:
     """The class that does not count, where it is not the usual one."""
     ignored = argument(op, 4, "ignore_index", -100)
@@ -474,14 +498,3 @@ _BASES = {
 }  # fmt: skip
 _NOTES = {"P": ", partial sums", "D": ", rows of this rank's experts"}
 _SUFFIX = {"R": "full", "V": "full", "S": "shard"}
-
-
-def _reads(op: Op) -> list[str]:
-    return list(refs((op.args, op.kwargs)))
-
-
-def _move_arguments(move: Moved) -> str:
-    if move.move.function == "all_to_all":
-        return f", from_dim={move.source.dim}, to_dim={move.target.dim}"
-    dims = [s.dim for s in (move.source, move.target) if s.kind == "S"]
-    return f", dim={dims[0]}" if dims else ""

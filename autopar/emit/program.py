@@ -8,11 +8,10 @@ from itertools import groupby
 from typing import Any
 
 from autopar import graph_json
-from autopar.emit.body import spelled
 from autopar.emit.chassis import Loop, Part, Program, render
 from autopar.emit.constants import Tensor
 from autopar.emit.layers import LayerClass, StageText, layer_classes, stage_text
-from autopar.emit.source import literal, local_dimensions
+from autopar.emit.source import literal, local_dimensions, spelled
 from autopar.errors import PlanFormatError
 from autopar.graph import Graph
 from autopar.plan import Plan

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from autopar.emit.functional import DEFAULTS, DROPOUTS, FACTORIES, FUNCTIONAL, REDUCTION
-from autopar.graph import Op, Ref, Size, Value
+from autopar.graph import Graph, Op, Ref, Size, Value
+from autopar.strategies.sharding import Moved
 from autopar.strategies.states import State
 
 # Arguments that functionals take as one number where it is the same for each dim.
@@ -96,6 +97,9 @@ def literal(argument: Any, name: Callable[[str], str]) -> str:
     if isinstance(argument, tuple):
         inner = ", ".join(literal(a, name) for a in argument)
         return f"({inner},)" if len(argument) == 1 else f"({inner})"
+    if isinstance(argument, dict):
+        items = (f'"{key}": {literal(item, name)}' for key, item in argument.items())
+        return f"{{{', '.join(items)}}}"
     if isinstance(argument, str) and argument.startswith("torch."):
         return argument
     if isinstance(argument, float) and argument in (float("inf"), float("-inf")):
@@ -407,3 +411,17 @@ _SPECIAL: dict[str, Callable[[Writer, Op], str]] = {
         (f"upsample_{mode}2d" for mode in ("nearest", "bilinear", "bicubic")), Writer.upsample
     ),
 }
+
+
+def spelled(graph: Graph, source: str, unit: str) -> str:
+    """The name of a parameter as the module at ``unit`` spells it; tied ones have several."""
+    names = next((group for group in graph.tied if source in group), (source,))
+    return next((name for name in names if unit and name.startswith(f"{unit}.")), names[0])
+
+
+def move_arguments(move: Moved) -> str:
+    """The arguments of a change of state, behind the value."""
+    if move.move.function == "all_to_all":
+        return f", from_dim={move.source.dim}, to_dim={move.target.dim}"
+    dims = [s.dim for s in (move.source, move.target) if s.kind == "S"]
+    return f", dim={dims[0]}" if dims else ""

@@ -16,7 +16,7 @@ from autopar.solve.menus import Pricer
 from autopar.solve.problem import Configuration
 from autopar.strategies.choices import is_known
 from autopar.strategies.sharding import Sharding
-from autopar.trace.opaque import OPAQUE
+from autopar.trace.opaque import FUNCTION, OPAQUE, OpaqueCall
 
 # A payload that every collective curve covers, to ask whether group sizes are covered.
 REFERENCE_PAYLOAD = 2**20
@@ -97,7 +97,10 @@ def _spoken(op: Op) -> str:
     """How the notes name an op; one that stands for a module by the module."""
     if op.target != OPAQUE:
         return op.target
-    return f"the module {op.args[2]}, which cannot be traced,"
+    path = OpaqueCall.of(op).path
+    if path.startswith(FUNCTION):
+        return f"the {path}, which has no shapes without data,"
+    return f"the module {path}, which cannot be traced,"
 
 
 def _whole_seconds(pricer: Pricer, op: Op, batch: int) -> float:

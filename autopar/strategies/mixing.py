@@ -14,6 +14,7 @@ from autopar.graph import Graph, Op, Ref, Value
 from autopar.strategies.spec import Values, argument, name_of
 from autopar.strategies.statistics import is_synchronised, mixes_samples
 from autopar.trace.inplace import is_inplace
+from autopar.trace.opaque import OPAQUE, OpaqueCall
 
 # What a value is made of. Of integers and masks alone: how often something counts. Of samples,
 # each element of one. A sum over samples.
@@ -82,8 +83,11 @@ def find_mixing(graph: Graph) -> list[Mixing]:
         if value.kind == "input":
             walk.kinds[name] = SAMPLES if _is_float(value) else COUNT
     for index, op in enumerate(graph.ops):
-        kind, reason = _kind(op, walk)
-        walk.kinds.update(dict.fromkeys(op.outputs, kind))
+        if op.target == OPAQUE:
+            reason = _of_module(op, walk)
+        else:
+            kind, reason = _kind(op, walk)
+            walk.kinds.update(dict.fromkeys(op.outputs, kind))
         if reason:
             walk.found.append(Mixing(index, reason))
     return walk.found
@@ -105,6 +109,21 @@ def _kind(op: Op, walk: _Walk) -> tuple[int, str]:
         learned = out.requires_grad and _batch_dims(out)
         return (SAMPLES if learned else COUNT), ""
     return _of_sums(op, kinds, out) if most == SUM else _of_samples(op, kinds, out, values)
+
+
+def _of_module(op: Op, walk: _Walk) -> str:
+    """What is said about a module that is run whole; sets the kinds of all that it makes."""
+    most = max((walk.kinds.get(name, NOTHING) for name in op.inputs()), default=NOTHING)
+    for name in op.outputs:
+        value = walk.values[name]
+        kind = (SAMPLES if _batch_dims(value) else SUM) if _is_float(value) else COUNT
+        walk.kinds[name] = min(kind, most) if most <= COUNT and not value.requires_grad else kind
+    if most == NOTHING:
+        walk.kinds.update(dict.fromkeys(op.outputs, NOTHING))
+        return ""
+    if most == SUM:
+        return "reads a sum or mean over the samples"
+    return "mixes samples, as running it showed," if OpaqueCall.of(op).mixes else ""
 
 
 def _of_samples(op: Op, kinds: dict[str, int], out: Value, values: Values) -> tuple[int, str]:

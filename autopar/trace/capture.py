@@ -27,12 +27,11 @@ from autopar.trace.losses import UnreducedLosses, as_torch_does
 from autopar.trace.model import Recorder, find_blocks, find_units, meta_copy, set_training
 from autopar.trace.norms import call_plain_norms, check_momentum
 from autopar.trace.opaque import (
-    Described,
-    Observed,
+    Opaques,
     OwnBackwards,
+    ShapelessFunctions,
     UntraceableError,
-    attach_opaque,
-    find_opaque,
+    read_call,
 )
 from autopar.trace.private import tree_flatten_with_path, tree_map, tree_unflatten
 from autopar.trace.refusals import explain
@@ -106,52 +105,34 @@ def capture(
     check_momentum(model)
     inputs = tree_map(partial(_to_meta, dtype=dtype), (args, kwargs))
     example = (*inputs, tree_map(_to_meta, target))
-    observed: dict[str, Observed] = {}
+    opaques = Opaques(partial(_size, where=""))
     while True:
         recorder = Recorder()
         try:
-            return _capture_few(model, example, loss_fn, dtype, observed, recorder)
+            return _capture_few(model, example, loss_fn, dtype, opaques, recorder)
         except UntraceableError as error:
-            found = find_opaque(
-                set_training(meta_copy(model, dtype), model), error.path,
-                _described_calls(recorder), observed,
-            )  # fmt: skip
+            copy = set_training(meta_copy(model, dtype), model)
+            _disable_cache(copy)
+            found = opaques.find(copy, error.path, recorder.entered)
             if not found:
                 raise
             _logger.info("one operation each, as it cannot be traced: %s", ", ".join(found))
-            observed |= found
 
 
 def _capture_few(
     model: nn.Module, example: tuple[Any, ...], loss_fn: Callable[..., Tensor] | None,
-    dtype: torch.dtype, observed: dict[str, Observed], recorder: Recorder,
+    dtype: torch.dtype, opaques: Opaques, recorder: Recorder,
 ) -> Raw:  # fmt: skip
     """Leaves blocks out, or traces all if that fails."""
     repeats = find_repeats(model, find_blocks(model))
     if repeats:
         try:
-            return _capture(model, example, loss_fn, dtype, repeats, observed, Recorder())
+            return _capture(model, example, loss_fn, dtype, repeats, opaques, Recorder())
         except Exception as error:  # the same error comes up again if it is about the model
             _logger.info(
                 "tracing every block, which takes longer: %s", str(error).partition("\n")[0]
             )
-    return _capture(model, example, loss_fn, dtype, (), observed, recorder)
-
-
-def _described_calls(recorder: Recorder) -> dict[str, tuple[Described, ...]]:
-    """The arguments of modules that are called with positional tensors of known sizes alone."""
-    found = {}
-    for path, (args, kwargs) in recorder.entered.items():
-        try:
-            found[path] = tuple(_describe(argument) for argument in (*args, *kwargs.values()))
-        except (TraceError, AttributeError):  # sizes that depend on values, or no tensor
-            continue
-    return {path: calls for path, calls in found.items() if not recorder.entered[path][1]}
-
-
-def _describe(argument: Tensor) -> Described:
-    """Shape and dtype of a tensor in the trace."""
-    return tuple(_size(size, "") for size in argument.shape), argument.dtype
+    return _capture(model, example, loss_fn, dtype, (), opaques, recorder)
 
 
 def _capture(
@@ -160,15 +141,16 @@ def _capture(
     loss_fn: Callable[..., Tensor] | None,
     dtype: torch.dtype,
     repeats: tuple[Repeat, ...],
-    observed: dict[str, Observed],
+    opaques: Opaques,
     recorder: Recorder,
 ) -> Raw:
     """One trace with any number of samples, or two where the model fixes it (``len(x)``)."""
 
     def read(batch: int, recorder: Recorder, *, fixed: bool) -> Raw:
         inputs = tree_map(partial(_resized, batch=batch), example)
-        copy = _prepared(model, dtype, repeats, observed, recorder)
-        exported = _export(_Step(copy, loss_fn), inputs, recorder, fixed=fixed)
+        copy = _prepared(model, dtype, repeats, opaques, recorder)
+        shapeless = ShapelessFunctions(opaques)
+        exported = _export(_Step(copy, loss_fn), inputs, recorder, shapeless, fixed=fixed)
         recorder.samples.clear()
         raw = Raw(blocks=find_blocks(model), recorder=recorder)
         frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
@@ -190,7 +172,7 @@ def _resized(leaf: Any, batch: int) -> Any:
 
 def _prepared(
     model: nn.Module, dtype: torch.dtype, repeats: tuple[Repeat, ...],
-    observed: dict[str, Observed], recorder: Recorder,
+    opaques: Opaques, recorder: Recorder,
 ) -> nn.Module:  # fmt: skip
     """A copy of the model on ``meta`` that notes its calls in ``recorder``."""
     omitted = tuple(path for repeat in repeats for path in repeat.omitted)
@@ -198,8 +180,7 @@ def _prepared(
     _disable_cache(copy)
     call_plain_norms(copy)
     units = find_units(model, find_blocks(model))
-    kept = {path: facts for path, facts in observed.items() if not path.startswith(_below(omitted))}
-    attach_opaque(copy, kept, _describe)
+    opaques.attach(copy, _below(omitted))
     recorder.attach(copy, tuple(path for path in units if path not in omitted))
     attach_stand_ins(copy, repeats, recorder)
     return copy
@@ -234,8 +215,9 @@ def _to_meta(leaf: Any, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def _export(
-    step: nn.Module, example: tuple[Any, ...], recorder: Recorder, *, fixed: bool = False
-) -> ExportedProgram:
+    step: nn.Module, example: tuple[Any, ...], recorder: Recorder,
+    shapeless: ShapelessFunctions, *, fixed: bool = False,
+) -> ExportedProgram:  # fmt: skip
     """Runs ``torch.export`` and turns what goes wrong into an error that names the place.
 
     Where the number of samples is ``fixed``, it is one number throughout the trace.
@@ -247,7 +229,8 @@ def _export(
     try:
         # What the model makes without naming a device is made where its inputs are.
         device = torch.device("meta")
-        own = (device, OwnBackwards(), Constants("meta"), UnreducedLosses(), KnownValues())
+        made = (Constants("meta"), UnreducedLosses(), KnownValues())
+        own = (device, OwnBackwards(), shapeless, *made)
         with contextlib.redirect_stderr(io.StringIO()), contextlib.ExitStack() as stack:
             for context in own:
                 stack.enter_context(context)
@@ -343,7 +326,7 @@ class _Reader:
         args = tuple(self._arg(a) for a in node.args)
         kwargs = {k: self._arg(v) for k, v in node.kwargs.items() if k not in _DROPPED}
         op = Op(str(node.target), args, kwargs, tuple(outputs), "", _where(node), no_grad)
-        self.raw.ops.append(as_torch_does(op))
+        self.raw.ops.append(read_call(as_torch_does(op)))
         self.statements.append(statement_of(node.meta.get("stack_trace") or ""))
 
     def _unknown(self, node: Any) -> UntraceableError:
@@ -353,7 +336,7 @@ class _Reader:
             f"cannot trace the model: {getattr(node.target, '__name__', node.target)} is called",
             expected="operations of torch", where=where,
             hint="write torch.vmap and the like as operations on whole batches, or put them in a"
-            " module of its own, which takes tensors and returns one",
+            " module of its own, which takes and returns tensors",
         )  # fmt: skip
         error.path = where.partition(" ")[0]
         return error
@@ -413,11 +396,13 @@ def _held(path: str) -> TraceError:
     """A tensor of the trace that is neither an input nor registered in a module."""
     module, _, name = path.rpartition(".")
     if name.startswith("lifted_tensor"):
-        return TraceError(
+        error = UntraceableError(
             "the forward makes a tensor of data that is neither a tensor nor numbers",
             expected="torch.tensor of numbers", where=module or "the model",
             hint="make tensors of NumPy arrays once, and register them with register_buffer",
         )  # fmt: skip
+        error.path = module
+        return error
     return TraceError(
         f"the model holds the tensor {path!r} as a plain attribute",
         expected="parameters and buffers only", where=path,

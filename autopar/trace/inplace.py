@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 
 from autopar.errors import TraceError
@@ -33,7 +34,8 @@ class _Memory:
     """Which values share memory while the ops are read in order.
 
     ``names`` says by which value each changed one is known now, ``views`` by which op each part
-    of a tensor was made, ``shared`` what shares memory with a tensor other than as its part,
+    of a tensor was made, ``shared`` what shares memory with a tensor other than as its part, with
+    all that shares it, ``last_read`` which op reads each value last, ``now`` the present op,
     ``buffers`` what changes of buffers return, which is the buffer, and ``stale`` what would have
     to show a change and does not.
     """
@@ -41,9 +43,23 @@ class _Memory:
     values: Values
     names: dict[str, str] = field(default_factory=dict)
     views: dict[str, Op] = field(default_factory=dict)
-    shared: set[str] = field(default_factory=set)
+    shared: dict[str, set[str]] = field(default_factory=dict)
+    last_read: dict[str, int] = field(default_factory=dict)
+    now: int = 0
     buffers: set[str] = field(default_factory=set)
     stale: set[str] = field(default_factory=set)
+
+    def share(self, names: set[str]) -> None:
+        """From now on all that shares memory with one of ``names`` does with the others."""
+        group = names.union(*(self.shared.get(name, set()) for name in names))
+        self.shared.update(dict.fromkeys(group, group))
+
+    def is_shared(self, name: str) -> bool:
+        """Whether a change of the value would have to show in what is read later."""
+        others = self.shared.get(name, set()) - {name}
+        # What no operation reads may be the loss.
+        later = any(self.last_read.get(other, math.inf) > self.now for other in others)
+        return later or any(self.values[other].kind != "activation" for other in others)
 
     def replace(self, old: str, new: str) -> None:
         """From now on ``new`` is read where ``old`` was."""
@@ -76,7 +92,9 @@ def make_functional(ops: list[Op], values: Values) -> tuple[list[Op], dict[str, 
     """
     memory = _Memory(values)
     result = []
-    for op in (part for whole in ops for part in _without_out(whole, values)):
+    plain = [part for whole in ops for part in _without_out(whole, values)]
+    memory.last_read = {name: index for index, op in enumerate(plain) for name in op.inputs()}
+    for memory.now, op in enumerate(plain):
         args, kwargs = substitute(op.args, memory.names), substitute(op.kwargs, memory.names)
         op = dataclasses.replace(op, args=args, kwargs=kwargs)
         first = op.args[0].name if op.args and isinstance(op.args[0], Ref) else ""
@@ -93,7 +111,7 @@ def make_functional(ops: list[Op], values: Values) -> tuple[list[Op], dict[str, 
         if name in _SCATTERS:
             memory.views[op.outputs[0]] = op
         elif name in _SHARING:
-            memory.shared |= {first, *op.outputs}
+            memory.share({first, *op.outputs})
         result.append(op)
     return result, memory.names
 
@@ -125,7 +143,7 @@ def _changed(op: Op, memory: _Memory) -> list[Op]:
     while changed in memory.views:
         view = memory.views[changed]
         base = view.args[0].name
-        if base in memory.shared or memory.values[base].kind != "activation":
+        if memory.is_shared(base) or memory.values[base].kind != "activation":
             raise _refusal(op)
         parts = {n for n, v in memory.views.items() if v.args[0].name == base}
         memory.stale |= parts - {changed}
@@ -152,7 +170,7 @@ def _functional(op: Op, memory: _Memory) -> list[Op]:
     changed = memory.values[op.args[0].name]
     namespace, name, overload = op.target.split(".")
     target = f"{namespace}.{name[:-1]}.{overload}"
-    if changed.name in memory.shared or changed.kind != "activation" or not exists(target):
+    if memory.is_shared(changed.name) or changed.kind != "activation" or not exists(target):
         raise _refusal(op)
     if name in ("copy_", "fill_"):
         return _assignment(op, changed, memory.values)

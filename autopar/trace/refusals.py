@@ -33,18 +33,18 @@ def _advice(error: Exception) -> tuple[str, str]:
     if isinstance(error, HiddenBackwardError):
         return (
             "operations of torch, whose backward is known",
-            "call it in a module of its own, which takes tensors and returns one: it is run whole",
+            "call it in a module of its own, which takes and returns tensors: it is run whole",
         )
     if "data-dependent" in str(error) or "DataDependent" in type(error).__name__:
         return (
             "a forward whose control flow does not depend on tensor values",
             "replace the branch on a tensor's value by torch.where or a fixed choice, or put it"
-            " in a module of its own, which takes tensors and returns one",
+            " in a module of its own, which takes and returns tensors",
         )
     return (
         "a forward that torch.export can trace",
         "make this call traceable, pass inputs that avoid it, or put it in a module of its own,"
-        " which takes tensors and returns one",
+        " which takes and returns tensors",
     )
 
 

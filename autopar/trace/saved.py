@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autopar.graph import Op, Saved, Value, refs
+from autopar.graph import Op, Saved, Value
 from autopar.trace.interpret import run
-from autopar.trace.opaque import OPAQUE
+from autopar.trace.opaque import OPAQUE, OpaqueCall
 
 # The fused kernels keep queries, keys, values, the result and one statistic per row;
 # on meta torch shows the unfused kernel, which nobody runs.
@@ -25,7 +25,8 @@ def observe_saved(op: Op, values: dict[str, Value]) -> Saved:
         size.power for n in op.inputs() for size in values[n].shape
     )
     if op.target == OPAQUE:
-        return Saved(tuple(refs(op.args[0])), op.args[5], True)
+        call = OpaqueCall.of(op)
+        return Saved(call.tensors(), call.saved_bytes, True)
     if op.target == _ATTENTION:
         query = values[op.args[0].name]
         statistic = query.elements(1) // query.shape[-1].coefficient * 4

@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any
 
 from autopar.graph import Op, Ref, Value, refs
+from autopar.trace.opaque import OPAQUE, OpaqueCall
 
 Values = dict[str, Value]
 FULL_SLICE = 2**63 - 1
@@ -209,6 +210,8 @@ def propagate_grad(ops: list[Op], values: Values) -> None:
     for op in ops:
         grad = not op.no_grad and any(values[n].requires_grad for n in op.inputs())
         grad = grad and op.target != "aten.detach.default"
-        for name in op.outputs:
+        learned = OpaqueCall.of(op).learned if op.target == OPAQUE else (True,) * len(op.outputs)
+        for name, own in zip(op.outputs, learned, strict=True):
             floating = values[name].dtype.startswith(("float", "bfloat", "complex"))
-            values[name] = dataclasses.replace(values[name], requires_grad=grad and floating)
+            flows = grad and own and floating
+            values[name] = dataclasses.replace(values[name], requires_grad=flows)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from autopar.emit.body import Body, spelled
-from autopar.emit.source import Namer
+from autopar.emit.body import Body
+from autopar.emit.source import Namer, spelled
 from autopar.graph import Call, Graph, Op, Ref, Size, Value
 from autopar.strategies.sharding import Moved, Sharding
 from autopar.strategies.states import MOVES, D, P, R, V, shard

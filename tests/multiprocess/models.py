@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from tests.multiprocess.case import CLASSES, LAYERS, SAMPLES, TOKENS, VOCABULARY, Case
 from tests.multiprocess.domains import CASES as DOMAINS
 from tests.multiprocess.huggingface import CASES as HUGGING_FACE
+from tests.multiprocess.library import CASES as LIBRARY
 from tests.multiprocess.mixers import CASES as MIXERS
 from tests.multiprocess.ordinary import CASES as ORDINARY
 from tests.multiprocess.recurrent import CASES as RECURRENT
 from tests.multiprocess.scratch import CASES as SCRATCH
 from tests.multiprocess.unusual import CASES as UNUSUAL
 from tests.multiprocess.vision import CASES as VISION
+from tests.multiprocess.whole import CASES as WHOLE
 
 
 def make_gpt(layers: int = LAYERS) -> nn.Module:
@@ -287,8 +289,10 @@ CASES = {
     **ORDINARY,
     **SCRATCH,
     **UNUSUAL,
+    **WHOLE,
     **DOMAINS,
     **MIXERS,
+    **LIBRARY,
 }
 
 

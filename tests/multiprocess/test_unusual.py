@@ -27,6 +27,8 @@ RUNS = [
     ("binary", (2, 1, 1), 2),
     # values that hooks take out of blocks
     ("hooked", (2, 1, 1), 2),
+    # modules with keywords, nests and several results, and a loss, all run whole
+    ("transcribing", (1, 1, 2), 2),
     # a counter that nothing reads
     ("ema", (1, 1, 2), 2),
 ]

@@ -46,9 +46,13 @@ def test_later_readers_see_the_change():
 @pytest.mark.parametrize("order", [1, -1])
 def test_tensors_that_share_memory_are_refused(order):
     view = Op("aten.view.default", (X, (2, 2)), {}, ("y",))
-    change = Op("aten.relu_.default", (X if order == 1 else Y,), {}, ("z",))
+    changed, other = (X, Y)[::order]
+    change = Op("aten.relu_.default", (changed,), {}, ("z",))
+    late = Op("aten.exp.default", (other,), {}, ("v",))
     with pytest.raises(TraceError, match="in place"):
-        make_functional([view, change], values())
+        make_functional([view, change, late], values())
+    early = [op.target for op in make_functional([view, late, change], values())[0]]
+    assert early[-1] == "aten.relu.default"
 
 
 def test_parameters_are_refused_and_buffers_left_alone():

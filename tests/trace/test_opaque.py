@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autopar.errors import TraceError
-from autopar.graph import Size
+from autopar.graph import Ref, Size
 from autopar.trace import trace
-from autopar.trace.opaque import OPAQUE, observe
+from autopar.trace.observe import observe
+from autopar.trace.opaque import OPAQUE, OpaqueCall
 
 WIDTH = 8
 
@@ -114,12 +117,12 @@ def graph_of(inner, outer=Model):
 def test_the_innermost_module_becomes_one_operation(inner):
     graph = graph_of(inner)
     ops = [op for op in graph.ops if op.target == OPAQUE]
-    assert [op.args[2] for op in ops] == [f"blocks.{i}.inner" for i in range(5)]
+    assert [op.args[0] for op in ops] == [f"blocks.{i}.inner" for i in range(5)]
     for op in ops:
         made = graph.values[op.outputs[0]]
         assert made.shape == (Size(1, 1), Size(4), Size(WIDTH))
         assert made.requires_grad
-    held = {graph.values[name].source for name in ops[2].inputs()[1:]}
+    held = {graph.values[ref.name].source for ref in OpaqueCall.of(ops[2]).held}
     assert held == {n for n, _ in Model(inner).named_parameters() if n.startswith("blocks.2.inner")}
 
 
@@ -133,9 +136,12 @@ def test_equal_blocks_are_one_class():
 def test_what_is_observed():
     with torch.device("meta"):
         module = Experts()
-    facts = observe(module, [((Size(1, 1), Size(4), Size(WIDTH)), torch.float32)])
+    x = (Size(1, 1), Size(4), Size(WIDTH)), torch.float32
+    facts = observe(module, ((Ref("0"),), {}), [x])
     assert facts is not None
-    assert facts.shape == (Size(1, 1), Size(4), Size(WIDTH))
+    assert facts.made == (x,)
+    assert facts.learned == (True,)
+    assert not facts.mixes
     # Of four rows: the gate, and one expert each.
     assert facts.flops == 2 * 4 * WIDTH * (2 + WIDTH)
     # At the least the rows and the weights that each expert was given.
@@ -158,6 +164,85 @@ def test_a_module_that_makes_no_single_tensor_is_no_operation():
     with pytest.raises(TraceError) as caught:
         trace(model, (x,), {}, loss_fn=lambda y, _: y.mean())
     assert "depend" in caught.value.hint + caught.value.expected
+
+
+class Returned(NamedTuple):
+    hidden: Tensor
+    scores: dict[str, Tensor]
+
+
+class Nested(nn.Module):
+    """Takes keywords and nests, returns a nest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, *, more: Any, flag: bool = True) -> Returned:
+        y = self.linear(more["y"]) if bool(x.sum() > 0) == flag else more["y"] * x
+        return Returned(y, {"best": y.argmax(-1), "mean": y.mean()})
+
+
+class AroundNested(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.nested = Nested()
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.nested(x, more={"y": 2 * x, "z": None}, flag=False)
+        return made.hidden + made.scores["mean"]
+
+
+def test_keywords_and_nests():
+    graph = graph_of(AroundNested)
+    op = next(op for op in graph.ops if op.target == OPAQUE)
+    call = OpaqueCall.of(op)
+    assert call.kwargs["flag"] is False
+    assert call.kwargs["more"]["z"] is None
+    assert call.tensors() == (call.args[0].name, call.kwargs["more"]["y"].name)
+    assert call.results == (0, {'["best"]': 1, '["mean"]': 2})
+    made = [graph.values[name] for name in op.outputs]
+    assert [value.shape for value in made] == [
+        (Size(1, 1), Size(4), Size(WIDTH)), (Size(1, 1), Size(4)), ()
+    ]  # fmt: skip
+    assert [value.requires_grad for value in made] == [True, False, True]
+    assert not call.mixes
+
+
+def test_a_function_without_shapes_is_run_whole():
+    model = nn.Sequential(*[nn.Linear(WIDTH, WIDTH) for _ in range(3)])
+    target = torch.ones(2, 3, dtype=torch.long), torch.full((2,), 4), torch.full((2,), 3)
+    graph = trace(
+        model, (torch.zeros(2, 4, WIDTH),), {}, target=target,
+        loss_fn=lambda y, t: F.ctc_loss(y.log_softmax(-1).transpose(0, 1), *t, reduction="sum"),
+    )  # fmt: skip
+    call = OpaqueCall.of(next(op for op in graph.ops if op.target == OPAQUE))
+    assert call.path == "function torch.nn.functional.ctc_loss"
+    assert call.kwargs["reduction"] == "sum"
+    assert not call.mixes
+
+
+def seen(module, *shapes):
+    described = [(shape, torch.float32) for shape in shapes]
+    args = tuple(Ref(str(k)) for k in range(len(shapes)))
+    return observe(module, (args, {}), described)
+
+
+ROWS = (Size(1, 1), Size(WIDTH))
+
+
+def test_what_mixes_samples_shows():
+    assert seen(torch.sigmoid, ROWS).mixes is False
+    assert seen(lambda x: x.mean(), ROWS).mixes is False
+    assert seen(F.dropout, ROWS).mixes is False  # by chance alone
+    assert seen(lambda x: x.softmax(0), ROWS).mixes is True
+    assert seen(lambda x: x.std(), ROWS).mixes is True
+
+
+def test_what_cannot_be_run_alone():
+    assert seen(torch.nonzero, ROWS) is None  # as many rows as there are values
+    assert seen(lambda x: x.relu_(), ROWS) is None  # the caller's tensor would change
+    assert seen(lambda x: {1, 2}, ROWS) is None
 
 
 @pytest.mark.parametrize("inner", [Binary, Mapped])

@@ -1,0 +1,229 @@
+"""What a module or function that cannot be traced makes, keeps and costs, seen by running it.
+
+It runs on small random inputs on the CPU, in a thread of its own, where the trace's modes do not
+hold. The weights of a large module are one number each, expanded to the weight's shape, which takes
+no memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from autopar.graph import Size
+from autopar.trace.nests import describe_results, fill, rebuild
+
+# The weights' values do not matter much, as long as no result grows or vanishes.
+WEIGHT = 0.02
+# Modules with more parameters than this are not drawn.
+MOST_DRAWN = 1 << 22
+SMALL, LARGE = 2, 4
+Described = tuple[tuple[Size, ...], torch.dtype]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What running a module or function told.
+
+    Attributes:
+        arguments: shape and dtype of each tensor that is passed.
+        made: shape and dtype of each tensor that is returned.
+        results: the nest of what is returned (``nests.describe_results``).
+        template: the same with tensors on ``meta``.
+        learned: for each tensor whether it has a gradient.
+        mixes: whether results of a sample depend on other samples, or results of all samples are
+            neither sums nor means over them.
+        flops: of the forward of one sample.
+        saved_bytes: kept for backward per sample, besides arguments and weights.
+    """
+
+    arguments: tuple[Described, ...]
+    made: tuple[Described, ...]
+    results: Any
+    template: Any
+    learned: tuple[bool, ...]
+    mixes: bool
+    flops: int
+    saved_bytes: int
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run: what is returned, its form and what else it holds, tensors, flops, kept bytes."""
+
+    output: Any
+    results: tuple[Any, list[Any]]
+    tensors: list[Tensor]
+    flops: int
+    saved_bytes: int
+
+    def forms(self) -> list[Any]:
+        """What has to be the same for every micro-batch of one size."""
+        return [(t.shape, t.dtype, t.requires_grad) for t in self.tensors]
+
+
+def observe(module: Any, call: Any, arguments: Sequence[Described]) -> Observed | None:
+    """Runs ``module`` on two samples, on two others, and on all four.
+
+    Args:
+        module: or a function; its weights may be on ``meta``.
+        call: positional and keyword arguments, tensors by number (``nests.describe_arguments``).
+        arguments: these tensors.
+
+    Returns:
+        None if it cannot be run so, if what it returns depends on more than the number of
+        samples, or if it changes what it is passed or holds.
+    """
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(_observe, module, call, tuple(arguments)).result()
+    except Exception:  # a user's module, which may raise anything
+        return None
+
+
+def _observe(module: Any, call: Any, arguments: tuple[Described, ...]) -> Observed | None:
+    runs = _runs(module, call, arguments)
+    first, again, second, large, *rest = runs
+    same = first.results == large.results
+    same = same and all((r.results, r.forms()) == (first.results, first.forms()) for r in runs[1:3])
+    same = same and all(r.forms() == first.forms() for r in rest)
+    if not same or not first.tensors:
+        return None
+    made = [_described(a, b) for a, b in zip(first.tensors, large.tensors, strict=True)]
+    found = [described for described in made if described is not None]
+    if len(found) < len(made):
+        return None
+    chance = not _equal(first.tensors, again.tensors)
+    mixes = not chance and not all(map(_joins, first.tensors, second.tensors, large.tensors))
+    metas = (tensor.detach().to("meta") for tensor in first.tensors)
+    return Observed(
+        arguments, tuple(found), first.results[0], rebuild(first.output, metas),
+        tuple(tensor.requires_grad for tensor in first.tensors), mixes,
+        max(0, large.flops - first.flops) // SMALL,
+        max(0, large.saved_bytes - first.saved_bytes) // SMALL,
+    )  # fmt: skip
+
+
+def _described(small: Tensor, large: Tensor) -> Described | None:
+    """Shape and dtype of a result, None if it grows otherwise than with the batch."""
+    pairs = list(zip(small.shape, large.shape, strict=True))
+    if any(b not in (a, 2 * a) for a, b in pairs):
+        return None
+    sizes = (Size(a // SMALL, 1) if b == 2 * a and a else Size(a) for a, b in pairs)
+    return tuple(sizes), small.dtype
+
+
+def _runs(module: Any, call: Any, arguments: tuple[Described, ...]) -> list[_Run]:
+    """Two samples, the same by another chance, two others, all four, and two of zeros if it can.
+
+    The last shows sizes that depend on values, as those of ``nonzero`` do.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        large = [_draw([s.at(LARGE) for s in shape], dtype) for shape, dtype in arguments]
+        weights = _weights(module)
+    halves = [
+        [_half(tensor, shape, k) for tensor, (shape, _) in zip(large, arguments, strict=True)]
+        for k in range(2)
+    ]
+    rows = [(halves[0], SMALL, 0), (halves[0], SMALL, 1), (halves[1], SMALL, 0), (large, LARGE, 0)]
+    runs = [_run(module, weights, call, *row) for row in rows]
+    zeros = [torch.zeros_like(t).requires_grad_(t.requires_grad) for t in halves[0]]
+    with contextlib.suppress(Exception):
+        runs.append(_run(module, weights, call, zeros, SMALL, 0))
+    return runs
+
+
+def _half(tensor: Tensor, shape: tuple[Size, ...], k: int) -> Tensor:
+    """The first or second half of the samples."""
+    for dim, size in enumerate(shape):
+        if size.power:
+            tensor = tensor.chunk(2, dim)[k]
+    return tensor
+
+
+def _run(
+    module: Any, weights: dict[str, Tensor], call: Any, inputs: list[Tensor], batch: int, seed: int
+) -> _Run:
+    given = [tensor.clone() for tensor in inputs]
+    known = {_storage(tensor) for tensor in (*given, *weights.values())}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    args, kwargs = fill(call, given, batch)
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter, hooks:
+        torch.manual_seed(seed)
+        if isinstance(module, nn.Module):
+            output = functional_call(module, weights, args, kwargs)
+        else:
+            output = module(*args, **kwargs)
+    if not _equal(inputs, given):
+        raise TypeError("it changes what it is passed")
+    tensors: list[Tensor] = []
+    others: list[Any] = []
+    results = describe_results(output, tensors, others), others
+    saved = sum(size for storage, size in kept.items() if storage not in known)
+    return _Run(output, results, tensors, counter.get_total_flops(), saved)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _equal(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    return all(
+        a.shape == b.shape and torch.allclose(a, b, equal_nan=True)
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def _joins(first: Tensor, second: Tensor, large: Tensor) -> bool:
+    """Whether a result of four samples is those of two and two: joined, added up or averaged."""
+    dims = [d for d, (a, b) in enumerate(zip(first.shape, large.shape, strict=True)) if a != b]
+    if dims:
+        return len(dims) == 1 and _close(torch.cat([first, second], dims[0]), large)
+    if not large.is_floating_point():
+        return _close(first, second)
+    return any(_close(whole, large) for whole in (first + second, (first + second) / 2))
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
+def _draw(shape: list[int], dtype: torch.dtype) -> Tensor:
+    if dtype.is_floating_point:
+        return torch.randn(shape, dtype=dtype).requires_grad_()
+    if dtype.is_complex:
+        return torch.randn(shape, dtype=dtype)
+    return torch.randint(2, shape).to(dtype)  # what an index into anything may be
+
+
+def _weights(module: Any) -> dict[str, Tensor]:
+    """Stand-ins for parameters and buffers of a module."""
+    if not isinstance(module, nn.Module):
+        return {}
+    drawn = sum(parameter.numel() for parameter in module.parameters()) <= MOST_DRAWN
+    learned = {n: _weight(p, drawn=drawn) for n, p in module.named_parameters()}
+    return learned | {n: _weight(b, drawn=False) for n, b in module.named_buffers()}
+
+
+def _weight(tensor: Tensor, *, drawn: bool) -> Tensor:
+    if drawn and tensor.is_floating_point():
+        whole = WEIGHT * torch.randn(tensor.shape, dtype=tensor.dtype)
+    else:
+        value = WEIGHT if tensor.is_floating_point() else 0
+        whole = torch.full((), value, dtype=tensor.dtype).expand(tensor.shape)
+    return whole.requires_grad_(tensor.requires_grad)
