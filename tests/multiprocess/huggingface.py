@@ -196,6 +196,7 @@ CASES = {
                            moe_intermediate_size=INNER, first_k_dense_replace=1,
                            num_hidden_layers=2),
     "hf-switch": other("SwitchTransformersForConditionalGeneration", masked, num_layers=2,
+                       router_jitter_noise=0.0,
                        num_decoder_layers=2, num_experts=4, num_sparse_encoder_layers=1,
                        num_sparse_decoder_layers=1, expert_capacity=16, **T5_SIZES),
 }  # fmt: skip

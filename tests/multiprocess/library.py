@@ -97,7 +97,8 @@ WHOLE = {
     "hf-switch-router": replace(
         other("SwitchTransformersForConditionalGeneration", masked, num_layers=2,
               num_decoder_layers=2, num_experts=4, num_sparse_encoder_layers=1,
-              num_sparse_decoder_layers=1, expert_capacity=4, **T5_SIZES), mixes=True),
+              num_sparse_decoder_layers=1, expert_capacity=4, router_jitter_noise=0.0,
+              **T5_SIZES), mixes=True),
     "hf-bigbird-sparse": case("BigBirdForMaskedLM", partial(labelled, length=64), block_size=4,
                               num_random_blocks=1, attention_type="block_sparse",
                               **{"max_position_embeddings": 64}, **BERT_DROPOUT),
