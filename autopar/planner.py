@@ -11,12 +11,18 @@ from typing import Any
 from autopar import graph_json
 from autopar.cluster import Cluster
 from autopar.cost.data_parallel import OPTIMIZER_BYTES
-from autopar.errors import UsageError
+from autopar.errors import AutoparError, UsageError
 from autopar.graph import Graph
 from autopar.heterogeneous import HeterogeneousCluster
-from autopar.plan import Baseline, Mesh, Plan, Prediction, RunnerUp, SolverReport
+from autopar.plan import Baseline, Mesh, Plan, SolverReport
+from autopar.solve.alternatives import order_note, runner_plans
 from autopar.solve.baselines import combined, run_baselines
-from autopar.solve.heterogeneous import assemble_kinds, divided, heterogeneous_pricer
+from autopar.solve.heterogeneous import (
+    HeterogeneousPricer,
+    assemble_kinds,
+    divided,
+    heterogeneous_pricer,
+)
 from autopar.solve.infeasible import NothingLegalError, Relaxation
 from autopar.solve.intra import LAYOUTS
 from autopar.solve.kinds import kinds_notes, kinds_rule
@@ -26,7 +32,6 @@ from autopar.solve.pins import conflict, contradiction
 from autopar.solve.placements import check_placements, dims_of, fewest_dims, legal_placements
 from autopar.solve.problem import Candidate, Configuration, Group, Solution
 from autopar.solve.relaxations import Asked, relaxations
-from autopar.solve.runners import family
 from autopar.solve.search import solve
 from autopar.solve.shardings import Offered, Shardings
 from autopar.solve.space import Task, check_pins, configurations, degrees, rules_of
@@ -37,7 +42,7 @@ from autopar.solve.statistics import (
     listed,
     statistics_notes,
 )
-from autopar.strategies.patterns import ENDS, Classes, find_classes, reduce
+from autopar.strategies.patterns import ENDS, Classes, attention_heads, find_classes, reduce
 from autopar.strategies.sharding_json import encode_pattern, encode_sharding
 from autopar.strategies.splitting import splits_backward
 from autopar.trace import trace
@@ -47,7 +52,8 @@ from autopar.workload import Workload, parameters_of
 # What a search gets at least: even a time limit that the trace has used up may find a plan.
 LEAST_SECONDS = 0.5
 BASELINE_SECONDS = 5.0
-ATTENTION = "aten.scaled_dot_product_attention.default"
+# How much faster a pipeline has to be with the kinds of device in the other order to be told of.
+NOTABLE = 0.01
 
 
 @dataclass(frozen=True)
@@ -192,27 +198,13 @@ def _trace(request: Request) -> _Traced:
     graph, classes = reduce(whole, find_classes(whole))
     names = tuple(layer.name for layer in whole.layers)
     task = Task(
-        request.world_size, request.global_batch_size, len(classes.spread()), _heads(graph),
-        request.pins, names,
+        request.world_size, request.global_batch_size, len(classes.spread()),
+        attention_heads(graph), request.pins, names,
         tuple(layer.name for layer in whole.layers if layer.kind != "block"), classes.runs,
         statistics=statistics,
         devices=request.devices,
     )  # fmt: skip
     return _Traced(request, graph, classes, names, task, deadline)
-
-
-def _heads(graph: Graph) -> tuple[int, ...]:
-    """Head counts of every attention: of the queries and of the keys.
-
-    A single head of keys, which all queries share, is whole on every rank.
-    """
-    counts = {
-        graph.values[a.name].shape[-3].coefficient
-        for op in graph.ops
-        if op.target == ATTENTION
-        for a in op.args[:2]
-    }
-    return tuple(sorted(counts - {1}))
 
 
 def _candidates(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> list[Group]:
@@ -417,39 +409,37 @@ def _plan(traced: _Traced, pricer: Pricer, solution: Solution, baselines: tuple[
         program=_program(traced, pricer, solution),
         notes=(*statistics_notes(traced.task.statistics, config.microbatch_size, config.dp),
                *kinds_notes(request.devices, traced.task.blocks),
+               *_other_order(traced, pricer, solution, prediction.step_seconds),
                *undivided(pricer, config), *extrapolated(request.kinds, config)),
         workload=request.source,
-        runners_up=_runners_up(traced, pricer, solution, prediction),
+        runners_up=runner_plans(pricer, traced.names, solution, prediction),
         offload=config.offload,  # type: ignore[arg-type]
         exchange=config.exchange,  # type: ignore[arg-type]
         kinds=kinds,
     )  # fmt: skip
 
 
-def _runners_up(
-    traced: _Traced, pricer: Pricer, solution: Solution, plan: Prediction
-) -> tuple[RunnerUp, ...]:
-    """The runners-up of other families than the plan's, each simulated, fastest first."""
-    own = family(solution.problem.configuration)
-    found = []
-    for other in solution.runners_up:
-        config = other.problem.configuration
-        if family(config) == own:
-            continue
-        priced = assemble_kinds(pricer, traced.names, other)[2]
-        found.append(RunnerUp(
-            Mesh(config.pp, config.dp, config.tp), config.microbatch_size, config.schedule,
-            config.virtual_stages, priced.step_seconds, priced.memory_bytes, _lost(priced, plan),
-        ))  # fmt: skip
-    return tuple(sorted(found, key=lambda runner: runner.step_seconds))
+def _other_order(
+    traced: _Traced, pricer: Pricer, solution: Solution, seconds: float
+) -> tuple[str, ...]:
+    """What a pipeline of these degrees gains if the second kind of device holds the first stages.
 
-
-def _lost(runner: Prediction, plan: Prediction) -> str:
-    """The part of the step that grows most: "0.12 s more bubble"."""
-    kinds = dict.fromkeys((*plan.breakdown, *runner.breakdown))
-    more = {part: runner.breakdown.get(part, 0) - plan.breakdown.get(part, 0) for part in kinds}
-    part = max(more, key=lambda p: more[p])
-    return f"{more[part]:.2g} s more {part}" if more[part] > 0 else "equally fast"
+    Which ranks are on which devices is the user's to say: the plan keeps to it.
+    """
+    config, pins = solution.problem.configuration, traced.request.pins
+    settled = {"stages", "stage"} & set(pins) or solution.status == "interrupted"
+    if not isinstance(pricer, HeterogeneousPricer) or config.pp == 1 or settled:
+        return ()
+    own = pricer.turned()
+    turned = replace(traced, task=replace(traced.task, devices=own.devices))
+    degrees = {"pp": config.pp, "dp": config.dp, "tp": config.tp}
+    limit = min(BASELINE_SECONDS, traced.seconds_left)
+    try:
+        found = solve(_candidates(turned, own, {**pins, **degrees}), time_limit=limit, advise=False)
+    except (AutoparError, KeyboardInterrupt):
+        return ()
+    other = _step_seconds(turned, own, found)
+    return order_note(own, other, seconds) if other < (1 - NOTABLE) * seconds else ()
 
 
 def _program(traced: _Traced, pricer: Pricer, solution: Solution) -> dict[str, Any]:

@@ -105,6 +105,24 @@ def test_stages_are_on_devices_of_one_kind(tmp_path):
 
 
 @pytest.mark.usefixtures("_no_baselines")
+def test_says_where_the_other_order_is_faster():
+    """Two blocks between the embedding, which takes no time, and the head."""
+    pins = {"pp": 2, "microbatch_size": 2}
+    kinds = cluster_of(0.4).kinds
+    plans = [
+        plan(HeterogeneousCluster("mixed", order, (1, 1)), pin=pins)
+        for order in (kinds, kinds[::-1])
+    ]
+    first, second = (found.prediction.step_seconds for found in plans)
+    assert abs(first / second - 1) > 0.01
+    faster, slower = sorted(plans, key=lambda found: found.prediction.step_seconds)
+    assert not any("other" in note or "first" in note for note in faster.notes)
+    (note,) = [note for note in slower.notes if "first" in note]
+    assert f"stages of {slower.kinds[1].cluster} first" in note
+    assert f"takes {faster.prediction.step_seconds:.3g} s instead" in note
+
+
+@pytest.mark.usefixtures("_no_baselines")
 def test_says_which_pipelines_are_left_out():
     (note,) = [n for n in plan(cluster_of(0.5, (3, 1)), 4, pin={"tp": 1}).notes if "stage" in n]
     assert "no pipelines with 2 devices per stage: 3 and 1 devices" in note

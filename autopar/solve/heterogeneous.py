@@ -55,6 +55,11 @@ class HeterogeneousPricer(Pricer):
         kinds = (replace(k, peers=tuple(o for o in alone if o is not k)) for k in alone)
         return replace(own, kinds=tuple(kinds), peers=tuple(alone[1:]), _last={}, _full={})
 
+    def turned(self) -> Self:
+        """The same devices in the other order."""
+        kinds, devices = self.kinds[::-1], self.devices[::-1]
+        return replace(self, kinds=kinds, devices=devices, _last={}, _full={})
+
     def rank_kinds(self, config: Configuration) -> tuple[int, ...]:
         """The kind of each rank along the pipeline, whose stages they fill."""
         width = config.dp * config.tp

@@ -12,6 +12,7 @@ from autopar.strategies.states import R
 from autopar.trace.simplify import substitute
 
 ENDS = "ends"
+ATTENTION = "aten.scaled_dot_product_attention.default"
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,20 @@ class Classes:
     def priced(self, member: str) -> Pattern:
         """The pattern that a member is priced by."""
         return self.parts.get(member) or self.patterns[member]
+
+
+def attention_heads(graph: Graph) -> tuple[int, ...]:
+    """Head counts of every attention: of the queries and of the keys.
+
+    A single head of keys, which all queries share, is whole on every rank.
+    """
+    counts = {
+        graph.values[a.name].shape[-3].coefficient
+        for op in graph.ops
+        if op.target == ATTENTION
+        for a in op.args[:2]
+    }
+    return tuple(sorted(counts - {1}))
 
 
 def find_classes(graph: Graph) -> Classes:
