@@ -117,7 +117,9 @@ class SolverReport:
 
     The search minimises a closed form of the step time, in which every transfer between stages
     counts on both sides: ``objective`` is the plan's, and no plan in the space has one below
-    ``bound``. ``Prediction.step_seconds`` comes from the simulated schedule.
+    ``bound``. ``Prediction.step_seconds`` comes from the simulated schedule: of ``simulated``
+    plans, those within the gap, the best of other kinds and what a user would have typed, the plan
+    is the one whose simulated step is shortest.
     """
 
     status: str
@@ -127,6 +129,7 @@ class SolverReport:
     candidates: dict[str, int]
     name: str = "HiGHS"
     objective: float = 0.0
+    simulated: int = 1
 
 
 @dataclass(frozen=True)

@@ -344,13 +344,13 @@ def _baselines(
 ) -> tuple[Solution, tuple[Baseline, ...]]:
     """What the user would have typed, priced as the plan is, and the best of all of them.
 
-    The schedule is simulated behind the optimisation, so a baseline can come out ahead of the
-    optimum of the closed form; if it honours all pins, it is then the plan. Whoever presses
-    Ctrl-C wants the plan that there is: then there are none.
+    The schedule is simulated behind the optimisation, so another plan within the gap, or a
+    baseline, can come out ahead of the optimum of the closed form; if it honours all pins, it is
+    then the plan. Whoever presses Ctrl-C wants the plan that there is: then there are none.
     """
     if solution.status == "interrupted":
         return solution, ()
-    request, found = traced.request, [solution, *solution.runners_up]
+    request, found = traced.request, [solution, *solution.rivals, *solution.runners_up]
 
     def solve_pinned(pins: dict[str, Any], even: bool) -> Solution:
         own = replace(_with_pins(traced, pricer, pins), equal_stages=even)
@@ -372,7 +372,8 @@ def _baselines(
     others = tuple(s for s in (solution, *solution.runners_up) if s is not best)
     best = replace(best, bound_seconds=solution.bound_seconds, status=solution.status,
                    gap=1 - solution.bound_seconds / best.objective_seconds,
-                   candidates=solution.candidates, runners_up=others)  # fmt: skip
+                   candidates=solution.candidates, runners_up=others,
+                   simulated=len(found))  # fmt: skip
     return best, baselines
 
 
@@ -401,7 +402,8 @@ def _plan(traced: _Traced, pricer: Pricer, solution: Solution, baselines: tuple[
         layers=layers,
         prediction=prediction,
         solver=SolverReport(solution.status, solution.gap, solution.bound_seconds, seconds,
-                            solution.candidates, solution.solver, solution.objective_seconds),
+                            solution.candidates, solution.solver, solution.objective_seconds,
+                            solution.simulated),
         baselines=baselines,
         cluster=provenance(request.machines),
         pins=request.pins,

@@ -172,6 +172,12 @@ def test_nothing_fits():
     assert caught.value.hint
 
 
+def test_every_plan_that_was_simulated_is_counted(plans):
+    """The plan, the runners-up, and the baselines that keep to the pins."""
+    simulated = [plan.solver.simulated for plan in plans.values()]
+    assert all(n > len(plan.runners_up) for n, plan in zip(simulated, plans.values(), strict=True))
+
+
 def test_bound_is_no_more_than_the_objective(plans):
     for plan in plans.values():
         report = plan.solver

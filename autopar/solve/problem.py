@@ -210,7 +210,8 @@ class Solution:
 
     ``boundaries[p]`` is the first layer of stage p; ``options[i]`` is the choice for layer i.
     ``candidates`` counts configurations by what became of them. ``runners_up`` are plans of
-    other families, see ``runners.py``.
+    other families, see ``runners.py``; ``rivals`` other plans within the gap that was asked for.
+    It is the best of ``simulated`` plans whose schedules were simulated.
     """
 
     problem: Problem
@@ -224,3 +225,5 @@ class Solution:
     candidates: dict[str, int]
     solver: str
     runners_up: tuple[Solution, ...] = ()
+    rivals: tuple[Solution, ...] = ()
+    simulated: int = 1

@@ -33,6 +33,7 @@ Progress = Callable[[int, int, float | None, float], None]
 # is better than asked for. The search still ends when the gap itself is met.
 AIM = 0.1
 BUDGETS = (2_000, 20_000, 200_000)
+RIVALS = 8
 VERIFYING = 0.5  # the gap that will do to show that something fits
 TOLERANCE = 2e-6  # of floating point sums, as a share of the objective
 ROUNDING = 1e-12
@@ -57,7 +58,7 @@ class _Search:
     ``unexplored`` (candidates not built yet) and the bounds of the chains in ``open``.
     ``proven`` is the highest bound that was reported. ``problems`` are those built while there was
     no plan, to explain why there is none; ``seen`` are those that were tried, the most promising
-    first, a few of each family.
+    first, a few of each family. ``beaten`` are the plans that were the best before ``best``.
     """
 
     queue: Queue
@@ -74,6 +75,7 @@ class _Search:
     proven: float = -np.inf
     problems: list[Problem] = field(default_factory=list)
     seen: list[Problem] = field(default_factory=list)
+    beaten: list[_Incumbent] = field(default_factory=list)
 
     @property
     def target(self) -> float:
@@ -108,7 +110,7 @@ def solve(
         progress: called with configurations done, their number, the best plan's seconds, the bound.
         solver: "highs" or "cbc".
         relaxations: what the user could give up, tried if nothing fits; None: do not look why.
-        runners: whether to look for runners-up too.
+        runners: whether to look for runners-up too, and to keep rivals.
         advise: whether the reason why nothing fits comes with what would fit, verified by solves.
 
     Raises:
@@ -129,7 +131,16 @@ def solve(
     if search.best is None:
         raise _failure(search, relaxations, time_limit, advise)
     solution = _solution(search, search.best, time.monotonic() - begun)
-    return replace(solution, runners_up=_runners_up(search, solution)) if runners else solution
+    if not runners:
+        return solution
+    solution = replace(solution, rivals=_rivals(search, solution))
+    return replace(solution, runners_up=_runners_up(search, solution))
+
+
+def _rivals(search: _Search, solution: Solution) -> tuple[Solution, ...]:
+    """The last plans that were the best for a while and are within the gap too."""
+    found = (_solution(search, own, solution.seconds) for own in search.beaten[::-1])
+    return tuple(s for s in found if s.gap <= search.gap + TOLERANCE)[:RIVALS]
 
 
 def _runners_up(search: _Search, solution: Solution) -> tuple[Solution, ...]:
@@ -271,6 +282,7 @@ def _accept(
     assert not broken, broken
     seconds = objective_seconds(problem, boundaries, chosen)
     if search.best is None or seconds < search.best.seconds:
+        search.beaten += [search.best] if search.best else []
         search.best = _Incumbent(problem, boundaries, tuple(chosen), seconds, opened.candidate)
 
 

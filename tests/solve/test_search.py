@@ -93,6 +93,23 @@ def _deep(layers: int = 40, pp: int = 4, options: int = 6) -> Problem:
     return Problem(configuration, (0,) * layers, (menu,), 70 * layers // pp, 0.1)
 
 
+def test_rivals_are_other_plans_within_the_gap() -> None:
+    number = 0
+    for seed in range(80):
+        problems = _instance(seed)
+        exact = optimum(problems)
+        if exact == math.inf:
+            continue
+        solution = solve(candidates(problems), gap=0.3, runners=True)
+        for rival in solution.rivals:
+            _check(rival, exact)
+            assert rival.gap <= 0.3 + TOLERANCE
+            assert rival.objective_seconds >= solution.objective_seconds
+            assert rival.bound_seconds == solution.bound_seconds
+        number += len(solution.rivals)
+    assert number > 3
+
+
 def test_candidates_that_cannot_win_are_never_built() -> None:
     def refuse() -> Problem:
         raise AssertionError("built")
