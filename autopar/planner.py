@@ -342,11 +342,10 @@ def _relaxations(traced: _Traced, pricer: Pricer) -> list[Relaxation]:
 def _baselines(
     traced: _Traced, pricer: Pricer, solution: Solution
 ) -> tuple[Solution, tuple[Baseline, ...]]:
-    """What the user would have typed, priced as the plan is, and the best of all of them.
+    """What the user would have typed, priced as the plan is, and the best plan by simulation.
 
-    The schedule is simulated behind the optimisation, so another plan within the gap, or a
-    baseline, can come out ahead of the optimum of the closed form; if it honours all pins, it is
-    then the plan. Whoever presses Ctrl-C wants the plan that there is: then there are none.
+    Another plan within the gap, or a baseline that honours all pins, can be ahead of the optimum of
+    the closed form. Whoever presses Ctrl-C wants the plan that there is: then there are none.
     """
     if solution.status == "interrupted":
         return solution, ()
@@ -370,9 +369,9 @@ def _baselines(
         return solution, ()
     best = min(found, key=lambda s: _step_seconds(traced, pricer, s))
     others = tuple(s for s in (solution, *solution.runners_up) if s is not best)
-    best = replace(best, bound_seconds=solution.bound_seconds, status=solution.status,
-                   gap=1 - solution.bound_seconds / best.objective_seconds,
-                   candidates=solution.candidates, runners_up=others,
+    bound = solution.bound_seconds
+    best = replace(best, bound_seconds=bound, gap=1 - bound / best.objective_seconds,
+                   status=solution.status, candidates=solution.candidates, runners_up=others,
                    simulated=len(found))  # fmt: skip
     return best, baselines
 
