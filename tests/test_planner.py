@@ -273,7 +273,7 @@ def test_ops_that_cannot_be_divided_are_named_with_their_cost():
         for tp in (1, 2)
     ]  # fmt: skip
     mixing, note = plans[1].notes
-    assert len(plans[0].notes) == 1
+    assert len(plans[0].notes) == 1  # there is nothing to divide over
     assert "trace at (test_planner.py:" in mixing
     assert note.startswith("no way to divide aten.trace.default was found")
     assert note.endswith("ms per micro-batch")

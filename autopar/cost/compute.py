@@ -76,6 +76,10 @@ class _Rate:
         return next((share for least, share in self.alignment if worst <= least), 1.0)
 
 
+# The parts of complex numbers.
+COMPLEX = {"complex64": "float32", "complex128": "float64"}
+
+
 @lru_cache(_CACHE)
 def gemm_seconds(
     cluster: Cluster, m: int, n: int, k: int, dtype: str, batch: int = 1, *, gradient: bool = False
@@ -83,8 +87,11 @@ def gemm_seconds(
     """Seconds of ``batch`` products of (m, k) and (k, n) matrices issued as one call.
 
     The gradient of either factor is one more product, with the sizes exchanged. It reads its
-    factors across their rows, which costs some devices a share of the rate.
+    factors across their rows, which costs some devices a share of the rate. A complex product is
+    four real ones.
     """
+    if dtype in COMPLEX:
+        return gemm_seconds(cluster, m, n, k, COMPLEX[dtype], 4 * batch, gradient=gradient)
     work = 2.0 * batch * m * n * k
     if not work:
         return 0.0

@@ -377,7 +377,7 @@ class Body:
     def _base_name(self, op: Op) -> str:
         """The module's own name for products and normalisations, the operation's otherwise."""
         if name_of(op) == "opaque":
-            return OpaqueCall.of(op).path.rpartition(".")[2]
+            return OpaqueCall.of(op).path.rpartition(".")[2] or "output"
         read = (self.graph.values[n] for n in op.inputs())
         sources = [spelled(self.graph, v.source, op.unit) for v in read if v.kind == "parameter"]
         for source in sources:
@@ -447,7 +447,7 @@ class Body:
         source = source.partition("#")[0]  # of a module that runs several times
         relative = source.removeprefix(f"{self.root}.") if self.root else source
         text = self.owner
-        for part in relative.split("."):
+        for part in relative.split(".") if relative else ():
             text += f"[{part}]" if part.isdigit() else f".{part}"
         return text
 

@@ -376,11 +376,12 @@ def readable(name: str) -> str:
 
 
 def input_name(key: str) -> str:
-    """``kwargs.input_ids`` as ``input_ids``, ``args.0`` as ``input``, ``target`` as it is."""
+    """``kwargs.input_ids`` as ``input_ids``, ``target.0`` as ``target_0``, ``target`` as it is."""
     head, _, rest = key.partition(".")
     if head == "args":
         return "inputs" if rest == "0" else f"inputs_{rest}".replace(".", "_")
-    return (rest or head).replace(".", "_")
+    name = (rest or head).replace(".", "_")
+    return name if name.isidentifier() else f"{head}_{name}"
 
 
 def _indent(lines: list[str]) -> list[str]:

@@ -20,6 +20,7 @@ from autopar.trace.opaque import FUNCTION, OPAQUE, OpaqueCall
 
 # A payload that every collective curve covers, to ask whether group sizes are covered.
 REFERENCE_PAYLOAD = 2**20
+SMALLEST_SPLIT = 2
 
 
 def move_notes(pricer: Pricer, sharding: Sharding, config: Configuration) -> list[list[str]]:
@@ -75,10 +76,11 @@ def _beyond(cluster: Cluster, config: Configuration) -> tuple[str, ...]:
 def undivided(pricer: Pricer, config: Configuration) -> tuple[str, ...]:
     """Ops that nobody knows how to divide: what they cost on every rank of the tp axis.
 
-    The figure is what a division would save at best, in all layers, per micro-batch.
+    The figure is what a division would save at best, in all layers, per micro-batch. A plan without
+    tp says which they are: they may be why it has none.
     """
     if config.tp == 1:
-        return ()
+        return _indivisible(pricer) if config.pp * config.dp > 1 else ()
     graph, classes, lost = pricer.graph, pricer.classes, dict[str, float]()
     for name, pattern in classes.patterns.items():
         times = max(1, classes.members.count(name))
@@ -93,6 +95,17 @@ def undivided(pricer: Pricer, config: Configuration) -> tuple[str, ...]:
     )
 
 
+def _indivisible(pricer: Pricer) -> tuple[str, ...]:
+    """What tensor parallelism would leave whole."""
+    graph, patterns = pricer.graph, pricer.classes.patterns.values()
+    ops = (graph.ops[i] for pattern in patterns for i in pattern.ops)
+    found = {_spoken(op) for op in ops if not is_known(op, graph.values, SMALLEST_SPLIT)}
+    return tuple(
+        f"no way to divide {target} was found: tp would leave it whole on every rank"
+        for target in sorted(found)
+    )
+
+
 def _spoken(op: Op) -> str:
     """How the notes name an op; one that stands for a module by the module."""
     if op.target != OPAQUE:
@@ -100,7 +113,8 @@ def _spoken(op: Op) -> str:
     path = OpaqueCall.of(op).path
     if path.startswith(FUNCTION):
         return f"the {path}, which has no shapes without data,"
-    return f"the module {path}, which cannot be traced,"
+    name = f"the module {path}" if path else "the model"
+    return f"{name}, which cannot be traced,"
 
 
 def _whole_seconds(pricer: Pricer, op: Op, batch: int) -> float:

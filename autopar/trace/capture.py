@@ -116,7 +116,8 @@ def capture(
             found = opaques.find(copy, error.path, recorder.entered)
             if not found:
                 raise
-            _logger.info("one operation each, as it cannot be traced: %s", ", ".join(found))
+            names = ", ".join(name or "the model" for name in found)
+            _logger.info("one operation each, as it cannot be traced: %s\n%s", names, error)
 
 
 def _capture_few(

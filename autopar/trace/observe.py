@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from autopar.graph import Size
 from autopar.trace.nests import describe_results, fill, rebuild
+from autopar.trace.private import TorchDispatchMode
 
 # The weights' values do not matter much, as long as no result grows or vanishes.
 WEIGHT = 0.02
@@ -70,27 +71,69 @@ class _Run:
         return [(t.shape, t.dtype, t.requires_grad) for t in self.tensors]
 
 
-def observe(module: Any, call: Any, arguments: Sequence[Described]) -> Observed | None:
+@dataclass(frozen=True)
+class _Draw:
+    """Random arguments: integers are indices into anything, 0 or 1, or with ``least`` 1 lengths."""
+
+    least: int
+    learned: bool
+
+    def __call__(self, shape: list[int], dtype: torch.dtype) -> Tensor:
+        if dtype.is_floating_point or dtype.is_complex:
+            return torch.randn(shape, dtype=dtype).requires_grad_(self.learned)
+        return torch.randint(self.least, 2, shape).to(dtype)
+
+
+class _Flops(TorchDispatchMode):
+    """Adds up the flops of operations.
+
+    torch's ``FlopCounterMode`` does too, but also watches modules, by hooks that forbid derivatives
+    within a forward.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func.overloadpacket)
+        if count is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=made)
+        return made
+
+
+def observe(
+    module: Any, call: Any, arguments: Sequence[Described], *, learned: bool = True
+) -> Observed | None:
     """Runs ``module`` on two samples, on two others, and on all four.
 
     Args:
         module: or a function; its weights may be on ``meta``.
         call: positional and keyword arguments, tensors by number (``nests.describe_arguments``).
         arguments: these tensors.
+        learned: whether gradients flow into them, where they are no integers.
 
     Returns:
         None if it cannot be run so, if what it returns depends on more than the number of
         samples, or if it changes what it is passed or holds.
     """
-    try:
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(_observe, module, call, tuple(arguments)).result()
-    except Exception:  # a user's module, which may raise anything
-        return None
+    draws = (_Draw(least, learned) for least in (0, 1))
+    for draw in draws:
+        try:
+            with ThreadPoolExecutor(1) as thread:
+                return thread.submit(_observe, module, call, tuple(arguments), draw).result()
+        except Exception:  # a user's module, which may raise anything
+            continue
+    return None
 
 
-def _observe(module: Any, call: Any, arguments: tuple[Described, ...]) -> Observed | None:
-    runs = _runs(module, call, arguments)
+def _observe(
+    module: Any, call: Any, arguments: tuple[Described, ...], draw: _Draw
+) -> Observed | None:
+    runs = _runs(module, call, arguments, draw)
     first, again, second, large, *rest = runs
     same = first.results == large.results
     same = same and all((r.results, r.forms()) == (first.results, first.forms()) for r in runs[1:3])
@@ -121,14 +164,14 @@ def _described(small: Tensor, large: Tensor) -> Described | None:
     return tuple(sizes), small.dtype
 
 
-def _runs(module: Any, call: Any, arguments: tuple[Described, ...]) -> list[_Run]:
+def _runs(module: Any, call: Any, arguments: tuple[Described, ...], draw: _Draw) -> list[_Run]:
     """Two samples, the same by another chance, two others, all four, and two of zeros if it can.
 
     The last shows sizes that depend on values, as those of ``nonzero`` do.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        large = [_draw([s.at(LARGE) for s in shape], dtype) for shape, dtype in arguments]
+        large = [draw([s.at(LARGE) for s in shape], dtype) for shape, dtype in arguments]
         weights = _weights(module)
     halves = [
         [_half(tensor, shape, k) for tensor, (shape, _) in zip(large, arguments, strict=True)]
@@ -163,7 +206,7 @@ def _run(
 
     args, kwargs = fill(call, given, batch)
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-    with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter, hooks:
+    with torch.random.fork_rng(devices=[]), _Flops() as counter, hooks:
         torch.manual_seed(seed)
         if isinstance(module, nn.Module):
             output = functional_call(module, weights, args, kwargs)
@@ -175,7 +218,7 @@ def _run(
     others: list[Any] = []
     results = describe_results(output, tensors, others), others
     saved = sum(size for storage, size in kept.items() if storage not in known)
-    return _Run(output, results, tensors, counter.get_total_flops(), saved)
+    return _Run(output, results, tensors, counter.total, saved)
 
 
 def _storage(tensor: Tensor) -> int:
@@ -201,14 +244,6 @@ def _joins(first: Tensor, second: Tensor, large: Tensor) -> bool:
 
 def _close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True)
-
-
-def _draw(shape: list[int], dtype: torch.dtype) -> Tensor:
-    if dtype.is_floating_point:
-        return torch.randn(shape, dtype=dtype).requires_grad_()
-    if dtype.is_complex:
-        return torch.randn(shape, dtype=dtype)
-    return torch.randint(2, shape).to(dtype)  # what an index into anything may be
 
 
 def _weights(module: Any) -> dict[str, Tensor]:

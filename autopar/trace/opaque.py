@@ -161,16 +161,17 @@ class Opaques:
     def find(self, model: nn.Module, path: str, calls: dict[str, tuple[Any, Any]]) -> list[str]:
         """Adds what is to be run whole for a trace to get past ``path``; its paths.
 
-        That is the innermost module around ``path`` that can be run alone, and all that equal it.
-        ``model`` is a private copy; ``calls`` has the arguments of the modules that were called.
+        That is the innermost module around ``path`` that can be run alone, and all that equal it;
+        maybe the whole model, which can still be shared out by samples. ``model`` is a private
+        copy; ``calls`` has the arguments of the modules that were called.
         """
         parts = path.split(".") if path else []
-        for length in range(len(parts), 0, -1):
+        for length in range(len(parts), -1, -1):
             name = ".".join(parts[:length])
             if name in self.modules or name not in calls:
                 continue
             module = model.get_submodule(name)
-            if self.facts(module, *calls[name]) is not None:
+            if self.facts(module, *calls[name], learned=bool(name)) is not None:
                 form = _form(module)
                 found = {p: m for p, m in model.named_modules() if _form(m) == form}
                 self.modules |= found
@@ -186,7 +187,7 @@ class Opaques:
 
     def _forward(self, path: str, module: nn.Module, target: nn.Module) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            facts = self.facts(module, args, kwargs)
+            facts = self.facts(module, args, kwargs, learned=bool(path))
             if facts is None:
                 raise TraceError(
                     f"{path} is called with what it cannot be run on alone",
@@ -211,8 +212,13 @@ class Opaques:
         }  # fmt: skip
         return rebuild(facts.template, iter(opaque(tensors, held, json.dumps(call))))
 
-    def facts(self, module: Any, args: Any, kwargs: Any) -> Observed | None:
-        """What is observed of a call, None if it cannot be run alone."""
+    def facts(
+        self, module: Any, args: Any, kwargs: Any, *, learned: bool = True
+    ) -> Observed | None:
+        """What is observed of a call, None if it cannot be run alone.
+
+        The inputs of the whole model are not ``learned``: no gradient flows into them.
+        """
         tensors: list[Tensor] = []
         try:
             call = describe_arguments((args, kwargs), tensors, self.size)
@@ -221,7 +227,7 @@ class Opaques:
             return None
         key = repr((_form(module), call, described))
         if key not in self.observed:
-            self.observed[key] = observe(module, call, described)
+            self.observed[key] = observe(module, call, described, learned=learned)
         return self.observed[key]
 
     def describe(self, argument: Tensor) -> Described:

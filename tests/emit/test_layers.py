@@ -93,5 +93,7 @@ def test_names():
     assert readable("_1") == "_1"
     assert input_name("args.0") == "inputs"
     assert input_name("args.0.1") == "inputs_0_1"
+    assert input_name("target.0") == "target_0"
+    assert input_name("kwargs.x.0") == "x_0"
     assert input_name("kwargs.input_ids") == "input_ids"
     assert input_name("target") == "target"

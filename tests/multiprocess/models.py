@@ -17,6 +17,8 @@ from tests.multiprocess.mixers import CASES as MIXERS
 from tests.multiprocess.ordinary import CASES as ORDINARY
 from tests.multiprocess.recurrent import CASES as RECURRENT
 from tests.multiprocess.scratch import CASES as SCRATCH
+from tests.multiprocess.series import CASES as SERIES
+from tests.multiprocess.shapes import CASES as SHAPES
 from tests.multiprocess.unusual import CASES as UNUSUAL
 from tests.multiprocess.vision import CASES as VISION
 from tests.multiprocess.whole import CASES as WHOLE
@@ -293,6 +295,8 @@ CASES = {
     **DOMAINS,
     **MIXERS,
     **LIBRARY,
+    **SHAPES,
+    **SERIES,
 }
 
 

@@ -74,7 +74,7 @@ class Mapped(nn.Module):
 
 
 class Twice(nn.Module):
-    """Returns two tensors, which is more than an operation for a module makes."""
+    """Returns a tensor whose size depends on values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ def test_what_is_observed():
     assert facts.saved_bytes >= 4 * 4 * WIDTH
 
 
-def test_a_module_that_makes_no_single_tensor_is_no_operation():
+def test_a_module_whose_sizes_depend_on_values_is_no_operation():
     class Outer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -161,9 +161,10 @@ def test_a_module_that_makes_no_single_tensor_is_no_operation():
 
     with torch.device("meta"):
         model, x = Outer(), torch.zeros(2, WIDTH)
-    with pytest.raises(TraceError) as caught:
-        trace(model, (x,), {}, loss_fn=lambda y, _: y.mean())
-    assert "depend" in caught.value.hint + caught.value.expected
+    graph = trace(model, (x,), {}, loss_fn=lambda y, _: y.mean())
+    (call,) = [OpaqueCall.of(op) for op in graph.ops if op.target == OPAQUE]
+    assert call.path == ""  # what is around it can be run
+    assert call.mixes  # how many values there are depends on all samples
 
 
 class Returned(NamedTuple):
@@ -245,17 +246,55 @@ def test_what_cannot_be_run_alone():
     assert seen(lambda x: {1, 2}, ROWS) is None
 
 
+class Derived(nn.Module):
+    """Takes a derivative in its own forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, 1)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        x.requires_grad = True
+        y = torch.tanh(self.linear(x))
+        (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        return (
+            slope
+            / torch.nn.utils.rnn.pack_padded_sequence(
+                x, lengths, batch_first=True, enforce_sorted=False
+            ).batch_sizes.max()
+        )
+
+
+def test_the_whole_model_may_be_one_operation():
+    inputs = torch.zeros(2, 4, WIDTH), torch.ones(2, dtype=torch.long)
+    graph = trace(Derived(), inputs, {}, loss_fn=lambda y, _: y.square().mean())
+    call = OpaqueCall.of(next(op for op in graph.ops if op.target == OPAQUE))
+    assert (call.path, call.learned) == ("", (True,))
+    assert call.flops > 0
+    assert call.mixes  # the batch sizes of what is packed
+
+
 @pytest.mark.parametrize("inner", [Binary, Mapped])
 def test_what_a_trace_would_get_wrong_is_run_whole(inner):
     graph = graph_of(inner)
     assert sum(op.target == OPAQUE for op in graph.ops) == 5
 
 
-def test_a_backward_outside_of_a_module_is_refused():
+def test_a_backward_outside_of_a_module_leaves_the_whole_model(caplog):
     class Straight(Model):
         def forward(self, x):
             return super().forward(Sign.apply(x))
 
+    with caplog.at_level("INFO", "autopar.trace"):
+        graph = graph_of(nn.Identity, Straight)
+    assert [OpaqueCall.of(op).path for op in graph.ops if op.target == OPAQUE] == [""]
+    assert "autograd function Sign" in caplog.text
+
+
+def test_a_backward_in_the_loss_is_refused():
+    def loss(y: Tensor, _: Any) -> Tensor:
+        return Sign.apply(y).mean()
+
     with pytest.raises(TraceError, match="autograd function Sign") as caught:
-        graph_of(nn.Identity, Straight)
+        trace(nn.Linear(WIDTH, WIDTH), (torch.zeros(2, WIDTH),), {}, loss_fn=loss)
     assert "module of its own" in caught.value.hint
