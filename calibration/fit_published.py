@@ -170,12 +170,18 @@ class Fitter:
         seconds = [prices.price(run).seconds for run in rows]
         return np.log(seconds) - np.log([float(run.measured_seconds or 1) for run in rows])
 
-    def solve(self, fit: Fit, rows: Sequence[Run], rounds: int = 8) -> dict[str, float]:
-        """Levenberg and Marquardt on the logarithms of the parameters, robust, with a prior."""
+    def solve(
+        self, fit: Fit, rows: Sequence[Run], last: Mapping[str, float], rounds: int = 8
+    ) -> dict[str, float]:
+        """Levenberg and Marquardt on the logarithms of the parameters, robust, with a prior.
+
+        It begins where the last fit ended.
+        """
         names = list(fit.start)
         origin = np.log([fit.start[name] for name in names])
         most = np.log([fit.most.get(name, 1e9) for name in names])
-        point, damping = origin.copy(), 1e-2
+        begin = np.log([last.get(name, fit.start[name]) for name in names])
+        point, damping = np.minimum(begin, most), 1e-2
 
         def at(x: Vector) -> dict[str, float]:
             return {name: float(value) for name, value in zip(names, np.exp(x), strict=True)}
@@ -235,7 +241,8 @@ def main() -> None:
         rows = [run for run in own if not is_judged(run)]
         rows = rows[:: -(-len(rows) // ROWS)]
         print(f"{fit.name}: {len(rows)} rows of {len(own)}", flush=True)
-        values = fitter.solve(fit, rows)
+        last = environments.get(fit.environment or fit.name, {}) | fitter.figures.get(fit.name, {})
+        values = fitter.solve(fit, rows, last)
         machine, environments[fit.environment or fit.name] = fit.split(values)
         if machine:
             fitter.figures[fit.name] = machine

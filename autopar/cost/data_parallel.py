@@ -50,20 +50,29 @@ class Traffic:
         reduce_bytes: of one reduced gradient.
         every_microbatch: whether sharded gradients are reduced in each micro-batch (pp = 1).
         overlapped: whether communication runs beside the layer's computing.
-        flat: whether a layer's parameters travel together; otherwise each in a collective of
-            its own.
+        bucket_bytes: what travels in one collective, where that is not a layer's parameters.
+        all_reduced: whether gradients are all-reduced although the optimizer needs a shard of them.
+        unpacked: whether what each rank sent is copied into every tensor on its own.
+        shards: ranks among which the optimizer's state is divided; None: all of dp. More replicas
+            of it save gathers across nodes.
         accumulate_bytes: what adding up one gradient moves in the first and in each later
             micro-batch; None: as emitted programs do, see ``accumulation_seconds``.
         update_bytes: what the optimizer moves per parameter; None: as the model's curve has it.
+        whole_bytes: what clipping and zeroing move per gradient that the rank keeps whole; None:
+            clipping alone, of the shard that the optimizer needs.
     """
 
     gather_bytes: int | None = None
     reduce_bytes: int = MASTER_BYTES
     every_microbatch: bool = True
     overlapped: bool = True
-    flat: bool = True
+    bucket_bytes: int | None = None
+    all_reduced: bool = False
+    unpacked: bool = False
+    shards: int | None = None
     accumulate_bytes: tuple[int, int] | None = None
     update_bytes: int | None = None
+    whole_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,11 @@ class Setting:
     def world_size(self) -> int:
         """Number of ranks."""
         return self.pp * self.dp * self.tp
+
+    @property
+    def shards(self) -> int:
+        """Ranks among which the optimizer's state is divided."""
+        return min(self.dp, self.traffic.shards or self.dp)
 
     @property
     def wrapped(self) -> bool:
@@ -260,7 +274,7 @@ def dp_cost(
     ``again_seconds`` of recomputation in backward hide communication as backward itself does.
     """
     trained, m = cost.trained_elements, setting.num_microbatches
-    held = -(-trained // (setting.dp if zero else 1))
+    held = -(-trained // (setting.shards if zero else 1))
     step = _update_seconds(cluster, cost, setting, held)
     tp_sync = _tp_sync_seconds(cluster, cost, setting, zero)
     hooks = cluster.overhead_seconds("shard_forward") if setting.wrapped else 0.0
@@ -275,15 +289,19 @@ def dp_cost(
         counts = exchange_counts(setting.exchange, setting.dp)
         return DpCost(0.0, 0.0, sync, step, added, counts)
     slow = cluster.contention(setting.dp, setting.world_size)
-    kind = "reduce_scatter" if zero else "all_reduce"
-    parts = 1 if setting.traffic.flat else max(1, cost.parameter_tensors)
+    kind = "reduce_scatter" if zero and not setting.traffic.all_reduced else "all_reduce"
 
-    def moved(kind: str, overhead: str, payload_bytes: int) -> float:
-        each = collective_seconds(cluster, kind, -(-payload_bytes // parts), group)
+    def moved(kind: str, overhead: str, payload_bytes: int, group: Group = group) -> float:
+        bucket = setting.traffic.bucket_bytes or payload_bytes
+        each = collective_seconds(cluster, kind, bucket, group) if payload_bytes else 0.0
+        parts = payload_bytes / bucket if payload_bytes else 0.0
         return slow * parts * each + cluster.overhead_seconds(overhead, payload_bytes)
 
     gathered_bytes = setting.gather_bytes * cost.parameter_elements
-    gather = moved("all_gather", "shard_gather", gathered_bytes)
+    holders = dp_group(cluster, replace(setting, dp=setting.shards))
+    gather = moved("all_gather", "shard_gather", gathered_bytes, holders)
+    if setting.traffic.unpacked:
+        gather += setting.shards * cost.parameter_tensors * cluster.dispatch_seconds()
     reduce = moved(kind, "shard_reduce", setting.traffic.reduce_bytes * trained) if trained else 0.0
     times = gathers(setting, zero, stage, learns=cost.learns)
     count = reductions(setting, zero) if trained else 0
@@ -336,7 +354,9 @@ def _update_seconds(cluster: Cluster, cost: LayerCost, setting: Setting, held: i
     Included is the way of state that is in host memory.
     """
     tensors = cost.parameter_tensors - cost.frozen_tensors
-    kernels = elementwise_seconds(cluster, 3 * MASTER_BYTES * held)
+    whole = setting.traffic.whole_bytes
+    clipped = 3 * MASTER_BYTES * held if whole is None else whole * cost.trained_elements
+    kernels = elementwise_seconds(cluster, clipped)
     if setting.traffic.update_bytes is None:
         kernels += optimizer_seconds(cluster, held, setting.optimizer, tensors)
     else:

@@ -38,11 +38,24 @@ def _rank(value: float | None) -> str:
 
 def _tables(found: Mapping[str, Any]) -> Section:
     rows = tuple(
-        (name, *_row(table), _rank(table["rank_within_models"]))
+        (name, *_row(table), _rank(table["rank_within_models"]), _repeats(table), _pairs(table))
         for name, table in found["tables"].items()
     )
-    note = "error of the step time relative to the measured one; Spearman's rank correlation"
-    return Section("Tables", (Table(("table", *ERRORS, "rank within models"), rows, note),))
+    note = (
+        "error of the step time relative to the measured one; Spearman's rank correlation; by how "
+        "much runs of one configuration differ; pairs of a model that differ by more, and are "
+        "predicted in their order"
+    )
+    columns = ("table", *ERRORS, "rank within models", "repeats differ", "pairs in order")
+    return Section("Tables", (Table(columns, rows, note),))
+
+
+def _repeats(table: Mapping[str, Any]) -> str:
+    return f"up to {percent(table['repeats_differ'])}" if table["repeats"] else "-"
+
+
+def _pairs(table: Mapping[str, Any]) -> str:
+    return f"{table['pairs_beyond_ordered']} of {table['pairs_beyond']}"
 
 
 def _models(found: Mapping[str, Any]) -> Section:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from autopar.cluster import Cluster
+from autopar.cost.compute import elementwise_seconds
 from autopar.cost.data_parallel import Setting, Traffic
 from autopar.cost.layer import LayerCost, replicated
 from autopar.graph import Graph
@@ -82,12 +83,23 @@ class RunPricer(Pricer):
     traffic: Traffic = field(default_factory=Traffic)
     partitioned: bool = False
     tp_hidden: float = 0.0
+    loss_bytes: int = 0
 
     def cost(self, member: str, config: Configuration, tp_option: int = 0) -> LayerCost:
-        """As for a plan, less the part of tp's communication that computing hides."""
+        """As for a plan, less the part of tp's communication that computing hides.
+
+        The loss takes what its system moves beyond the traced one.
+        """
         whole = super().cost(member, config, tp_option)
         hidden = self.tp_hidden * (1 - self.cluster.overlap_slowdown)
-        return replace(whole, tp_backward_seconds=(1 - hidden) * whole.tp_backward_seconds)
+        more = 0.0
+        if member == self.classes.members[-1]:
+            moved = self.loss_bytes * config.microbatch_size // config.tp
+            more = elementwise_seconds(self.cluster, moved)
+        return replace(
+            whole, tp_backward_seconds=(1 - hidden) * whole.tp_backward_seconds,
+            forward_seconds=whole.forward_seconds + more,
+        )  # fmt: skip
 
     def cut_bytes(self, cut: int, config: Configuration) -> int:
         """As for a plan, or a tp rank's share where ranks send only that and gather behind it."""
@@ -178,6 +190,7 @@ class Prices:
         return RunPricer(
             shardings, PRECISION, "adamw", {}, cluster.memory_bytes, _costs=costs,
             traffic=run.traffic, partitioned=run.partitioned, tp_hidden=run.tp_hidden,
+            loss_bytes=run.loss_bytes,
         ), names  # fmt: skip
 
     def _trace(self, shape: Shape) -> tuple[Graph, Classes]:
@@ -254,7 +267,8 @@ def _memory(
 ) -> Iterator[tuple[float, float]]:
     """Bytes of live tensors and of activations by stage, with what the run's own system keeps."""
     held, config = run.held, run.config
-    per_element = held.parameters + held.gradients + held.sharded / config.dp
+    shards = pricer.setting(config).shards
+    per_element = held.parameters + held.gradients + held.sharded / shards
     starts = 0
     for stage in stages:
         members = pricer.classes.members[starts : starts + len(stage.layers)]

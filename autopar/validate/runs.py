@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from autopar.cost.data_parallel import Traffic
@@ -51,6 +51,7 @@ class Run:
         measured_seconds: of one optimizer step, None where only a memory label is published.
         fits: whether it ran, or ran out of memory.
         memory_bytes: measured peak.
+        loss_bytes: what the loss of a sample moves beyond that of the traced model.
     """
 
     row: Row
@@ -68,6 +69,7 @@ class Run:
     measured_seconds: float | None
     fits: bool
     memory_bytes: float | None
+    loss_bytes: int = 0
 
 
 def read_run(row: Row) -> Run:
@@ -92,11 +94,19 @@ def read_run(row: Row) -> Run:
     return Run(
         row, shape, layers, config,
         next(zero for text, zero in ZERO if text in sharding),
-        _recompute(row, system), traffic_of(system, sharding, precision),
+        _recompute(row, system),
+        replace(traffic_of(system, sharding, precision), shards=shards(sharding)),
         system.partitioned, system.tp_hidden, held_of(system, sharding, precision), _machine(row),
         _balanced(shape, layers, config.pp) if system.balanced else _stages(layers, config.pp),
         seconds, fits, _memory_bytes(row),
+        system.loss_bytes * shape.tokens * shape.vocabulary,
     )  # fmt: skip
+
+
+def shards(sharding: str) -> int | None:
+    """Ranks among which state is divided: "zero1 over 8 GPUs"; None: all of dp."""
+    found = re.search(r"(?:over|within) (\d+) GPUs", sharding)
+    return int(found[1]) if found else None
 
 
 def _check(row: Row) -> None:

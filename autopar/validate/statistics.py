@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,28 @@ def errors(predicted: Sequence[float], measured: Sequence[float]) -> Errors:
         len(there), float(size.mean()), float(relative.mean()), p10, p90,
         float(np.quantile(size, 0.9)), rank,
     )  # fmt: skip
+
+
+def spread(repeats: Sequence[Sequence[float]]) -> list[float]:
+    """Relative differences of runs of one configuration each, by pairs, in rising order.
+
+    Equal seconds are one figure that a source gives twice.
+    """
+    pairs = (pair for seconds in repeats for pair in combinations(sorted(set(seconds)), 2))
+    return sorted(slow / fast - 1 for fast, slow in pairs)
+
+
+def ordered(predicted: Sequence[float], measured: Sequence[float], least: float) -> tuple[int, int]:
+    """Counts of pairs: those that differ by enough, and of these those predicted in their order.
+
+    Their measured seconds differ by more than ``least`` of the smaller.
+    """
+    count = right = 0
+    for (p, m), (q, n) in combinations(zip(predicted, measured, strict=True), 2):
+        if max(m, n) > (1 + least) * min(m, n):
+            count += 1
+            right += (p < q) == (m < n)
+    return count, right
 
 
 def spearman(first: Vector, second: Vector) -> float | None:

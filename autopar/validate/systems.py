@@ -42,6 +42,7 @@ class System:
         counts_flops: whether its MFU counts three forward passes with full attention, without
             recomputation, so that a step time follows from it.
         recompute: what it does where the table does not say.
+        loss_bytes: what its loss moves per logit beyond ``cross_entropy`` of float32.
     """
 
     flash: bool
@@ -55,6 +56,7 @@ class System:
     balanced: bool = False
     counts_flops: bool = False
     recompute: str = ""
+    loss_bytes: int = 0
 
 
 _ALWAYS = float("inf")
@@ -65,7 +67,17 @@ _LATE = Traffic(
 )  # fmt: skip
 # Gradients in bf16 are added to a buffer in float32, the first of a step too.
 _LATE_FP32 = replace(_LATE, reduce_bytes=4, accumulate_bytes=(10, 10))
-_PER_TENSOR = replace(_LATE_FP32, flat=False)
+# nanotron (trainer.py, gradient_accumulator.py, zero.py, distributed.py of February 2025):
+# DistributedDataParallel in buckets of 25 MB of bf16, float32 on the wire. With ZeRO-1 it is left
+# out: behind the last backward one all-reduce of all gradients ("reduce_scatter=False"), then one
+# gather whose parts are copied tensor by tensor for every rank. All gradients are clipped and set
+# to 0; the update is fused, its result copied to bf16.
+_NANOTRON_DDP = replace(
+    _LATE_FP32, overlapped=True, bucket_bytes=50_000_000, update_bytes=34, whole_bytes=16,
+)  # fmt: skip
+_NANOTRON_ZERO1 = replace(
+    _NANOTRON_DDP, overlapped=False, bucket_bytes=1_000_000_000, all_reduced=True, unpacked=True,
+)  # fmt: skip
 # Composer: DEFAULT gathers float32 and reduces in the autocast dtype, PURE keeps everything in it.
 # Its DecoupledAdamW is one operation after the other.
 _DEFAULT = Traffic(gather_bytes=4, reduce_bytes=2, update_bytes=80)
@@ -79,6 +91,10 @@ _ZERO = (
     ("", "bf16", Held(2.0, 6.0 + _MIXED, 0.0)),
     ("", "", Held(2.0, 2.0 + _MIXED, 0.0)),
 )
+# nanotron's loss of divided logits, taken over from Megatron, is one operation after the other:
+# maximum 4, subtraction 8, exponential 8, sum 4, division 8 and in backward a product 8, where
+# torch's kernels move 8 forward and 12 backward.
+_SHARDED_LOSS = 20
 _MEGATRON = System(
     flash=False,
     gated=False,
@@ -105,21 +121,21 @@ SYSTEMS: tuple[tuple[str, System], ...] = (
         "nanotron",
         System(
             flash=True, gated=True, tied_below=10_000,
-            # Its DistributedDataParallel is left out with ZeRO-1 and float32 accumulation.
-            traffic=(("zero0", "", replace(_LATE_FP32, overlapped=True)), ("", "", _PER_TENSOR)),
+            traffic=(("zero0", "", _NANOTRON_DDP), ("", "", _NANOTRON_ZERO1)),
             held=(
                 ("zero1", "", Held(2.0, 4.0, _MIXED)), ("", "", Held(2.0, 4.0 + _MIXED, 0.0)),
             ),
             # Two of four: gradients of column-parallel inputs travel beside those of weights.
             tp_hidden=0.5,
-            counts_flops=True, balanced=True, recompute="none",
+            counts_flops=True, balanced=True, recompute="none", loss_bytes=_SHARDED_LOSS,
         ),
     ),
     (
         "InternEvo",
         System(
             flash=True, gated=True, tied_below=0,
-            traffic=(("", "", replace(_LATE, overlapped=True)),),
+            # hybrid_zero_optim.py: "reduce_rank = None", so every gradient is all-reduced over dp.
+            traffic=(("", "", replace(_LATE, overlapped=True, all_reduced=True)),),
             held=(("", "", Held(2.0, 2.0, _MIXED)),),
         ),
     ),

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from autopar.cluster import Cluster
 from autopar.validate.price import DEVICES, Priced, Prices
 from autopar.validate.runs import InexpressibleError, Run, read_run
-from autopar.validate.statistics import Errors, errors
+from autopar.validate.statistics import Errors, errors, ordered, spread
 from autopar.validate.table import Row, read_table
 
 # Steps that are shorter are dominated by what no cost model has: the loop, timers, jitter.
 SHORTEST_SECONDS = 0.01
 OUTLIER = 0.2
 Progress = Callable[[int, int], None]
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -96,26 +97,50 @@ def _model(run: Run) -> str:
     return name if "?" not in name else f"{run.layers} x {run.shape.hidden}"
 
 
-def _grouped(judged: Iterable[Judged], key: Callable[[Judged], str]) -> dict[str, list[Judged]]:
-    found: dict[str, list[Judged]] = {}
+def _grouped(judged: Iterable[Judged], key: Callable[[Judged], Key]) -> dict[Key, list[Judged]]:
+    found: dict[Key, list[Judged]] = {}
     for each in judged:
         found.setdefault(key(each), []).append(each)
     return found
 
 
 def _errors(group: Sequence[Judged]) -> Errors:
-    measured = [float(j.run.measured_seconds or 0.0) for j in group]
-    return errors([j.priced.seconds for j in group], measured)
+    return errors([j.priced.seconds for j in group], [_seconds(j) for j in group])
 
 
 def _figures(group: Sequence[Judged], models: dict[str, list[Judged]]) -> dict[str, Any]:
-    """Errors of a table, with the mean rank correlation within its models."""
+    """Errors of a table, with the mean rank correlation within its models.
+
+    ``repeats_differ`` is the largest relative difference of ``repeats`` pairs of runs of one
+    configuration; ``pairs_beyond`` of one model differ by more, and so have an order.
+    """
     table = Path(group[0].run.row.table).stem
     own = [_errors(g) for name, g in models.items() if name.startswith(f"{table}: ")]
     ranked = [e for e in own if e.rank is not None]
     weight = sum(e.count for e in ranked)
     within = sum(e.count * (e.rank or 0.0) for e in ranked) / weight if weight else None
-    return {**asdict(_errors(group)), "rank_within_models": within}
+    noise = spread([[_seconds(j) for j in g] for g in _grouped(group, _configuration).values()])
+    least = noise[-1] if noise else 0.0
+    pairs = [_ordered(g, least) for name, g in models.items() if name.startswith(f"{table}: ")]
+    return {
+        **asdict(_errors(group)), "rank_within_models": within, "repeats": len(noise),
+        "repeats_differ": least, "pairs_beyond": sum(count for count, _ in pairs),
+        "pairs_beyond_ordered": sum(right for _, right in pairs),
+    }  # fmt: skip
+
+
+def _seconds(judged: Judged) -> float:
+    return float(judged.run.measured_seconds or 0.0)
+
+
+def _configuration(judged: Judged) -> Hashable:
+    """What decides the price of a run."""
+    run = judged.run
+    return (run.shape, run.layers, run.config, run.zero, run.recompute, run.traffic, run.machine)
+
+
+def _ordered(group: Sequence[Judged], least: float) -> tuple[int, int]:
+    return ordered([j.priced.seconds for j in group], [_seconds(j) for j in group], least)
 
 
 def _memory(group: Sequence[Judged]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from copy import deepcopy
 import pytest
 
 from autopar.cluster import Cluster
-from autopar.cost.collectives import collective_seconds
+from autopar.cost.collectives import Group, collective_seconds
 from autopar.cost.compute import elementwise_seconds, optimizer_seconds
 from autopar.cost.data_parallel import (
     Setting,
@@ -294,3 +294,55 @@ def test_what_is_frozen_has_no_gradient_no_state_and_no_reduction(cost, zero):
     assert held.parameters == state_bytes(cost, setting(), zero).parameters
     found = dp_cost(CLUSTER, dataclasses.replace(whole, learns=False), setting(), zero, 0)
     assert +found.collectives == +Counter(all_gather=(0, 1, 1, M)[zero])
+
+
+def synced(cost, **facts):
+    """Sync seconds of a zero 1 layer on 32 ranks of 4 nodes whose traffic has these facts."""
+    late = Traffic(every_microbatch=False, overlapped=False, **facts)
+    own = dataclasses.replace(setting(dp=32), traffic=late)
+    return dp_cost(CLUSTER, dataclasses.replace(cost, partial_elements=0), own, 2, 0)
+
+
+def test_buckets_spread_the_latency_of_a_collective(cost):
+    """A layer that is a thousandth of its bucket takes a thousandth of the bucket's time."""
+    group = Group(32, 8)
+    found = synced(cost, bucket_bytes=4_000_000).sync_seconds
+    share = {"all_gather": 2000 / 4e6, "reduce_scatter": 4000 / 4e6}
+    expected = [
+        part * collective_seconds(CLUSTER, k, 4_000_000, group) for k, part in share.items()
+    ]
+    assert found == pytest.approx(sum(expected))
+    assert found < synced(cost).sync_seconds / 10
+
+
+def test_all_reduced_gradients_are_told_from_scattered_ones(cost):
+    large = dataclasses.replace(cost, parameter_elements=100_000_000)
+    reduced, scattered = (synced(large, all_reduced=a) for a in (True, False))
+    assert reduced.collectives == {"all_gather": 1, "all_reduce": 1}
+    assert scattered.collectives == {"all_gather": 1, "reduce_scatter": 1}
+    assert reduced.sync_seconds > scattered.sync_seconds
+
+
+def test_unpacking_issues_a_copy_per_tensor_and_rank(cost):
+    more = synced(cost, unpacked=True).sync_seconds - synced(cost).sync_seconds
+    assert more == pytest.approx(32 * cost.parameter_tensors * CLUSTER.dispatch_seconds())
+
+
+def test_whole_gradients_are_clipped_by_all_ranks(cost):
+    """16 bytes of every gradient instead of 12 of a 32nd of them."""
+    large = dataclasses.replace(cost, parameter_elements=320_000_000)
+    more = synced(large, whole_bytes=16).optimizer_seconds - synced(large).optimizer_seconds
+    moved = (16 * 320_000_000, 12 * 10_000_000)
+    whole, shard = (elementwise_seconds(CLUSTER, size) for size in moved)
+    assert more == pytest.approx(whole - shard)
+
+
+def test_state_divided_within_a_node_is_gathered_there(cost):
+    """Fewer shards: a gather without the network, and a larger share to update."""
+    large = dataclasses.replace(cost, parameter_elements=320_000_000)
+    inside, everywhere = (synced(large, shards=n) for n in (8, None))
+    group, across = Group(8, 8), Group(32, 8)
+    saved = [collective_seconds(CLUSTER, "all_gather", 640_000_000, g) for g in (across, group)]
+    assert everywhere.sync_seconds - inside.sync_seconds == pytest.approx(saved[0] - saved[1])
+    assert inside.optimizer_seconds > 3 * everywhere.optimizer_seconds
+    assert synced(large, shards=64) == everywhere

@@ -9,6 +9,7 @@ import torch
 
 import autopar
 from autopar.cluster import Cluster
+from autopar.cost.compute import elementwise_seconds
 from autopar.cost.data_parallel import Traffic
 from autopar.validate.models import Decoder, Shape, fused_loss_fn
 from autopar.validate.price import Prices
@@ -151,3 +152,20 @@ def test_seventy_billion_fit_on_64_devices_with_full_recomputation_alone(prices)
     }  # fmt: skip
     full, none = (read_run(row(recompute=word, **cells)) for word in ("full", "none"))
     assert prices.price(full).memory_bytes < 80e9 < prices.price(none).memory_bytes
+
+
+def test_a_loss_of_single_operations_costs_its_traffic(prices):
+    """20 bytes per logit and micro-batch on the last stage, in which all of a tp group share."""
+    own = {"framework": "nanotron", "ffn": "512", "precision": "bf16 (fp32 grad accumulation)"}
+    run = read_run(row(vocab="51200", **own))
+    assert run.loss_bytes == 20 * 128 * 51200
+    assert read_run(row(vocab="51200")).loss_bytes == 0
+    single, fused = (
+        prices._pricer(dataclasses.replace(run, loss_bytes=size))[0] for size in (run.loss_bytes, 0)
+    )
+    first, *_, last = single.classes.members
+    more = elementwise_seconds(single.cluster, 2 * run.loss_bytes // 2)
+    assert single.cost(last, run.config).forward_seconds == pytest.approx(
+        fused.cost(last, run.config).forward_seconds + more
+    )
+    assert single.cost(first, run.config) == fused.cost(first, run.config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autopar.cost.data_parallel import Traffic
-from autopar.validate.runs import InexpressibleError, network, read_run, step_flops
+from autopar.validate.runs import InexpressibleError, network, read_run, shards, step_flops
 from tests.validate.rows import row
 
 
@@ -32,6 +32,15 @@ def test_mixed_precision_of_fsdp_says_what_travels():
     assert default.shape.fused_loss
     assert (default.traffic.gather_bytes, pure.traffic.gather_bytes) == (4, 2)
     assert (default.held.sharded, pure.held.sharded) == (16, 8)
+
+
+def test_nanotron_reduces_everything_at_the_end_under_zero_1():
+    cells = {"framework": "nanotron", "gpu": "H100", "precision": "bf16 (fp32 grad accumulation)"}
+    late = read_run(row(sharding="zero1", **cells)).traffic
+    soon = read_run(row(sharding="zero0", **cells)).traffic
+    assert (late.all_reduced, late.unpacked, late.overlapped) == (True, True, False)
+    assert (soon.all_reduced, soon.unpacked, soon.overlapped) == (False, False, True)
+    assert late.bucket_bytes > soon.bucket_bytes
 
 
 @pytest.mark.parametrize(
@@ -124,3 +133,12 @@ def test_flops_of_a_step_by_hand():
 )
 def test_networks(text, expected):
     assert network(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("sharding", "expected"),
+    [("zero1 over 8 GPUs", 8), ("hybrid zero1 within 4 GPUs", 4), ("zero1 over all DP", None)],
+)
+def test_a_row_says_among_how_many_state_is_divided(sharding, expected):
+    assert shards(sharding) == expected
+    assert read_run(row(sharding=sharding)).traffic.shards == expected

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autopar.validate.statistics import errors, spearman
+from autopar.validate.statistics import errors, ordered, spearman, spread
 
 
 def test_errors_are_relative_to_what_was_measured():
@@ -30,3 +30,17 @@ def test_order_counts_for_the_rank_and_scale_does_not():
     measured = [1.0, 2.0, 3.0, 4.0]
     assert errors([10 * m for m in measured], measured).rank == pytest.approx(1)
     assert errors([4.0, 3.0, 2.0, 1.0], measured).rank == pytest.approx(-1)
+
+
+def test_repeats_differ_by_pairs():
+    """2.0 stands twice for one run; 2.0, 2.1 and 2.2 make three pairs."""
+    found = spread([[2.0, 2.1, 2.0, 2.2], [7.0]])
+    assert found == pytest.approx([2.2 / 2.1 - 1, 0.05, 0.1])
+    assert spread([[1.0], [2.0]]) == []
+
+
+def test_only_pairs_beyond_the_noise_have_an_order():
+    measured, predicted = [1.0, 1.05, 2.0, 3.0], [1.0, 0.9, 2.0, 1.9]
+    assert ordered(predicted, measured, 0.0) == (6, 4)
+    assert ordered(predicted, measured, 0.1) == (5, 4)
+    assert ordered(predicted, measured, 9.0) == (0, 0)
