@@ -27,6 +27,7 @@ WEIGHT = 0.02
 # Modules with more parameters than this are not drawn.
 MOST_DRAWN = 1 << 22
 SMALL, LARGE = 2, 4
+WHOLE_TRIALS = 6
 Described = tuple[tuple[Size, ...], torch.dtype]
 
 
@@ -77,6 +78,11 @@ class _Draw:
 
     least: int
     learned: bool
+
+    @property
+    def trials(self) -> int:
+        """How often samples are drawn: a whole model may branch on what they are together."""
+        return 1 if self.learned else WHOLE_TRIALS
 
     def __call__(self, shape: list[int], dtype: torch.dtype) -> Tensor:
         if dtype.is_floating_point or dtype.is_complex:
@@ -134,7 +140,7 @@ def _observe(
     module: Any, call: Any, arguments: tuple[Described, ...], draw: _Draw
 ) -> Observed | None:
     runs = _runs(module, call, arguments, draw)
-    first, again, second, large, *rest = runs
+    first, _, _, large, *rest = runs
     same = first.results == large.results
     same = same and all((r.results, r.forms()) == (first.results, first.forms()) for r in runs[1:3])
     same = same and all(r.forms() == first.forms() for r in rest)
@@ -144,8 +150,9 @@ def _observe(
     found = [described for described in made if described is not None]
     if len(found) < len(made):
         return None
-    chance = not _equal(first.tensors, again.tensors)
-    mixes = not chance and not all(map(_joins, first.tensors, second.tensors, large.tensors))
+    mixes = _mixes(runs) or any(
+        _mixes(_runs(module, call, arguments, draw, seed)) for seed in range(1, draw.trials)
+    )
     metas = (tensor.detach().to("meta") for tensor in first.tensors)
     return Observed(
         arguments, tuple(found), first.results[0], rebuild(first.output, metas),
@@ -153,6 +160,12 @@ def _observe(
         max(0, large.flops - first.flops) // SMALL,
         max(0, large.saved_bytes - first.saved_bytes) // SMALL,
     )  # fmt: skip
+
+
+def _mixes(runs: list[_Run]) -> bool:
+    """Whether the results of four samples are not those of two and two, and not by chance."""
+    first, again, second, large, *_ = (run.tensors for run in runs)
+    return _equal(first, again) and not all(map(_joins, first, second, large))
 
 
 def _described(small: Tensor, large: Tensor) -> Described | None:
@@ -164,13 +177,15 @@ def _described(small: Tensor, large: Tensor) -> Described | None:
     return tuple(sizes), small.dtype
 
 
-def _runs(module: Any, call: Any, arguments: tuple[Described, ...], draw: _Draw) -> list[_Run]:
+def _runs(
+    module: Any, call: Any, arguments: tuple[Described, ...], draw: _Draw, seed: int = 0
+) -> list[_Run]:
     """Two samples, the same by another chance, two others, all four, and two of zeros if it can.
 
     The last shows sizes that depend on values, as those of ``nonzero`` do.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         large = [draw([s.at(LARGE) for s in shape], dtype) for shape, dtype in arguments]
         weights = _weights(module)
     halves = [

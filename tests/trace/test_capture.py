@@ -10,7 +10,7 @@ from torch import nn
 from autopar.errors import TraceError
 from autopar.graph import Size
 from autopar.trace import trace
-from autopar.trace.opaque import OPAQUE
+from autopar.trace.opaque import OPAQUE, OpaqueCall
 from tests.trace.models import (
     WIDTH,
     Branches,
@@ -33,12 +33,18 @@ def refused(model, **more):
 
 
 def test_control_flow_on_values_names_module_and_line():
-    error = refused(Branches())
+    error = refused(Chain(), loss_fn=lambda y, _: y.mean() if y.sum() > 0 else -y.mean())
     assert "data-dependent" in error.found
-    assert "the model's own forward" in error.where
-    first = Branches.forward.__code__.co_firstlineno
-    assert f"models.py:{first + 1}" in error.where
+    assert "the loss function" in error.where
+    assert "test_capture.py:" in error.where
     assert "torch.where" in error.hint
+
+
+def test_control_flow_in_the_models_own_forward_leaves_the_whole_model():
+    x = torch.ones(2, 8)
+    graph = trace(Branches(), (x,), {}, target=x, loss_fn=F.mse_loss)
+    call = OpaqueCall.of(graph.ops[0])
+    assert (call.path, call.mixes) == ("", True)  # it branches on a sum over samples
 
 
 def test_control_flow_in_a_block_is_left_to_the_block():
