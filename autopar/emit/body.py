@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autopar.emit.calls import call_arguments
-from autopar.emit.lines import arguments_of, comment, is_call
+from autopar.emit.lines import comment
 from autopar.emit.modules import assignments, function_of
 from autopar.emit.source import (
     HELPED,
@@ -283,12 +283,13 @@ class Body:
         return name_of(op) in RANDOM and sharded and "training" in text
 
     def _assign(self, op: Op, text: str, index: int) -> None:
-        """A statement for an op; operands get names of their own until it can be laid out."""
+        """A statement for an op; operands get names of their own until it fits on a line."""
         if is_inplace(op) and not self._uses[op.outputs[0]]:
             self._line(text, "")
             return
         bases = self._bases(op)
-        while self._overlong(f"{', '.join(bases)} = ", text) and self._name_longest(op):
+        room = self.width - len(f"{', '.join(bases)} = ")
+        while len(text) > room and self._name_longest(op):
             text = self._text(op, index)
         names = [self.namer.bind(o, base) for o, base in zip(op.outputs, bases, strict=True)]
         if name_of(op) == "opaque":
@@ -312,12 +313,6 @@ class Body:
         note = self._shape_note(op, op.outputs[0], R) if len(names) == 1 else ""
         for line in lines:
             self._line(line, note if line == lines[-1] else "", indent=4 if op.no_grad else 0)
-
-    def _overlong(self, head: str, text: str) -> bool:
-        """Whether a statement fits neither on one line nor as a call with a line per argument."""
-        if len(head) + len(text) <= self.width:
-            return False
-        return not is_call(text) or max(map(len, arguments_of(text))) + 5 > self.width
 
     def _name_longest(self, op: Op) -> bool:
         """Gives a name to the longest operand that stands in the expression of an op."""

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from autopar.emit.constants import FORMATS, LINE, Tensor, constant, words
+from autopar.emit.constants import FORMATS, LINE, Tensor
 from autopar.emit.lines import wrapped
+from autopar.emit.uses import (
+    FUNCTIONAL_HELPERS,
+    add_index,
+    add_partial,
+    helpers,
+    partial_parameters,
+)
 
 SCHEDULES = {
     "gpipe": "ScheduleGPipe",
@@ -18,36 +26,6 @@ SCHEDULES = {
 }
 # Their classes take a list of stages.
 MULTI = ("interleaved_1f1b", "zero_bubble")
-# What each of the program's helper functions calls in turn.
-NEEDS = {
-    "sharded_cross_entropy": ("all_reduce",),
-    "sharded_batch_norm": ("narrow",),
-    "run_whole": ("local",),
-}
-HELPERS = (
-    "enter",
-    "all_gather",
-    "gather",
-    "all_reduce",
-    "all_reduce_enter",
-    "reduce_scatter",
-    "scatter",
-    "narrow",
-    "all_to_all",
-    "partial",
-    "sharded_embedding",
-    "sharded_cross_entropy",
-    "rows_cross_entropy",
-    "sharded_batch_norm",
-    "grouped_mm",
-    "run_whole",
-    "count_batch",
-    "shard_rng",
-)
-# Helpers that call torch.nn.functional.
-FUNCTIONAL_HELPERS = (
-    "sharded_embedding", "rows_cross_entropy", "sharded_batch_norm", "grouped_mm",
-)  # fmt: skip
 # Names of torch.distributed.tensor that generated code may mention.
 PLACEMENTS = ("Partial", "Replicate", "Shard")
 
@@ -107,7 +85,7 @@ class Program:
         ends_zero: the same for all parameters outside the blocks.
         layers: per block the name of its class in ``classes``, None for the user's own module.
         idle: indices of blocks that nothing learned stands in or before: they have no backward.
-        classes: source of the classes, each a subclass of ``Parallel`` with ``PLACEMENTS``,
+        classes: source of the classes, each a ``nn.Module`` with ``PLACEMENTS``,
             ``FUSED`` and ``forward``. ``PARTIAL`` is added from the calls of ``partial``.
         ends_placements: {parameter outside the blocks: "Shard(0)"}: all that the parts of
             ``flow`` read through ``local`` or ``partial``, under every name they use.
@@ -255,14 +233,27 @@ class Program:
         return "DP" if all(replicated) else None if any(replicated) else "1"
 
     @property
+    def one_loop(self) -> bool:
+        """Whether one loop calls all blocks, which needs no index then."""
+        loops = [item for item in self.flow if isinstance(item, Loop)]
+        return (
+            self.one_call and len(loops) == 1 and len(re.findall(r"\bindex\b", loops[0].call)) == 1
+        )
+
+    @property
+    def led(self) -> bool:
+        """Whether a gradient's norm counts on the first of the ranks that hold the same part."""
+        return self.holders is None or bool(self.shared)
+
+    @property
     def fuses(self) -> bool:
         """Whether any class divides a parameter that is several stacked ones."""
         return any(re.search(r"^    FUSED = ", text, re.MULTILINE) for text in self.classes)
 
     @property
-    def indexes(self) -> bool:
-        """Whether any class is of a layer whose children have numbers, as a ``Sequential``'s."""
-        return any("self[" in text for text in self.classes)
+    def one_call(self) -> bool:
+        """Whether all blocks are called in one way: as they are, or all recomputed as much."""
+        return len(set(self.recompute)) == 1 and not self.scratch and not self.offloads_activations
 
     @property
     def first_block(self) -> int | None:
@@ -347,29 +338,37 @@ class Program:
 
 def render(program: Program) -> str:
     """The program's text; equal for equal programs."""
-    environment = Environment(
+    used = helpers(program.code)
+    text = (
+        _templates()
+        .get_template("program.py.j2")
+        .render(
+            p=_with_partial(program),
+            used=used,
+            tensor_imports=", ".join(tensor_imports(program)),
+            contexts=", ".join(context_imports(program, used)),
+            ends_partial=_ends_partial(program),
+            flow=flow_text(program),
+            parts=[part.tensors for part in program.parts],
+            part_stages=[part.stage for part in program.parts],
+            shared_stages={name: str(stages) for name, stages in program.shared.items()},
+            unpack=unpack(program),
+            context="\n".join(wrapped(program.context.splitlines(), LINE - 8)),
+            **FORMATS,
+        )
+    )
+    return text.rstrip("\n") + "\n"
+
+
+@cache
+def _templates() -> Environment:
+    return Environment(
         loader=PackageLoader("autopar.emit"),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
         undefined=StrictUndefined,
     )
-    used = helpers(program.code)
-    text = environment.get_template("program.py.j2").render(
-        p=_with_partial(program),
-        used=used,
-        tensor_imports=", ".join(tensor_imports(program)),
-        contexts=", ".join(context_imports(program, used)),
-        ends_partial=_ends_partial(program),
-        flow=flow_text(program),
-        parts=[part.tensors for part in program.parts],
-        part_stages=[part.stage for part in program.parts],
-        shared_stages={name: str(stages) for name, stages in program.shared.items()},
-        unpack=unpack(program),
-        context="\n".join(wrapped(program.context.splitlines(), LINE - 8)),
-        **FORMATS,
-    )
-    return text.rstrip("\n") + "\n"
 
 
 def flow_text(program: Program) -> str:
@@ -379,6 +378,10 @@ def flow_text(program: Program) -> str:
         if number == len(program.flow) - 1 and program.pp > 1:
             lines += ["if not self.last:", f"    return {_sent(program)}"]
         lines += _part(program, item) if isinstance(item, Part) else _loop(program, item)
+    if program.one_loop:
+        lines = [re.sub(r"self\.run\(index,? ?", "block(", line) for line in lines]
+    elif program.one_call:
+        lines = [re.sub(r"self\.run\((index|\d+),? ?", r"self.blocks[\1](", line) for line in lines]
     return "\n".join(wrapped(_returned(lines), LINE - 8))
 
 
@@ -403,7 +406,7 @@ def _part(program: Program, part: Part) -> list[str]:
     if program.pp == 1 or number == len(program.parts) - 1:
         return part.code.splitlines()
     first = number == 0 and part is program.flow[0]
-    guard = "if self.first:" if first else f"if self.index == PART_STAGES[{number}]:"
+    guard = "if self.index == 0:" if first else f"if self.index == PART_STAGES[{number}]:"
     return [guard, *(f"    {line}" for line in part.code.splitlines())]
 
 
@@ -411,7 +414,7 @@ def _loop(program: Program, loop: Loop) -> list[str]:
     """Runs the blocks of a loop that this stage holds; a single one without a loop."""
     if (loop.start, loop.stop) == (0, len(program.blocks)):
         blocks = "STAGES[self.index]" if program.pp > 1 else "range(len(BLOCKS))"
-        head = f"for index in {blocks}:"
+        head = "for block in self.blocks:" if program.one_loop else f"for index in {blocks}:"
     elif loop.stop - loop.start > 1:
         span = f"{loop.start}, {loop.stop}"
         within = "range" if program.pp == 1 else "self.among"
@@ -424,15 +427,10 @@ def _loop(program: Program, loop: Loop) -> list[str]:
     return [head, *(f"    {line}" for line in body)] if head else body
 
 
-def helpers(code: str) -> frozenset[str]:
-    """The helper functions that ``code`` calls, and those they call."""
-    called = {name for name in HELPERS if re.search(rf"(?<![\w.]){name}\(", code)}
-    return frozenset(called.union(*(NEEDS.get(name, ()) for name in called)))
-
-
 def tensor_imports(program: Program) -> list[str]:
     """What the program imports from torch.distributed.tensor, sorted."""
-    names = {"DTensor"}
+    named = program.tp > 1 or program.offload != "none" or not program.one_mesh
+    names = {"DTensor"} if program.dtensors and named else set()
     texts = [*program.classes, *program.ends_placements.values()]
     names |= {name for name in PLACEMENTS if any(f"{name}(" in text for text in texts)}
     if program.tp > 1:
@@ -448,17 +446,7 @@ def context_imports(program: Program, used: frozenset[str]) -> list[str]:
     """What the program imports from contextlib, sorted."""
     manager = "shard_rng" in used or program.norms or program.scratch
     manager = manager or program.offloads_activations
-    return [*["contextmanager"] * manager, "nullcontext"]
-
-
-def partial_parameters(code: str, owner: str) -> tuple[str, ...]:
-    """Dotted names, relative to ``owner``, of the parameters read through ``partial``.
-
-    A call may have been broken into lines.
-    """
-    found = re.findall(rf"(?<![\w.])partial\(\s*{owner}((?:\.\w+|\[\d+\])+),?\s*\)", code)
-    dotted = (re.sub(r"\[(\d+)\]", r".\1", name).lstrip(".") for name in found)
-    return tuple(dict.fromkeys(dotted))
+    return [*["contextmanager"] * manager, "nullcontext", "suppress"]
 
 
 def _ends_partial(program: Program) -> tuple[str, ...]:
@@ -470,17 +458,7 @@ def _ends_partial(program: Program) -> tuple[str, ...]:
 
 
 def _with_partial(program: Program) -> Program:
-    return replace(program, classes=tuple(add_partial(text) for text in program.classes))
-
-
-def add_partial(text: str) -> str:
-    """Adds the attribute PARTIAL to a class in front of its first method."""
-    names = partial_parameters(text, "self")
-    if not names or re.search(r"^    PARTIAL\b", text, re.MULTILINE):
-        return text
-    head, mark, tail = text.partition("\n    def ")
-    line = constant("PARTIAL", words(names), indent=4)
-    return f"{head.rstrip()}\n{line}\n{mark}{tail}"
+    return replace(program, classes=tuple(add_partial(add_index(t)) for t in program.classes))
 
 
 def unpack(program: Program) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from autopar.emit.lines import lay_out
+from autopar.emit.lines import lay_out, wrap
 
 LINE = 100
 Tensor = tuple[tuple[str, ...], str]
@@ -116,7 +116,13 @@ def cut_names(cuts: Sequence[Sequence[str]]) -> str:
     return " + ".join(f"({text},) * {len(list(run))}" for text, run in groupby(texts)) or "()"
 
 
+def statement(text: str, indent: int) -> str:
+    """A statement behind ``indent`` blanks that stand already."""
+    return f"\n{' ' * indent}".join(wrap(text, LINE - indent))
+
+
 FORMATS = {
+    "statement": statement,
     "constant": constant,
     "words": words,
     "groups": groups,

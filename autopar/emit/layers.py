@@ -10,11 +10,11 @@ from typing import Any
 
 from autopar.emit.body import Body
 from autopar.emit.calls import unpackable
-from autopar.emit.chassis import HELPERS
 from autopar.emit.constants import LINE, constant, mapping
 from autopar.emit.lines import wrapped
 from autopar.emit.rebind import rebind, rebind_blocks
 from autopar.emit.source import Namer
+from autopar.emit.uses import HELPERS
 from autopar.graph import Call, Graph, Ref, refs
 from autopar.strategies.patterns import ENDS, Classes, restrict
 from autopar.strategies.sharding import Pattern, Sharding
@@ -27,6 +27,7 @@ RESERVED = (
     "index",
     "hidden",
     "layer",
+    "block",
     "torch",
     "nn",
     "F",
@@ -129,7 +130,7 @@ def _layer_class(session: _Session, pattern: Pattern, sharding: Sharding, name: 
     results = [body.read(n, sharding.boundary[n]) for n in pattern.sent]
     session.used |= body.used
     placements, fused = parameter_tables(graph, sharding, pattern.name)
-    source = [f"class {name}(Parallel):", *_indent(_docstring(sharding))]
+    source = [f"class {name}(nn.Module):", *_indent(_docstring(sharding))]
     source += [constant("PLACEMENTS", mapping(placements), indent=4)]
     if fused:
         text = {key: f"({dim}, {parts})" for key, (dim, parts) in fused.items()}

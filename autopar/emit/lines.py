@@ -28,28 +28,18 @@ def wrapped(lines: Iterable[str], width: int) -> list[str]:
     return found
 
 
-def is_call(code: str) -> bool:
-    """Whether an expression is one call of a name: its arguments can have lines of their own."""
-    opening = _last_call(code)
-    return bool(opening) and all(char.isalnum() or char in "._" for char in code[:opening])
-
-
-def arguments_of(code: str) -> list[str]:
-    """The arguments of a call."""
-    opening = _last_call(code)
-    return [] if opening is None else _arguments(code[opening + 1 : -1])
-
-
 def wrap(line: str, width: int) -> list[str]:
     """One logical line as physical lines of at most ``width`` characters where possible.
 
-    A comment that does not fit goes above; a long call gets one argument per line.
+    A comment that does not fit goes above, but for a shape, which is left out; a long
+    call gets one argument per line.
     """
     if len(line) <= width:
         return [line]
     code, mark, note = line.partition("  # ")
     if mark:
-        return [f"# {note}", *wrap(code, width)]
+        above = [] if note.startswith("(") else [f"# {note}"]
+        return [*above, *wrap(code, width)]
     subscripts = re.search(r"\)((\[(\d+|\"[^\"]*\")\])+)$", code)
     if subscripts:
         *before, last = wrap(code[: subscripts.start(1)], width)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from autopar import graph_json
 from autopar.emit.chassis import Loop, Part, Program, render
-from autopar.emit.constants import Tensor
+from autopar.emit.constants import LINE, Tensor
 from autopar.emit.layers import LayerClass, StageText, layer_classes, stage_text
 from autopar.emit.source import literal, local_dimensions, spelled
 from autopar.errors import PlanFormatError
@@ -174,11 +175,14 @@ def _summary(plan: Plan) -> tuple[str, ...]:
     origin = "calibrated" if plan.cluster.calibrated else "from published figures"
     step, memory = plan.prediction.step_seconds, plan.prediction.memory_bytes
     schedule = f", {plan.schedule}" if plan.mesh.pp > 1 else ""
+    predicted = (
+        f"Predicted: {1e3 * step:.2f} ms a step, {memory / 2**30:.2f} GiB on the fullest rank"
+        f" ({plan.cluster.name}, {origin})."
+    )
     return (
         f"Plan {plan.plan_id}: {_count(plan.num_microbatches, 'micro-batch', 'es')}"
         f" of {_samples(plan)}{schedule}.",
-        f"Predicted: {1e3 * step:.2f} ms a step and {memory / 2**30:.2f} GiB on the fullest rank",
-        f"by the cost model {plan.cluster.name} ({origin}).",
+        *textwrap.wrap(predicted, LINE),
     )
 
 

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from autopar.errors import RunError
+from autopar.plan import Prediction
 
 # The first step allocates, connects and warms caches up; it says nothing about the others.
 WARM_UP_STEPS = 1
@@ -123,8 +124,8 @@ class RunResult:
         return asdict(self) | {name: getattr(self, name) for name in derived}
 
 
-def read_result(path: Path) -> RunResult:
-    """What a program wrote with ``--json``.
+def read_result(path: Path, prediction: Prediction) -> RunResult:
+    """What a program wrote with ``--json``, beside its plan's prediction.
 
     Raises:
         RunError: it wrote nothing.
@@ -140,8 +141,8 @@ def read_result(path: Path) -> RunResult:
         step_seconds=tuple(found["step_seconds"]),
         losses=tuple(found["losses"]),
         peak_memory_bytes=tuple(found["peak_memory_bytes"]),
-        predicted_step_seconds=found["predicted_step_seconds"],
-        predicted_memory_bytes=found["predicted_memory_bytes"],
+        predicted_step_seconds=prediction.step_seconds,
+        predicted_memory_bytes=prediction.memory_bytes,
     )
 
 

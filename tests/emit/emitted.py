@@ -51,7 +51,7 @@ def texts(name: str, layout: str, weights: Weights) -> dict[str, str]:
 
 
 class Alone(nn.Module):
-    """Stands for ``Parallel`` where tp is 1: fused parameters have their two dims."""
+    """Stands for the base of split layers where tp is 1: fused parameters have their two dims."""
 
     FUSED: ClassVar[dict[str, tuple[int, int]]] = {}
 
@@ -77,7 +77,7 @@ def namespace(batch: int) -> dict[str, Any]:
     return {
         **dict.fromkeys(moves, _first),
         "torch": torch, "F": F, "TP": 1, "MICROBATCH": batch, "DEVICE": torch.device("cpu"),
-        "Parallel": Alone, "Shard": lambda dim: dim,
+        "nn": SimpleNamespace(Module=Alone), "Shard": lambda dim: dim,
         "sharded_embedding": lambda index, table: F.embedding(index, table),
         "sharded_cross_entropy": F.cross_entropy,
     }  # fmt: skip

@@ -12,7 +12,7 @@ from examples.gpt import GPT, GPTConfig
 
 CONFIG = GPTConfig(vocab_size=64, block_size=16, n_layer=4, n_head=4, n_embd=32)
 
-BLOCK = '''class SplitBlock(Parallel):
+BLOCK = '''class SplitBlock(nn.Module):
     """Block: heads, MLP and, between them, tokens are divided over tp."""
 
     PLACEMENTS = {

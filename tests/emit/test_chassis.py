@@ -10,7 +10,8 @@ import sys
 import pytest
 import torch
 
-from autopar.emit.chassis import HELPERS, add_partial, helpers, partial_parameters, render
+from autopar.emit.chassis import render
+from autopar.emit.uses import HELPERS, add_partial, helpers, partial_parameters
 from tests.emit.gpt_program import flow, gpt_program
 
 MIXED = {"zero": (0, 2, 3, 3), "ends_zero": 2, "recompute": ("none", "full", "selective", "none")}

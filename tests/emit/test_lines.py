@@ -6,7 +6,7 @@ import ast
 
 import pytest
 
-from autopar.emit.lines import comment, is_call, lay_out, wrap, wrapped
+from autopar.emit.lines import comment, lay_out, wrap, wrapped
 
 LONG = "name = function(first_argument, second(1, 2), third[3, 4], fourth)"
 CASES = {
@@ -32,11 +32,6 @@ def test_indented_lines_stay_indented():
 
 def test_subscripts_stay_behind_a_call():
     assert wrap('x = f(aaaaaaaa, bbbbbbb)[0]["y"]', 20)[-1] == ')[0]["y"]'
-
-
-def test_is_call():
-    assert is_call("F.linear(x, w)")
-    assert not any(map(is_call, ("x.view(1).t()", "f(x) + g(x)", "-f(x)", "x")))
 
 
 @pytest.mark.parametrize(("code", "lines"), [

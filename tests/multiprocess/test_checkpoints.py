@@ -143,7 +143,7 @@ def test_damaged_checkpoint_is_refused(ranks, tmp_path):
         # A bit of the sums themselves may belong to the name or the sum of another file.
         assert name == FILES[-1] or f"found {name} in {folder}/step-5 lost or" in message
         assert f"remove {folder}/step-5 to go on" in message
-        assert "saved are steps [3, 5]" in message
+        assert "saved are [3, 5]" in message
 
 
 def interrupted(path, folder):

@@ -136,7 +136,7 @@ def test_run_plan(sample_plan, tmp_path, monkeypatch):
     assert first.losses[2] < first.losses[0]
     assert len(first.peak_memory_bytes) == 2
     assert min(first.peak_memory_bytes) > 0
-    assert first.predicted_step_seconds == 0.0125
+    assert first.predicted_step_seconds == plan.prediction.step_seconds
     again = run_plan(plan, steps=4, **options)
     assert len(again.losses) == 1
     assert again.losses[0] < first.losses[0], "it went on from the checkpoint"
