@@ -170,12 +170,13 @@ class Layer:
 class Saved:
     """Tensors that autograd keeps for one op: graph values by name, and bytes made inside the op.
 
-    ``extra_bytes`` is for a micro-batch of one sample if ``scales`` with the batch.
+    ``extra_bytes`` are per sample of the micro-batch; ``fixed_bytes`` are those of copies that do
+    not grow with it, such as a parameter's in another order.
     """
 
     values: tuple[str, ...]
-    extra_bytes: int
-    scales: bool
+    extra_bytes: int = 0
+    fixed_bytes: int = 0
 
 
 @dataclass(frozen=True)

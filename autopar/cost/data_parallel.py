@@ -15,7 +15,8 @@ element of compute:
   replace: there, and with one micro-batch, zero 1 is zero 2;
 - a reduction's flat buffer ``4 n``, and the gradients that are copied into it or out of it.
   Pipelines reduce when all their passes are over;
-- a copy of the gradients that are partial sums on tp, which travel as one.
+- a copy of the gradients that are partial sums on tp, which travel as one when all passes are
+  over: it takes the place of the activations that the layer held until then.
 
 Optimizer state may be in host memory instead, see ``offload.py``.
 """
@@ -231,20 +232,43 @@ def reductions(setting: Setting, zero: int) -> int:
     return setting.num_microbatches if every else 1
 
 
-def state_bytes(cost: LayerCost, setting: Setting, zero: int) -> StateBytes:
-    """Bytes of one layer's parameters, gradients and optimizer state on one rank."""
-    found = _device_bytes(cost, setting, zero)
+def state_bytes(
+    cost: LayerCost, setting: Setting, zero: int, activation_bytes: int = 0
+) -> StateBytes:
+    """Bytes of one layer's parameters, gradients and optimizer state on one rank.
+
+    ``activation_bytes`` are what the layer holds of each micro-batch from forward to backward.
+    """
+    found = _device_bytes(cost, setting, zero, activation_bytes)
     if not offloads(setting.offload, "optimizer"):
         return found
     behind = max(found.behind, found.optimizer)
     return replace(found, optimizer=0, behind=behind, host=found.optimizer)
 
 
-def _device_bytes(cost: LayerCost, setting: Setting, zero: int) -> StateBytes:
+def backward_bytes(cost: LayerCost, setting: Setting) -> int:
+    """Working set of one layer's backward, see ``StateBytes`` for what ``fully_shard`` adds.
+
+    A parameter's gradient is new beside the sum of earlier micro-batches' until autograd has added
+    it. Where ``fully_shard`` reduces in backward, its buffer counts and is larger. In bf16 the
+    gradients of a whole layer wait until they are added to a sum in float32.
+    """
+    as_emitted = setting.traffic.accumulate_bytes is None
+    if setting.precision == "bf16" and setting.pp > 1 and as_emitted:
+        return cost.transient_bytes + setting.compute_bytes * cost.trained_elements
+    alone = setting.num_microbatches == 1 or (setting.wrapped and setting.pp == 1)
+    return cost.transient_bytes if alone else cost.summed_bytes
+
+
+def _device_bytes(
+    cost: LayerCost, setting: Setting, zero: int, activation_bytes: int
+) -> StateBytes:
     """The same where nothing is in host memory."""
     n, trained, compute = cost.parameter_elements, cost.trained_elements, setting.compute_bytes
     shards = setting.dp if zero else 1
-    held, flat = -(-n // shards), MASTER_BYTES * -(-cost.partial_elements // shards)
+    held = -(-n // shards)
+    copied = MASTER_BYTES * -(-cost.partial_elements // shards)
+    flat = max(0, copied - activation_bytes)
     own = -(-trained // shards)
     if not setting.wrapped:
         behind = exchange_bytes(setting.exchange, setting.dp, trained) if setting.written_out else 0

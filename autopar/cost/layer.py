@@ -67,6 +67,8 @@ class LayerCost:
     the forward of the ops that selective recomputation does not repeat and their results, of
     which ``kept_saved_bytes`` are saved for backward as well. ``norms`` are the normalisations
     whose statistics are taken over the samples of all dp ranks.
+    ``transient_bytes`` are on top of all that while backward runs, ``summed_bytes`` where it adds
+    gradients of parameters to those of earlier micro-batches.
     ``saved_tensors`` counts what is saved; ``handed_bytes`` of it are results for further layers.
     ``frozen_elements`` and ``frozen_tensors`` are those of parameters that need no gradient;
     ``learns`` says whether anything in the layer has one.
@@ -84,6 +86,7 @@ class LayerCost:
     input_bytes: int
     output_bytes: int
     transient_bytes: int
+    summed_bytes: int
     tp_forward: Counter[str]
     tp_backward: Counter[str]
     tp_again: Counter[str]
@@ -166,21 +169,20 @@ def layer_cost(
     saved = _saved(graph, pattern, sharding, batch)
     kept, kept_extra = _kept(graph, pattern, sharding, batch)
     boundary = _boundary_bytes(graph, pattern, sharding, batch)
+    transient, summed = _transient_bytes(graph, pattern, sharding, batch)
     tp_forward, tp_backward = sum(s[0] for _, s in comm) + inner, sum(s[1] for _, s in comm)
     inner_count = sum(len(s.collectives) for s in sharding.strategies.values())
     calls = sum(s[0] > 0 for _, s in comm) + inner_count, sum(s[1] > 0 for _, s in comm)
     issued, issued_backward = _issued(graph, pattern, compute)
     dispatch = cluster.dispatch_seconds(sharding.tp)
-    host_forward = (issued + calls[0]) * dispatch
-    host_backward = (issued_backward + calls[1]) * dispatch
     device_forward = sum(c.forward_seconds for c in compute)
     device_forward += issued * cluster.overhead_seconds("op_forward")
     computed_backward = sum(c.backward_seconds for c in compute)
     device_backward = computed_backward + issued_backward * cluster.overhead_seconds("op_backward")
     device_backward += _parameter_seconds(cluster, sharding)
-    backward = max(device_backward, host_backward - tp_backward)
+    backward = max(device_backward, (issued_backward + calls[1]) * dispatch - tp_backward)
     found = LayerCost(
-        forward_seconds=max(device_forward, host_forward - tp_forward),
+        forward_seconds=max(device_forward, (issued + calls[0]) * dispatch - tp_forward),
         backward_seconds=backward,
         tp_forward_seconds=tp_forward,
         tp_backward_seconds=tp_backward,
@@ -191,7 +193,8 @@ def layer_cost(
         saved_bytes=sum(saved.values()) + _extra_bytes(graph, pattern, sharding, batch),
         input_bytes=boundary[0],
         output_bytes=boundary[1],
-        transient_bytes=_transient_bytes(graph, pattern, sharding, batch),
+        transient_bytes=transient,
+        summed_bytes=summed,
         tp_forward=_count(m.forward for m, _ in comm) + _inner_counts(sharding),
         tp_backward=_count(m.backward for m, _ in comm),
         tp_again=_count(sharding.moves[k].move.forward for k in again) + _inner_counts(sharding),
@@ -203,7 +206,7 @@ def layer_cost(
         kept_bytes=sum(kept.values()) + kept_extra,
         kept_saved_bytes=sum(saved.get(key, 0) for key in kept) + kept_extra,
         norms=_norms(graph, pattern, sharding, batch),
-        saved_tensors=len(saved) + sum(graph.saved[i].extra_bytes > 0 for i in pattern.ops),
+        saved_tensors=len(saved) + sum(_has_extra(graph, i) for i in pattern.ops),
         handed_bytes=sum(_handed(graph, pattern, sharding, batch).values()),
     )
     return _learning(found, graph, pattern, sharding)
@@ -295,7 +298,7 @@ def _partial_elements(graph: Graph, sharding: Sharding) -> int:
 
 def _moves_again(graph: Graph, pattern: Pattern, sharding: Sharding) -> list[int]:
     """Moves whose result an op reads before the last one that keeps something for backward."""
-    saving = [i for i in pattern.ops if graph.saved[i].values or graph.saved[i].extra_bytes]
+    saving = [i for i in pattern.ops if graph.saved[i].values or _has_extra(graph, i)]
     early = [i for i in pattern.ops if saving and i <= saving[-1]]
     read = {pair for i in early for pair in sharding.strategies[i].inputs}
     return [k for k, m in enumerate(sharding.moves) if (m.value, m.target) in read]
@@ -377,10 +380,17 @@ def _extra_bytes(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int)
     return sum(_extra(graph, sharding, index, batch) for index in pattern.ops)
 
 
+def _has_extra(graph: Graph, index: int) -> bool:
+    return graph.saved[index].extra_bytes + graph.saved[index].fixed_bytes > 0
+
+
 def _extra(graph: Graph, sharding: Sharding, index: int, batch: int) -> int:
+    """Bytes that one op makes inside and keeps; those of any batch are a parameter's in a copy."""
     strategy, saved = sharding.strategies[index], graph.saved[index]
-    share = sharding.tp if strategy.outputs[0].kind == "S" or strategy.special else 1
-    return saved.extra_bytes * (batch if saved.scales else 1) // share
+    split = strategy.outputs[0].kind == "S" or strategy.special
+    divided = any(s.kind == "S" and graph.values[n].kind == "parameter" for n, s in strategy.inputs)
+    grown = saved.extra_bytes * batch // (sharding.tp if split else 1)
+    return grown + saved.fixed_bytes // (sharding.tp if divided else 1)
 
 
 def is_kept(op: Op) -> bool:
@@ -412,25 +422,31 @@ def _kept(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> tup
     return kept, extra
 
 
-def _transient_bytes(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> int:
-    """Largest working set of one op's backward: gradients of its results and of its inputs."""
-    largest = 0
+def _transient_bytes(
+    graph: Graph, pattern: Pattern, sharding: Sharding, batch: int
+) -> tuple[int, int]:
+    """Largest working set of one op's backward: gradients of its results and of its inputs.
+
+    Of activations alone, and with the gradients of parameters, which are new beside their sum.
+    """
+    largest = summed = 0
     for index in pattern.ops:
         op, strategy = graph.ops[index], sharding.strategies[index]
         if op.target.split(".")[1] in _ALIASES:
             continue
         states = [*strategy.inputs, *zip(op.outputs, strategy.outputs, strict=True)]
-        total = 0
+        total, fresh = _extra(graph, sharding, index, batch), 0
         for name, state in states:
             value = graph.values[name]
-            if value.kind == "activation" and value.requires_grad:
-                held = local_elements(value, state, sharding.tp, batch)
-                total += held * DTYPE_BYTES[value.dtype]
-        extra = graph.saved[index]
-        share = sharding.tp if strategy.special else 1
-        total += extra.extra_bytes * (batch if extra.scales else 1) // share
-        largest = max(largest, total)
-    return largest
+            if not value.requires_grad:
+                continue
+            held = local_elements(value, state, sharding.tp, batch) * DTYPE_BYTES[value.dtype]
+            if value.kind == "parameter":
+                fresh += held
+            else:
+                total += held
+        largest, summed = max(largest, total), max(summed, total + fresh)
+    return largest, summed
 
 
 def _waiting_bytes(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> int:

@@ -116,7 +116,7 @@ def _predict_stage(
         cost = pricer.layer(member, config, option.tp_option)
         again = pricer.between(member, cost, config, option.recompute)
         parallel = dp_cost(pricer.cluster, cost, setting, option.zero, stage.index, again.seconds)
-        held = state_bytes(cost, setting, option.zero)
+        held = state_bytes(cost, setting, option.zero, again.held_bytes)
         compute = cost.forward_seconds * slow
         norms = statistics_seconds(pricer.cluster, cost, setting, option.recompute)
         forward += compute + parallel.forward_seconds + norms[0]
@@ -138,6 +138,8 @@ def _predict_stage(
         activations += option.held_bytes(depth) - option.state_bytes
         transient = max(transient, option.transient_bytes)
     buffers = pricer.buffer_bytes(config, stage.cuts, first=stage.index < config.pp)
+    for cut in stage.cuts[-1:] if stage.index < config.stages - 1 else ():
+        buffers += pricer.sent_bytes(config, stage.index, cut)
     memory = Memory(parameters, gradients, state, activations, transient, buffers)
     counts = _collectives(pricer, config, stage)
     return StagePrediction(

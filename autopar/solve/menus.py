@@ -13,7 +13,7 @@ import numpy as np
 
 from autopar.cluster import Cluster
 from autopar.cost.collectives import Group, collective_seconds
-from autopar.cost.data_parallel import MASTER_BYTES, Setting, dp_cost, state_bytes
+from autopar.cost.data_parallel import MASTER_BYTES, Setting, backward_bytes, dp_cost, state_bytes
 from autopar.cost.layer import (
     LayerCost,
     OpCosts,
@@ -49,8 +49,8 @@ from autopar.trace.inplace import is_inplace
 FIGURES = (
     "forward_seconds", "backward_seconds", "tp_forward_seconds", "tp_backward_seconds",
     "tp_again_seconds", "parameter_elements", "parameter_tensors", "partial_elements",
-    "saved_bytes", "transient_bytes", "kept_bytes", "repeated_seconds", "input_seconds",
-    "weight_seconds", "waiting_bytes", "norm_elements",
+    "saved_bytes", "transient_bytes", "summed_bytes", "kept_bytes", "repeated_seconds",
+    "input_seconds", "weight_seconds", "waiting_bytes", "norm_elements",
 )  # fmt: skip
 
 
@@ -205,7 +205,6 @@ class Pricer:
     ) -> Iterator[Option]:  # fmt: skip
         """The options of a class with one sharding and zero mode, by recomputation."""
         cost, setting = self.layer(member, config, tp_option), self.setting(config)
-        state = state_bytes(cost, setting, zero)
         aim = self.offered(member, config)[tp_option].aim
         slow = self.cluster.oversubscription(world_size(config))
         forward = cost.forward_seconds * slow + cost.tp_forward_seconds
@@ -213,6 +212,7 @@ class Pricer:
         shared = self.shared_seconds(member, config, tp_option)
         for recompute in recomputes:
             again = self.between(member, cost, config, recompute)
+            state = state_bytes(cost, setting, zero, again.held_bytes)
             parallel = dp_cost(
                 self.cluster, cost, setting, zero, stage=0, again_seconds=again.seconds
             )
@@ -231,7 +231,8 @@ class Pricer:
                 state_bytes=state.total,
                 activation_bytes=again.held_bytes,
                 transient_bytes=max(
-                    state.transient + cost.transient_bytes + again.transient_bytes, state.behind
+                    state.transient + backward_bytes(cost, setting) + again.transient_bytes,
+                    state.behind,
                 ),
                 weight_seconds=weight,
                 waiting_bytes=cost.waiting_bytes if config.splits_backward else 0,
@@ -335,7 +336,7 @@ class Pricer:
         key = config.tp, config.layout, config.microbatch_size
         if key not in self._widest:
             cuts = range(len(self.classes.cuts))
-            self._widest[key] = max(cuts, key=lambda cut: self.cut_bytes(cut, config))
+            self._widest[key] = max(cuts, key=lambda cut: self.cut_bytes(cut, config), default=0)
         return self._widest[key]
 
     def of_stage(self, config: Configuration, stage: int) -> Pricer:
@@ -369,16 +370,23 @@ class Pricer:
 
         Every rank holds all inputs, and its stages a buffer for each value that crosses their
         ``cuts``. Multi-stage schedules wait for what they have sent at the end of the step, and
-        hold it. Without ``cuts``, what the fullest rank there can be holds.
+        hold it. Without ``cuts``: of the fullest rank there can be, with its ``sent_bytes``.
         """
         inputs = (self.graph.values[name] for name in self.graph.inputs.values())
         held = sum(value.bytes(config.microbatch_size) for value in inputs) if first else 0
         if config.pp > 1:
             most = 2 * config.virtual_stages - (config.pp == 2)
             whole = [self.widest_cut(config)] * most if cuts is None else cuts
-            sides = 1 if config.schedule in SINGLE else 2
-            held += sides * sum(self.cut_bytes(cut, config) for cut in whole)
-        return config.num_microbatches * held
+            moved = sum(self.cut_bytes(cut, config) for cut in whole)
+            held += moved if config.schedule in SINGLE else 2 * moved
+        sent = self.sent_bytes(config, 0, self.widest_cut(config)) if cuts is None else 0
+        return config.num_microbatches * held + sent
+
+    def sent_bytes(self, config: Configuration, stage: int, cut: int) -> int:
+        """What a rank with one stage has sent across a cut and keeps until its backward."""
+        if config.pp == 1 or config.schedule not in SINGLE:
+            return 0
+        return config.depth(stage).forwarded * self.cut_bytes(cut, config)
 
     def problem(self, config: Configuration) -> Problem:
         """The model-level problem under one configuration.

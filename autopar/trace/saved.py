@@ -7,36 +7,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autopar.graph import Op, Saved, Value
+from autopar.graph import Op, Saved, Value, refs
 from autopar.trace.interpret import run
 from autopar.trace.opaque import OPAQUE, OpaqueCall
 
 # The fused kernels keep queries, keys, values, the result and one statistic per row;
-# on meta torch shows the unfused kernel, which nobody runs.
+# on meta torch shows the unfused kernel, which runs only where the bias needs a gradient.
 _ATTENTION = "aten.scaled_dot_product_attention.default"
 _BATCH = 2
 
 
 def observe_saved(op: Op, values: dict[str, Value]) -> Saved:
-    """Runs ``op`` once on ``meta`` and records every tensor that its backward will need."""
+    """Runs ``op`` on ``meta`` and records every tensor that its backward will need."""
     if not any(values[o].requires_grad for o in op.outputs):
-        return Saved((), 0, False)
-    scales = any(size.power for o in op.outputs for size in values[o].shape) or any(
-        size.power for n in op.inputs() for size in values[n].shape
-    )
+        return Saved(())
     if op.target == OPAQUE:
         call = OpaqueCall.of(op)
-        return Saved(call.tensors(), call.saved_bytes, True)
-    if op.target == _ATTENTION:
+        return Saved(call.tensors(), call.saved_bytes)
+    if op.target == _ATTENTION and not any(values[n].requires_grad for n in _bias(op)):
         query = values[op.args[0].name]
         statistic = query.elements(1) // query.shape[-1].coefficient * 4
-        return Saved((*(a.name for a in op.args[:3]), *op.outputs), statistic, True)
-    names, extra = _run_and_watch(op, values)
-    return Saved(names, extra // _BATCH if scales else extra, scales)
+        return Saved((*(a.name for a in op.args[:3]), *op.outputs), statistic)
+    names, extra = _run_and_watch(op, values, _BATCH)
+    more = _run_and_watch(op, values, 2 * _BATCH)[1] if extra else 0
+    per_sample = max(0, more - extra) // _BATCH
+    return Saved(names, per_sample, max(0, extra - _BATCH * per_sample))
 
 
-def _run_and_watch(op: Op, values: dict[str, Value]) -> tuple[tuple[str, ...], int]:
-    env = {name: _stand_in(values[name]) for name in op.inputs()}
+def _bias(op: Op) -> tuple[str, ...]:
+    """What an attention adds to its scores."""
+    return tuple(dict.fromkeys(refs((op.args[3:], op.kwargs))))
+
+
+def _run_and_watch(op: Op, values: dict[str, Value], batch: int) -> tuple[tuple[str, ...], int]:
+    env = {name: _stand_in(values[name], batch) for name in op.inputs()}
     kept: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -44,7 +48,7 @@ def _run_and_watch(op: Op, values: dict[str, Value]) -> tuple[tuple[str, ...], i
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs = run(op, env, _BATCH, "meta")
+        outputs = run(op, env, batch, "meta")
     owners = {_storage(t): name for name, t in env.items()}
     owners.update({_storage(t): n for n, t in zip(op.outputs, outputs, strict=True)})
     names = dict.fromkeys(owners[_storage(t)] for t in kept if _storage(t) in owners)
@@ -52,8 +56,8 @@ def _run_and_watch(op: Op, values: dict[str, Value]) -> tuple[tuple[str, ...], i
     return tuple(names), sum(extra.values())
 
 
-def _stand_in(value: Value) -> Tensor:
-    shape = [size.at(_BATCH) for size in value.shape]
+def _stand_in(value: Value, batch: int) -> Tensor:
+    shape = [size.at(batch) for size in value.shape]
     dtype = getattr(torch, value.dtype)
     tensor = torch.empty(shape, dtype=dtype, device="meta")
     return tensor.requires_grad_(value.requires_grad)

@@ -16,6 +16,7 @@ from autopar.cost.data_parallel import (
     Setting,
     Traffic,
     _scheduled_gathers,
+    backward_bytes,
     count_gathers,
     dp_cost,
     dp_group,
@@ -103,11 +104,24 @@ def test_pipelines_reduce_behind_their_passes(cost, zero):
     assert staged.transient < alone.transient
 
 
-def test_partial_gradients_travel_in_a_copy(cost):
+@pytest.mark.parametrize(("activations", "more"), [(0, 400), (150, 250), (4000, 0)])
+def test_partial_gradients_travel_in_a_copy_behind_the_passes(cost, activations, more):
     some = dataclasses.replace(cost, partial_elements=100)
     for parallel in (setting(dp=1, tp=2, precision="fp32"), setting(tp=2)):
-        more = state_bytes(some, parallel, 0).gradients - state_bytes(cost, parallel, 0).gradients
-        assert more == 400
+        held = [state_bytes(each, parallel, 0, activations).gradients for each in (some, cost)]
+        assert held[0] - held[1] == more
+
+
+@pytest.mark.parametrize(("pp", "dp", "m", "precision", "wanted"), [
+    (1, 1, 1, "fp32", 10), (1, 1, M, "fp32", 70), (2, 1, M, "fp32", 70), (2, 4, M, "fp32", 70),
+    # fully_shard's own buffers are larger
+    (1, 4, M, "fp32", 10), (1, 4, M, "bf16", 10),
+    # in bf16 a whole layer's wait for their sum in float32
+    (2, 4, M, "bf16", 2010),
+])  # fmt: skip
+def test_gradients_of_parameters_are_new_beside_their_sum(cost, pp, dp, m, precision, wanted):
+    some = dataclasses.replace(cost, transient_bytes=10, summed_bytes=70)
+    assert backward_bytes(some, setting(pp=pp, dp=dp, m=m, precision=precision)) == wanted
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", 12])

@@ -158,6 +158,16 @@ def test_ends_are_priced_where_they_run():
     assert costs["head"].transient_bytes >= logits
 
 
+def test_backward_holds_the_gradients_of_one_op_at_a_time():
+    """The head's product: those of its result and its input, and a new one of its weight."""
+    graph, classes = reduced("gpt")
+    whole, part = replicated(graph, classes.patterns[ENDS]), classes.parts["head"]
+    cost = layer_cost(graph, part, restrict(whole, part, graph), CLUSTER, 1)
+    around = 4 * TOKENS * (VOCABULARY + CHANNELS)
+    assert cost.summed_bytes == around + 4 * VOCABULARY * CHANNELS
+    assert around <= cost.transient_bytes < cost.summed_bytes
+
+
 def test_a_slow_host_keeps_the_device_waiting():
     """A pass takes as long as its operations take to be issued, tp communication included."""
     graph, classes = reduced("gpt")

@@ -100,13 +100,13 @@ def split(value: Any, size: int, dp: int = 1) -> list[Any]:
 
 
 def share(value: Any, parallel: Any) -> Any:
-    """The part of a nest of global tensors that this rank reads."""
+    """The part of a nest of global tensors that this rank reads, without the others' memory."""
     if isinstance(value, dict):
         return {key: share(item, parallel) for key, item in value.items()}
     if isinstance(value, tuple):
         return tuple(share(item, parallel) for item in value)
     tensor = isinstance(value, torch.Tensor)
-    return value.chunk(parallel.dp_size)[parallel.dp_rank] if tensor else value
+    return value.chunk(parallel.dp_size)[parallel.dp_rank].clone() if tensor else value
 
 
 def read(program: Any, parallel: Any, whole: Any) -> Any:

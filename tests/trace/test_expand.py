@@ -211,7 +211,7 @@ def test_calls_and_saved_tensors_are_equal(name):
     for index, ours in short.saved.items():
         theirs = full.saved[index]
         assert [other[n] for n in ours.values] == [names[n] for n in theirs.values]
-        assert (ours.extra_bytes, ours.scales) == (theirs.extra_bytes, theirs.scales)
+        assert (ours.extra_bytes, ours.fixed_bytes) == (theirs.extra_bytes, theirs.fixed_bytes)
 
 
 def test_names_are_unique_and_can_be_written_as_source():

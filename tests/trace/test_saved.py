@@ -36,13 +36,54 @@ CASES = [
 def test_saved(op, names, extra):
     saved = observe_saved(op, VALUES)
     assert set(saved.values) == names
-    assert saved.extra_bytes == extra
-    assert saved.scales
+    assert (saved.extra_bytes, saved.fixed_bytes) == (extra, 0)
+
+
+def kept_by(function, *tensors):
+    """Bytes of all storages that autograd keeps but for those of ``tensors`` and the result."""
+    kept = {}
+    own = {t.untyped_storage().data_ptr() for t in tensors}
+    hook = torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.setdefault(t.untyped_storage().data_ptr(), t), lambda t: t
+    )
+    with hook:
+        result = function(*tensors)
+    own.add(result.untyped_storage().data_ptr())
+    return sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in own)
+
+
+def test_an_attention_whose_bias_learns_keeps_its_scores():
+    """torch leaves the fused kernels then."""
+    bias = Value("b", (Size(1), Size(2), Size(4), Size(4)), "float32", requires_grad=True)
+    values = {
+        name: Value(name, (B, Size(2), Size(4), Size(8)), "float32", requires_grad=True)
+        for name in "qo"
+    }
+    op = Op(CASES[-1][0].target, (Q, Q, Q, Ref("b")), {}, ("o",))
+    saved = observe_saved(op, {**values, "b": bias})
+    q, b = torch.ones(3, 2, 4, 8, requires_grad=True), torch.ones(1, 2, 4, 4, requires_grad=True)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    wanted = kept_by(lambda q, b: attention(q, q, q, b), q, b)
+    assert 3 * saved.extra_bytes + saved.fixed_bytes == wanted > 3 * 2 * 4 * 4 * 4
+
+
+def test_a_copy_of_a_parameter_does_not_grow_with_the_batch():
+    """einsum brings its factors into the order of a product."""
+    values = {
+        "x": VALUES["x"],
+        "w": Value("w", (Size(2), Size(8), Size(3)), "float32", "parameter", "w", True),
+        "y": Value("y", (B, Size(4), Size(2), Size(3)), "float32", requires_grad=True),
+    }
+    op = Op("aten.einsum.default", ("btd,edi->btei", (X, W)), {}, ("y",))
+    saved = observe_saved(op, values)
+    x, w = torch.ones(5, 4, 8, requires_grad=True), torch.ones(2, 8, 3, requires_grad=True)
+    wanted = kept_by(lambda x, w: torch.einsum("btd,edi->btei", x, w), x, w)
+    assert (saved.extra_bytes, saved.fixed_bytes) == (0, wanted) == (0, 2 * 8 * 3 * 4)
 
 
 def test_constants_keep_nothing():
     op = Op("aten.exp.default", (Ref("c"),), {}, ("d",))
-    assert observe_saved(op, VALUES) == Saved((), 0, False)
+    assert observe_saved(op, VALUES) == Saved(())
 
 
 def test_dropout_keeps_its_mask():
