@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from autopar.emit.chassis import render
 from autopar.errors import RunError, UsageError
 from autopar.run import launch
 from autopar.run.launch import last_lines, run_plan, torchrun
-from examples.gpt import GPTConfig
+from examples.gpt import GPT, GPTConfig
 from tests.emit.gpt_program import gpt_program, parameters
 
 pytestmark = pytest.mark.multiprocess
@@ -137,10 +138,11 @@ def test_run_plan(sample_plan, tmp_path, monkeypatch):
     assert len(first.peak_memory_bytes) == 2
     assert min(first.peak_memory_bytes) > 0
     assert first.predicted_step_seconds == plan.prediction.step_seconds
-    again = run_plan(plan, steps=4, **options)
+    again = run_plan(plan, steps=4, observe=True, **options)
     assert len(again.losses) == 1
     assert again.losses[0] < first.losses[0], "it went on from the checkpoint"
     assert os.listdir(tmp_path / "checkpoint")
+    look_inside(again)
 
     (tmp_path / "mortal.py").write_text(MORTAL, encoding="utf-8")
     mortal = {"workload": f"{tmp_path / 'mortal.py'}:make", "checkpoint": tmp_path / "again"}
@@ -152,3 +154,18 @@ def test_run_plan(sample_plan, tmp_path, monkeypatch):
 def test_restarts_need_checkpoints(sample_plan):
     with pytest.raises(UsageError, match="2 restarts without checkpoints"):
         run_plan(sample_plan, workload="examples.gpt:make", restarts=2, checkpoint="there")
+
+
+def look_inside(result):
+    """Both ranks compute, and hold their stage's parameters, gradients and two moments."""
+    assert len(result.observed) == 2
+    state = sum(4 * 4 * math.prod(shape) for shape in stored_shapes())
+    assert state < sum(rank.live_bytes for rank in result.observed) < 4 * state
+    assert min(rank.computing_seconds for rank in result.observed) > 0
+    measured = [kind["measured_seconds"] for kind in result.split.values()]
+    assert sum(measured) == pytest.approx(result.median_seconds)
+
+
+def stored_shapes():
+    """Shapes of the example's parameters."""
+    return [p.shape for p in GPT(GPTConfig()).parameters()]
