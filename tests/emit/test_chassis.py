@@ -101,7 +101,7 @@ def test_helpers(code, expected):
 def test_partial_parameters():
     code = "f(partial(self.norm.weight), local(self.up.weight), partial(self.seq[0].bias))"
     assert partial_parameters(code, "self") == ("norm.weight", "seq.0.bias")
-    text = f'class A(Parallel):\n    """A."""\n\n    def forward(self):\n        return {code}'
+    text = f'class A(nn.Module):\n    """A."""\n\n    def forward(self):\n        return {code}'
     assert '    PARTIAL = ("norm.weight", "seq.0.bias")\n\n    def forward' in add_partial(text)
     assert add_partial(add_partial(text)) == add_partial(text)
 

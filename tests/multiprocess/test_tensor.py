@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from autopar.emit.chassis import HELPERS, render
+from autopar.emit.chassis import render
+from autopar.emit.uses import HELPERS
 from tests.emit.gpt_program import BLOCK, gpt_program
 from tests.multiprocess.collectives import CountCollectives
 from tests.multiprocess.programs import load_program
@@ -31,7 +32,7 @@ MOVES = [
 def program_with_all_helpers(tp):
     calls = "\n".join(f"        {name}()" for name in HELPERS)
     unused = (
-        f'class All(Parallel):\n    """Names every helper."""\n\n    def forward(self):\n{calls}'
+        f'class All(nn.Module):\n    """Names every helper."""\n\n    def forward(self):\n{calls}'
     )
     return render(gpt_program(1, 1, tp, classes=(unused, BLOCK)))
 
