@@ -50,7 +50,8 @@ def rebind_blocks(
 ) -> list[list[str]]:
     """The same for blocks of statements that run one after the other, or not at all.
 
-    What several of them mention has a name of its own.
+    What several of them mention has a name of its own, also where a block reads it first and then
+    assigns to it, as to the value that goes from layer to layer.
     """
     blocks = [list(block) for block in blocks]
     for number, block in enumerate(blocks):
@@ -59,13 +60,25 @@ def rebind_blocks(
             others.update(*map(mentioned, other))
         own = {name for line in block for name in _names(_parsed(line), ast.Store)}
         kept = own & others
+        carried = own & _read_first(block)
+        wished = {name: base for name, base in bases.items() if name not in carried}
         free = {name for line in block for name in mentioned(line)} - own
-        blocks[number], renamed = rebind(block, (), bases, (others - kept) | free, kept)
+        blocks[number], renamed = rebind(block, carried, wished, (others - kept) | free, kept)
         moved = {name: renamed[name] for name in kept if renamed[name] != name}
         for index in range(len(blocks)) if moved else ():
             if index != number:
                 blocks[index] = [with_names(line, moved) for line in blocks[index]]
     return blocks
+
+
+def _read_first(lines: list[str]) -> set[str]:
+    """The variables that lines read before they assign to them."""
+    read: set[str] = set()
+    made: set[str] = set()
+    for tree in map(_parsed, lines):
+        read.update(name for name in _names(tree, ast.Load) if name not in made)
+        made.update(_names(tree, ast.Store))
+    return read
 
 
 def _free(base: str, holders: dict[str, int], line: int) -> str:

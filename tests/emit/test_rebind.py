@@ -37,6 +37,15 @@ def test_blocks_share_what_several_of_them_mention():
     ]  # fmt: skip
 
 
+def test_what_goes_from_block_to_block_is_not_overwritten_while_it_is_read():
+    """A gathered hidden state, whose own name would be free, beside the residual's shard."""
+    blocks = [["h = f()"], ["h_full = gather(h)", "y = g(h_full)", "h = y + h"], ["out = h"]]
+    found = rebind_blocks(blocks, {"h_full": "h", "h": "h"}, ("out",))
+    assert found == [
+        ["h = f()"], ["h_2 = gather(h)", "y = g(h_2)", "h = y + h"], ["out = h"],
+    ]  # fmt: skip
+
+
 def test_names_in_a_line():
     assert mentioned("a.b = f(c, d=e)  # g") == {"a", "f", "c", "e"}
     assert with_names("if a: b = a.a", {"a": "long", "b": "c"}) == "if long: c = long.a"
