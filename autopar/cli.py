@@ -30,6 +30,7 @@ from autopar.show.measured import measured_report
 from autopar.show.progress import ProgressDisplay
 from autopar.show.report import Report, launch_command
 from autopar.show.text import print_report
+from autopar.show.trace import to_trace
 
 OK, DIFFERS, USAGE, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -73,15 +74,18 @@ def _deliver(plan: Plan, args: Namespace) -> None:
 
 
 def show_verb(args: Namespace) -> int:
-    """``autopar show``: a plan file as a table, as JSON or as a page."""
+    """``autopar show``: a plan file as a table, as JSON, as a page or as a trace of its step."""
     plan = load_plan(args.plan)
     table = report(plan, args.plan)
     if args.html:
         write_atomically(args.html, to_html(table))
         _tell(f"wrote {args.html}")
+    if args.trace:
+        write_atomically(args.trace, json.dumps(to_trace(plan)) + "\n")
+        _tell(f"wrote {args.trace}\nnext:  open it in ui.perfetto.dev or chrome://tracing")
     if args.json:
         print(plan.to_json(), end="")
-    elif not args.html:
+    elif not (args.html or args.trace):
         _say(table, to_stdout=True)
     return OK
 

@@ -108,6 +108,9 @@ def show_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``autopar show``."""
     parser.add_argument("plan", metavar="PLAN.json")
     parser.add_argument("--html", metavar="PAGE.html", help="write a self-contained page")
+    parser.add_argument(
+        "--trace", metavar="TRACE.json", help="write the simulated step, for Perfetto"
+    )
 
 
 def diff_arguments(parser: argparse.ArgumentParser) -> None:

@@ -45,6 +45,24 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Passes:
+    """What one micro-batch takes and keeps on a stage, as the simulated schedule plays it.
+
+    Seconds of the passes include communication over tp; ``weight_seconds`` are the part of
+    backward that makes gradients of parameters, ``transfer_seconds`` those of activations to the
+    next stage and their gradients back. ``saved_bytes`` are kept from forward to backward,
+    ``waiting_bytes`` besides these until a backward in two parts makes the gradients of parameters.
+    """
+
+    forward_seconds: float = 0.0
+    backward_seconds: float = 0.0
+    weight_seconds: float = 0.0
+    transfer_seconds: float = 0.0
+    saved_bytes: int = 0
+    waiting_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class StagePrediction:
     """Prices of one stage.
 
@@ -63,6 +81,7 @@ class StagePrediction:
     collectives: dict[str, int] = field(default_factory=dict)
     offload_seconds: float = 0.0
     host_bytes: int = 0
+    passes: Passes = Passes()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from autopar.plan import (
     LayerPlan,
     Memory,
     Mesh,
+    Passes,
     Plan,
     Prediction,
     Provenance,
@@ -22,7 +23,9 @@ GIB = 1024**3
 
 def _stage(layers: tuple[str, ...]) -> StagePlan:
     memory = Memory(4 * GIB, 2 * GIB, 8 * GIB, 3 * GIB, GIB // 2, GIB // 10)
-    return StagePlan(layers, StagePrediction(0.1, 0.2, 0.03, 0.001, 0.02, 0.004, memory))
+    passes = Passes(0.11, 0.22, 0.1, 0.001, GIB, 0)
+    prediction = StagePrediction(0.1, 0.2, 0.03, 0.001, 0.02, 0.004, memory, passes=passes)
+    return StagePlan(layers, prediction)
 
 
 def _block(index: int) -> LayerPlan:

@@ -168,6 +168,15 @@ def test_show_json_and_html(saved, tmp_path, capsys):
     assert page.read_text().startswith("<!doctype html>")
 
 
+def test_show_trace(saved, tmp_path, capsys):
+    trace = tmp_path / "t.json"
+    assert cli.main(["show", saved, "--trace", str(trace)]) == 0
+    assert {"X", "C", "s", "f"} <= {e["ph"] for e in json.loads(trace.read_text())["traceEvents"]}
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"wrote {trace}" in captured.err
+
+
 def test_unreadable_plan(tmp_path, capsys):
     assert cli.main(["show", str(tmp_path / "none.json")]) == 2
     captured = capsys.readouterr()

@@ -14,6 +14,7 @@ from autopar import planner
 from autopar.cluster import Cluster
 from autopar.errors import InfeasiblePlanError, UsageError
 from autopar.plan import Plan
+from autopar.show.trace import memory_over_time, plan_timeline
 from examples.gpt import loss_fn
 from tests.zoo import gpt, llama, tokens
 
@@ -51,6 +52,21 @@ def test_pins_are_honoured(plans, name):
         elif key == "recompute":
             assert {layer.recompute for layer in plan.layers[1:-1]} == {value}
     assert plan.pins == PINS[name]
+
+
+@pytest.mark.parametrize("name", PINS)
+def test_the_timeline_is_the_one_that_the_step_was_predicted_from(plans, name):
+    plan = plans[name]
+    ranks = [plan.stages[rank :: plan.mesh.pp] for rank in range(plan.mesh.pp)]
+    behind = [
+        sum(s.prediction.sync_seconds + s.prediction.optimizer_seconds for s in r) for r in ranks
+    ]
+    timeline = plan_timeline(plan)
+    step = timeline.makespan + max(behind)
+    assert step == pytest.approx(plan.prediction.step_seconds, rel=1e-12)
+    for rank in range(plan.mesh.pp):
+        peak = max(held.total for _, held in memory_over_time(plan, timeline, rank))
+        assert peak == plan.rank_memory(rank).total
 
 
 @pytest.mark.parametrize("name", PINS)

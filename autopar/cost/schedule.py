@@ -215,16 +215,22 @@ def depths(ranks: Sequence[Actions]) -> tuple[Depth, ...]:
     held = {stage: [0, 0] for stage in stages}
     most = {stage: [0, 0] for stage in stages}
     for action in (a for rank in ranks for a in rank):
-        kind = "whole" if action.kind == "I" and action.stage == 0 else action.kind
-        for k, change in enumerate(_HELD[kind]):
+        for k, change in enumerate(held_change(action)):
             held[action.stage][k] += change
             most[action.stage][k] = max(most[action.stage][k], held[action.stage][k])
     return tuple(Depth(*most[stage]) for stage in sorted(stages))
 
 
-# By how much an action changes the micro-batches forwarded and waiting.
-# The first stage makes all its gradients in W.
-_HELD = {"F": (1, 0), "B": (-1, 0), "I": (0, 1), "W": (-1, -1), "whole": (0, 0)}
+def held_change(action: Action) -> tuple[int, int]:
+    """By how much an action changes the micro-batches that its stage has forwarded, and waiting.
+
+    The first stage makes all its gradients in W.
+    """
+    return (_HELD_FIRST if action.stage == 0 else _HELD)[action.kind]
+
+
+_HELD = {"F": (1, 0), "B": (-1, 0), "I": (0, 1), "W": (-1, -1)}
+_HELD_FIRST = {**_HELD, "I": (0, 0), "W": (-1, 0)}
 
 
 @lru_cache(maxsize=4096)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from autopar.cost.schedule import Action, Actions, actions
 from autopar.errors import UsageError
+from autopar.plan import Passes
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,29 @@ def simulate(
         "W": [backward_seconds[0], *split[1:]],
     }  # fmt: skip
     return play(lists, seconds, p2p_forward_seconds, p2p_backward_seconds)
+
+
+def simulate_passes(
+    schedule: str, stages: Sequence[Passes], num_microbatches: int, virtual_stages: int = 1
+) -> Timeline:
+    """Plays a schedule with the figures of a plan's stages, in order.
+
+    Every transfer takes what one across the widest boundary does, half of it in either direction.
+
+    Raises:
+        UsageError: see ``simulate``.
+    """
+    half = max(stage.transfer_seconds for stage in stages) / 2
+    return simulate(
+        schedule,
+        [stage.forward_seconds for stage in stages],
+        [stage.backward_seconds for stage in stages],
+        half,
+        half,
+        num_microbatches,
+        virtual_stages=virtual_stages,
+        weight_seconds=[stage.weight_seconds for stage in stages],
+    )
 
 
 def play(

@@ -10,11 +10,12 @@ from autopar.cost.data_parallel import dp_cost, gathers, reductions, state_bytes
 from autopar.cost.exchange import exchange_counts
 from autopar.cost.layer import LayerCost
 from autopar.cost.offload import activation_bytes
-from autopar.cost.simulator import simulate
+from autopar.cost.simulator import simulate_passes
 from autopar.cost.statistics import statistics_collectives, statistics_seconds
 from autopar.plan import (
     LayerPlan,
     Memory,
+    Passes,
     Prediction,
     StagePlan,
     StagePrediction,
@@ -54,15 +55,11 @@ def assemble(
         pricer.of_boundary(config, s).p2p_seconds(config, start - 1)
         for s, start in enumerate(solution.boundaries[1:])
     ]
+    transfers = [0.0, *sent, 0.0]
     plans = tuple(
         StagePlan(
             s.names,
-            _predict_stage(
-                pricer.of_stage(config, s.index),
-                config,
-                s,
-                sum(sent[max(0, s.index - 1) : s.index + 1]),
-            ),
+            _predict_stage(pricer.of_stage(config, s.index), config, s, transfers[s.index :][:2]),
         )
         for s in stages
     )
@@ -72,7 +69,7 @@ def assemble(
         for name, member, option in zip(stage.names, stage.members, stage.options, strict=True)
     )
     each = [plan.prediction for plan in plans]
-    return plans, layers, _predict(pricer, config, stages, each, max(sent, default=0.0))
+    return plans, layers, _predict(pricer, config, stages, each)
 
 
 def _stages(pricer: Pricer, names: tuple[str, ...], solution: Solution) -> list[_Stage]:
@@ -102,11 +99,11 @@ def _shared(pricer: Pricer, stages: list[tuple[str, ...]], stage: int) -> int:
 
 
 def _predict_stage(
-    pricer: Pricer, config: Configuration, stage: _Stage, p2p: float
+    pricer: Pricer, config: Configuration, stage: _Stage, transfers: list[float]
 ) -> StagePrediction:
     """Sums over the stage's layers; the transient peak is that of its largest layer.
 
-    ``p2p`` are the seconds of transfers across all of its boundaries.
+    ``transfers`` are the seconds of those from the stage before and to the stage behind.
     """
     slow = pricer.cluster.oversubscription(config.pp * config.dp * config.tp)
     setting, depth = pricer.setting(config), config.depth(stage.index)
@@ -146,13 +143,14 @@ def _predict_stage(
         forward,
         backward,
         tp,
-        p2p,
+        sum(transfers),
         sync,
         optimizer,
         memory,
         dict(sorted(counts.items())),
         offload,
         host,
+        _passes(pricer, config, stage, (forward, backward + tp), transfers[-1]),
     )
 
 
@@ -172,19 +170,12 @@ def _layer_plan(
 
 
 def _predict(
-    pricer: Pricer, config: Configuration, stages: list[_Stage], each: list[StagePrediction],
-    p2p: float,
-) -> Prediction:  # fmt: skip
-    """Simulates the schedule with each stage's own times; synchronisation and optimizer follow.
-
-    Every transfer, forward and backward together, takes ``p2p``: that over the widest boundary.
-    """
-    forward, backward = _passes(pricer, config, stages, each)
-    timeline = simulate(
-        config.schedule, forward, backward, p2p / 2, p2p / 2, config.num_microbatches,
-        virtual_stages=config.virtual_stages,
-        weight_seconds=[sum(o.weight_seconds for o in stage.options) for stage in stages],
-    )  # fmt: skip
+    pricer: Pricer, config: Configuration, stages: list[_Stage], each: list[StagePrediction]
+) -> Prediction:
+    """Simulates the schedule with each stage's own times; synchronisation and optimizer follow."""
+    timeline = simulate_passes(
+        config.schedule, [p.passes for p in each], config.num_microbatches, config.virtual_stages
+    )
     ranks = [each[rank :: config.pp] for rank in range(config.pp)]
     tail = max(sum(p.sync_seconds + p.optimizer_seconds for p in rank) for rank in ranks)
     step = timeline.makespan + tail
@@ -213,16 +204,19 @@ def _costs(pricer: Pricer, config: Configuration, stage: _Stage) -> list[LayerCo
 
 
 def _passes(
-    pricer: Pricer, config: Configuration, stages: list[_Stage], each: list[StagePrediction]
-) -> tuple[list[float], list[float]]:
-    """Forward and backward seconds of each stage with its tp communication."""
-    forward, backward = [], []
-    for stage, prediction in zip(stages, each, strict=True):
-        tp_forward = sum(cost.tp_forward_seconds for cost in _costs(pricer, config, stage))
-        forward.append(prediction.forward_seconds + tp_forward)
-        rest = prediction.tp_comm_seconds - tp_forward
-        backward.append(prediction.backward_seconds + rest)
-    return forward, backward
+    pricer: Pricer, config: Configuration, stage: _Stage, seconds: tuple[float, float],
+    transfer: float,
+) -> Passes:  # fmt: skip
+    """What the schedule plays; ``seconds`` are those of forward alone, and of all else."""
+    tp_forward = sum(cost.tp_forward_seconds for cost in _costs(pricer, config, stage))
+    return Passes(
+        seconds[0] + tp_forward,
+        seconds[1] - tp_forward,
+        sum(option.weight_seconds for option in stage.options),
+        transfer,
+        sum(option.activation_bytes for option in stage.options),
+        sum(option.waiting_bytes for option in stage.options),
+    )
 
 
 def _breakdown(
