@@ -45,22 +45,41 @@ def dense(chain: Chain, values: Floats, transfers: Floats | float = 0.0) -> Floa
     return np.asarray(laid + np.reshape(transfers, (-1, 1, 1)))
 
 
-def windows(chain: Chain, relaxed: Relaxed) -> Windows:
+@dataclass(frozen=True)
+class Least:
+    """What interval [i, j) on rank p takes at least, [ranks, layers+1, layers+1], with transfers.
+
+    ``mixed`` is a bound on lead, pace and step seconds together. Infinite where nothing fits.
+    """
+
+    lead: Floats
+    pace: Floats
+    step: Floats
+    mixed: Floats
+
+
+def least_of(chain: Chain, relaxed: Relaxed) -> Least:
+    """The relaxation laid out by interval."""
+    return Least(
+        dense(chain, relaxed.lead, chain.lead_transfers),
+        dense(chain, relaxed.pace, chain.pace_transfers),
+        dense(chain, relaxed.step_seconds),
+        dense(chain, relaxed.mixed, chain.num_microbatches * chain.transfer_seconds),
+    )
+
+
+def windows(least: Least) -> Windows:
     """The bounds of every interval on every rank.
 
     With lead a, pace b and step g of the interval, a plan through it costs at least ``others + a +
-    max(slowest, b) + max(slowest step, g)``, and at least ``others + (a + b + g)``, where both are
-    bounded by the relaxation of the interval.
+    max(slowest, b) + max(slowest step, g)``, and at least ``others + (a + b + g)``.
     """
-    lead = dense(chain, relaxed.lead, chain.lead_transfers)
-    pace = dense(chain, relaxed.pace, chain.pace_transfers)
-    step = dense(chain, relaxed.step_seconds)
-    others = _around(lead, np.add, 0.0)
-    slowest = _around(pace, np.maximum, 0.0)
-    slowest_step = _around(step, np.maximum, 0.0)
-    apart = others + lead + np.maximum(slowest, pace) + np.maximum(slowest_step, step)
-    mixed = dense(chain, relaxed.mixed, chain.num_microbatches * chain.transfer_seconds)
-    return Windows(np.maximum(apart, others + mixed), others, slowest, slowest_step)
+    others = _around(least.lead, np.add, 0.0)
+    slowest = _around(least.pace, np.maximum, 0.0)
+    slowest_step = _around(least.step, np.maximum, 0.0)
+    finish = np.maximum(slowest, least.pace) + np.maximum(slowest_step, least.step)
+    through = others + np.maximum(least.lead + finish, least.mixed)
+    return Windows(through, others, slowest, slowest_step)
 
 
 def _around(cost: Floats, combine: Combine, start: float) -> Floats:

@@ -2,56 +2,103 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from autopar.solve.bounds import windows
+from autopar.solve.bounds import Least, least_of, windows
 from autopar.solve.chain import Chain, Depths, Floats, Place
 from autopar.solve.fronts import list_fronts
-from autopar.solve.paths import Network, Path, best_path
+from autopar.solve.paths import Network, Path, best_paths
 from autopar.solve.patterns import Listing, Pattern, Request, list_patterns
 from autopar.solve.windows import Arcs, Open, arcs_below, arcs_by_content, residual_seconds
 
 Key = tuple[Place, int]  # place and content
+Plan = tuple[tuple[int, ...], tuple[Pattern, ...]]  # first layers and patterns of the ranks
+PAUSE = 0.5  # seconds between two bounds while patterns are listed: each takes a moment itself
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Starts and patterns of the ranks in the best plan below the target, if there is one.
+class Reached:
+    """A step of the solve of a chain: no plan of it below the target is below ``bound``.
 
-    A plan that needs a pattern that was not listed costs ``residual`` seconds at least.
+    ``plan`` is better than those before, None where the step found none.
     """
 
-    plan: tuple[tuple[int, ...], tuple[Pattern, ...]] | None
-    residual: float
+    bound: float
+    plan: Plan | None = None
 
 
-def solve_chain(opened: Open, target: float, slack: float, budget: int, deadline: float) -> Answer:
-    """The best plan of a chain, to the share ``slack``, if it is below ``target``.
+def solve_chain(
+    opened: Open, target: float, slack: float, budget: int, deadline: float
+) -> Iterator[Reached]:
+    """Better and better plans of a chain, below ``target``, with what is proven on the way.
+
+    The last plan is the best to the share ``slack``, or to the last bound where that is lower
+    because not all patterns were listed.
 
     Raises:
         OutOfTimeError: the deadline, in ``time.monotonic`` seconds, has passed.
     """
-    chain = opened.chain
-    arcs = arcs_below(chain, opened.relaxed, windows(chain, opened.relaxed), target)
+    chain, known = opened.chain, least_of(opened.chain, opened.relaxed)
+    arcs = arcs_below(chain, known, windows(known), target)
     groups = arcs_by_content(chain, arcs)
-    listings = _listings(chain, arcs, groups, budget, deadline)
-    residual = min(
-        (residual_seconds(chain, arcs, groups[key], listings[key]) for key in groups),
-        default=np.inf,
-    )
+    listings: dict[Key, Listing] = {}
+    residual, told, known = np.inf, time.monotonic(), _only(known, arcs)
+    for listed in _listings(chain, arcs, groups, budget, deadline):
+        listings |= listed
+        for key, listing in listed.items():
+            _learn(chain, known, arcs, groups[key], listing)
+            residual = min(residual, residual_seconds(chain, arcs, groups[key], listing))
+        if time.monotonic() >= told + PAUSE:
+            yield Reached(min(target, residual, windows(known).bound))
+            told = time.monotonic()
     fronts = {key: listings[key].patterns for key in groups}
     network = _network(chain, arcs, groups, fronts)
-    path = best_path(network, target, slack)
-    return Answer(None if path is None else _plan(network, list(fronts.values()), path), residual)
+    for bound, path in best_paths(network, target, slack):
+        plan = None if path is None else _plan(network, list(fronts.values()), path)
+        yield Reached(min(bound, residual), plan)
+
+
+def _only(least: Least, arcs: Arcs) -> Least:
+    """The figures of these intervals; infinite elsewhere, where no plan is below the target."""
+    where = arcs.rank, arcs.start, arcs.end
+    known = Least(*(np.full_like(figure, np.inf) for figure in _each(least)))
+    for own, figure in zip(_each(known), _each(least), strict=True):
+        own[where] = figure[where]
+    return known
+
+
+def _each(least: Least) -> tuple[Floats, ...]:
+    return least.lead, least.pace, least.step, least.mixed
+
+
+def _learn(chain: Chain, known: Least, arcs: Arcs, members: list[int], listing: Listing) -> None:
+    """Puts the least figures of listed patterns in the place of their relaxation.
+
+    What an unlisted one costs is told apart, see ``residual_seconds``.
+    """
+    rank = arcs.rank[members]
+    where = rank, arcs.start[members], arcs.end[members]
+    seconds, step, lead = (
+        np.array([getattr(pattern, name) for pattern in listing.patterns], dtype=np.float64)
+        for name in ("seconds", "step_seconds", "lead_seconds")
+    )
+    work = chain.num_microbatches * seconds
+    moved = chain.num_microbatches * chain.transfer_seconds[rank]
+    known.lead[where] = lead.min(initial=np.inf) + chain.lead_transfers[rank]
+    known.pace[where] = (work - lead).min(initial=np.inf) + chain.pace_transfers[rank]
+    known.step[where] = step.min(initial=np.inf)
+    known.mixed[where] = (work + step).min(initial=np.inf) + moved
 
 
 def _listings(
     chain: Chain, arcs: Arcs, groups: dict[Key, list[int]], budget: int, deadline: float
-) -> dict[Key, Listing]:
-    """The patterns of every place and content: all of them unless there are very many."""
+) -> Iterator[dict[Key, Listing]]:
+    """The patterns of every place and content, part by part: all unless there are very many."""
     requests: dict[tuple[int, Depths], dict[Key, Request]] = defaultdict(dict)
     for (place, content), members in groups.items():
         cap, step = arcs.cap_seconds[members].max(), arcs.cap_step[members].max()
@@ -60,12 +107,12 @@ def _listings(
             chain.on(place.kind), place.depths, content, float(cap), float(quiet), budget,
             deadline, float(step),
         )  # fmt: skip
-    found: dict[Key, Listing] = {}
     for asked in requests.values():
         listed = list_fronts(list(asked.values()))
-        listed = [list_patterns(r) for r in asked.values()] if listed is None else listed
-        found |= dict(zip(asked, listed, strict=True))
-    return found
+        if listed is not None:
+            yield dict(zip(asked, listed, strict=True))
+        else:
+            yield from ({key: list_patterns(request)} for key, request in asked.items())
 
 
 def _network(
@@ -95,9 +142,7 @@ def _figures(chain: Chain, fronts: dict[Key, tuple[Pattern, ...]]) -> tuple[Floa
     return lead, pace, step
 
 
-def _plan(
-    network: Network, fronts: list[tuple[Pattern, ...]], path: Path
-) -> tuple[tuple[int, ...], tuple[Pattern, ...]]:
+def _plan(network: Network, fronts: list[tuple[Pattern, ...]], path: Path) -> Plan:
     rows = network.front[path.arcs]
     patterns = tuple(fronts[row][k] for row, k in zip(rows, path.patterns, strict=True))
     return tuple(network.start[path.arcs].tolist()), patterns

@@ -9,6 +9,7 @@ together as in Minoux 1989, J. Oper. Res. Soc. 40).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -45,34 +46,50 @@ class Path:
     seconds: float
 
 
-def best_path(network: Network, target: float, slack: float = 0.0) -> Path | None:
-    """The best plan of less than ``target`` seconds, None if there is none.
+def best_paths(
+    network: Network, target: float, slack: float = 0.0
+) -> Iterator[tuple[float, Path | None]]:
+    """Better and better plans of less than ``target`` seconds, the last of which is the best.
 
-    No other plan below the target is better by more than the share ``slack``.
+    Yields (bound, plan) after every step, without a plan where there is no better one. No plan
+    costs less than ``bound``: what the caps have excluded costs ``limit`` or more, and what they
+    leave is no faster than the last shortest path without the largest figures. The last bound is
+    the best plan's seconds less the share ``slack``, or the target if there is no plan.
     """
-    best: Path | None = None
-    if not network.lead.size:
-        return best
-    groups = _groups(network)
-    quiet = _bottleneck(network, groups, network.step.min(axis=1)[network.front])
     limit, cap = target, np.inf
+    groups = _groups(network)
+    quiet = _quietest(network, groups)
     while quiet < cap:
+        found: Path | None = None
         lead = np.where(network.step < cap, network.lead, np.inf)
-        found = _least(network, groups, lead, limit - quiet)
+        for bound, path in _least(network, groups, lead, limit - quiet):
+            yield min(limit, bound + quiet), None
+            found = path
         if found is None:
-            return best
+            break
         step = float(network.step[network.front[found.arcs], found.patterns].max())
-        if found.seconds + step < limit:
-            best = Path(found.arcs, found.patterns, found.seconds + step)
-            limit = best.seconds * (1 - slack)
+        total = found.seconds + step
+        if total < limit:
+            limit = total * (1 - slack)
+            yield min(limit, found.seconds + quiet), Path(found.arcs, found.patterns, total)
         cap = min(step, limit - found.seconds)
-    return best
+    yield limit, None
 
 
-def _least(network: Network, groups: Ints, lead: Floats, limit: float) -> Path | None:
-    """The path of least ``sum a + max b``, if that is below ``limit``.
+def _quietest(network: Network, groups: Ints) -> float:
+    """The least step seconds of the slowest rank; infinite where nothing covers the layers."""
+    if not network.lead.size:
+        return np.inf
+    return _bottleneck(network, groups, network.step.min(axis=1)[network.front])
 
-    ``lead`` [fronts, patterns] is infinite for patterns that may not be taken.
+
+def _least(
+    network: Network, groups: Ints, lead: Floats, limit: float
+) -> Iterator[tuple[float, Path | None]]:
+    """The path of least ``sum a + max b``, if that is below ``limit``, after the last step.
+
+    Yields (bound, best path so far) after every step; no path has less than ``bound``. ``lead``
+    [fronts, patterns] is infinite for patterns that may not be taken.
     """
     front, rows = network.front, np.arange(len(lead))
     pace = np.where(np.isfinite(lead), network.pace, np.inf)
@@ -83,16 +100,17 @@ def _least(network: Network, groups: Ints, lead: Floats, limit: float) -> Path |
         chosen = allowed.argmin(axis=1)
         path = _shortest(network, groups, allowed[rows, chosen][front])
         if not len(path):
-            return found
+            break
         taken = front[path], chosen[front[path]]
         total, slowest = float(lead[taken].sum()), float(pace[taken].max())
         if total + fastest >= limit:
-            return found
+            break
         if total + slowest < limit:
             limit = total + slowest
             found = Path(path, taken[1], limit)
+        yield min(limit, total + fastest), found
         cap = min(slowest, limit - total)
-    return found
+    yield limit, found
 
 
 def _groups(network: Network) -> Ints:

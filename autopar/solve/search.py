@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 
 from autopar.errors import InfeasiblePlanError
-from autopar.solve.bounds import cheapest_path, dense, good_paths, windows
+from autopar.solve.bounds import cheapest_path, dense, good_paths, least_of, windows
 from autopar.solve.chain import Chain, chains, relaxed_chain
 from autopar.solve.columns import may_fit, relax, rounded_pattern
 from autopar.solve.engine import solver_name
@@ -37,6 +37,7 @@ RIVALS = 8
 VERIFYING = 0.5  # the gap that will do to show that something fits
 TOLERANCE = 2e-6  # of floating point sums, as a share of the objective
 ROUNDING = 1e-12
+PAUSE = 0.1  # seconds between two reports within one chain
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,10 @@ class _Search:
 
     No plan costs less than ``bound``: the least of ``dropped`` (everything excluded by a bound),
     ``unexplored`` (candidates not built yet) and the bounds of the chains in ``open``.
-    ``proven`` is the highest bound that was reported. ``problems`` are those built while there was
-    no plan, to explain why there is none; ``seen`` are those that were tried, the most promising
-    first, a few of each family. ``beaten`` are the plans that were the best before ``best``.
+    ``proven`` is the highest bound so far, ``told`` when it was reported. ``problems`` are those
+    built while there was no plan, to explain why there is none; ``seen`` are those that were tried,
+    the most promising first, a few of each family. ``beaten`` are the plans that were the best
+    before ``best``.
     """
 
     queue: Queue
@@ -73,6 +75,7 @@ class _Search:
     fate: dict[int, str] = field(default_factory=dict)
     stopped: str = ""
     proven: float = -np.inf
+    told: float = -np.inf
     problems: list[Problem] = field(default_factory=list)
     seen: list[Problem] = field(default_factory=list)
     beaten: list[_Incumbent] = field(default_factory=list)
@@ -90,8 +93,8 @@ class _Search:
 
     def report(self) -> None:
         """Tells the caller how far the search is; what was once proven stays so."""
+        self.proven, self.told = max(self.proven, self.bound), time.monotonic()
         if self.progress:
-            self.proven = max(self.proven, self.bound)
             seconds = self.best.seconds if self.best else None
             self.progress(len(self.fate), self.queue.considered, seconds, float(self.proven))
 
@@ -237,7 +240,7 @@ def _opened(chain: Chain, number: int) -> Open | None:
     if cheapest_path(room) is None:
         return None
     relaxed = relax(chain)
-    bound = windows(chain, relaxed).bound
+    bound = windows(least_of(chain, relaxed)).bound
     return Open(chain, relaxed, bound, number) if bound < np.inf else None
 
 
@@ -315,16 +318,30 @@ def _closed(search: _Search) -> bool:
 def _solve_open(search: _Search, budget: int) -> None:
     """Solves the open chains; afterwards their bounds are what has been proven."""
     for k in sorted(range(len(search.open)), key=lambda k: search.open[k].bound):
-        opened, target = search.open[k], search.target
-        if opened.bound >= target:
-            continue
-        answer = solve_chain(opened, target, AIM * search.gap, budget, search.deadline)
-        if answer.plan is not None:
-            starts, patterns = answer.plan
+        if search.open[k].bound < search.target:
+            _solve_one(search, k, budget)
+            search.report()
+
+
+def _solve_one(search: _Search, k: int, budget: int) -> None:
+    """Solves an open chain; what is found and proven on the way holds if it is interrupted.
+
+    Of the plans on the way the last alone is kept: they are much alike.
+    """
+    opened, beaten = search.open[k], len(search.beaten)
+    slack, deadline = AIM * search.gap, search.deadline
+    for reached in solve_chain(opened, search.target, slack, budget, deadline):
+        if reached.plan is not None:
+            starts, patterns = reached.plan
             _accept(search, opened, starts, [pattern.taken for pattern in patterns])
-        bound = min(target, search.target, answer.residual)
-        search.open[k] = replace(opened, bound=max(opened.bound, bound))
-        search.report()
+            del search.beaten[beaten + 1 :]
+        bound = max(search.open[k].bound, min(reached.bound, search.target))
+        search.open[k] = replace(opened, bound=bound)
+        now = time.monotonic()
+        if now > deadline:
+            raise OutOfTimeError
+        if now >= search.told + PAUSE:
+            search.report()
 
 
 def _failure(
@@ -350,7 +367,7 @@ def _verify(candidates: Sequence[Candidate | Group], seconds: float) -> Solution
 
 
 def _solution(search: _Search, best: _Incumbent, seconds: float) -> Solution:
-    bound = float(min(search.bound, best.seconds))
+    bound = float(min(max(search.bound, search.proven), best.seconds))
     if np.isclose(bound, best.seconds, rtol=ROUNDING, atol=0.0):
         bound = best.seconds
     gap = 1 - bound / best.seconds if best.seconds else 0.0

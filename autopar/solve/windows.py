@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autopar.solve.bounds import Windows, dense
+from autopar.solve.bounds import Least, Windows
 from autopar.solve.chain import Chain, Floats, Ints, Place
 from autopar.solve.columns import Relaxed
 from autopar.solve.patterns import Listing
@@ -40,7 +40,7 @@ class Arcs:
     cap_step: Floats
 
 
-def arcs_below(chain: Chain, relaxed: Relaxed, window: Windows, target: float) -> Arcs:
+def arcs_below(chain: Chain, least: Least, window: Windows, target: float) -> Arcs:
     """The intervals whose bound is below the target, and the seconds at which it is reached.
 
     With X = target - others - step, a pattern of lead a and pace b in m t = a + b is of use only
@@ -51,11 +51,9 @@ def arcs_below(chain: Chain, relaxed: Relaxed, window: Windows, target: float) -
     rank, start, end = (np.asarray(a) for a in np.nonzero(window.through < target))
     where = (rank, start, end)
     quiet, slowest = window.slowest_step[where], window.slowest_pace[where]
-    finish = np.maximum(quiet, dense(chain, relaxed.step_seconds)[where])
-    left = target - window.others_lead[where] - finish
-    lead = dense(chain, relaxed.lead, chain.lead_transfers)[where]
-    pace = dense(chain, relaxed.pace, chain.pace_transfers)[where]
-    cap_step = target - window.others_lead[where] - lead - np.maximum(slowest, pace)
+    left = target - window.others_lead[where] - np.maximum(quiet, least.step[where])
+    work = least.lead[where] + np.maximum(slowest, least.pace[where])
+    cap_step = target - window.others_lead[where] - work
     cap = left / m if chain.splits_backward else np.minimum(left / m, v * (left - slowest))
     cap -= chain.transfer_seconds[rank]
     return Arcs(rank, start, end, cap, window, quiet, cap_step)

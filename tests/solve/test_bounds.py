@@ -7,7 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from autopar.solve.bounds import bottleneck_path, cheapest_path, dense, good_paths, windows
+from autopar.solve.bounds import (
+    bottleneck_path,
+    cheapest_path,
+    dense,
+    good_paths,
+    least_of,
+    windows,
+)
 from autopar.solve.chain import relaxed_chain
 from autopar.solve.columns import relax
 from autopar.solve.price import objective_seconds
@@ -48,7 +55,7 @@ def test_more_stages_than_layers_have_no_path() -> None:
 def test_no_plan_is_cheaper_than_the_bound_of_its_intervals(seed: int) -> None:
     given = problem(random.Random(seed), 4, 2, 3)
     chain = relaxed_chain(given)
-    window = windows(chain, relax(chain))
+    window = windows(least_of(chain, relax(chain)))
     for boundaries, options in legal_plans(given):
         value = objective_seconds(given, boundaries, options) + 1e-9
         assert window.bound <= value

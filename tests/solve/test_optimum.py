@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from autopar.solve import fronts, optimum
-from autopar.solve.bounds import windows
+from autopar.solve.bounds import least_of, windows
 from autopar.solve.chain import relaxed_chain
 from autopar.solve.columns import relax
-from autopar.solve.optimum import solve_chain
+from autopar.solve.optimum import Plan, solve_chain
 from autopar.solve.patterns import Pattern
 from autopar.solve.price import objective_seconds
 from autopar.solve.problem import Problem
@@ -28,7 +28,16 @@ def unlinked(seed: int) -> Problem:
 def opened(given: Problem) -> Open:
     chain = relaxed_chain(given)
     relaxed = relax(chain)
-    return Open(chain, relaxed, windows(chain, relaxed).bound, 0)
+    return Open(chain, relaxed, windows(least_of(chain, relaxed)).bound, 0)
+
+
+def solved(given: Problem, target: float, budget: int) -> tuple[Plan | None, list[float]]:
+    """The last plan, and all bounds on the way."""
+    steps = list(solve_chain(opened(given), target, 0.0, budget, np.inf))
+    plans = [step.plan for step in steps if step.plan is not None]
+    prices = [price(given, patterns) for _, patterns in plans]
+    assert prices == sorted(prices, reverse=True)
+    return plans[-1] if plans else None, [step.bound for step in steps]
 
 
 def price(given: Problem, patterns: tuple[Pattern, ...]) -> float:
@@ -50,13 +59,15 @@ def test_the_best_plan_below_the_target(
     given = unlinked(seed)
     exact = min((objective_seconds(given, *plan) for plan in legal_plans(given)), default=np.inf)
     target = 1.2 * exact if np.isfinite(exact) else 1e6
-    answer = solve_chain(opened(given), target, 0.0, 200_000, np.inf)
+    monkeypatch.setattr(optimum, "PAUSE", 0.0)
+    plan, bounds = solved(given, target, 200_000)
     if not np.isfinite(exact):
-        assert answer.plan is None
+        assert plan is None
         return
-    assert answer.plan is not None
-    starts, patterns = answer.plan
-    assert answer.residual >= exact * (1 - 1e-9)
+    assert plan is not None
+    starts, patterns = plan
+    assert max(bounds) <= exact * (1 + 1e-9)
+    assert bounds[-1] >= exact * (1 - 1e-9)
     assert price(given, patterns) == pytest.approx(exact)
     assert starts[0] == 0
 
@@ -69,9 +80,8 @@ def test_what_was_not_listed_costs_the_residual_at_least(
     given = unlinked(seed)
     prices = [objective_seconds(given, *plan) for plan in legal_plans(given)]
     target = 1.5 * min(prices, default=1e3)
-    answer = solve_chain(opened(given), target, 0.0, 2, np.inf)
-    best, found = min(prices, default=np.inf), target
-    if answer.plan is not None:
-        found = price(given, answer.plan[1])
-    assert min(found, answer.residual) <= best * (1 + 1e-9)
-    assert found >= best * (1 - 1e-9) or answer.plan is None
+    monkeypatch.setattr(optimum, "PAUSE", 0.0)
+    plan, bounds = solved(given, target, 2)
+    best = min(prices, default=target)
+    assert max(bounds) <= best * (1 + 1e-9)
+    assert plan is None or price(given, plan[1]) >= best * (1 - 1e-9)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from autopar.solve.paths import Network, best_path
+from autopar.solve.paths import Network, Path, best_paths
 
 
 def network(rng: random.Random, ranks: int, layers: int) -> Network:
@@ -43,6 +43,18 @@ def every_plan(net: Network) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]
             listed = [np.flatnonzero(np.isfinite(net.lead[net.front[a]])).tolist() for a in arcs]
             for patterns in itertools.product(*listed):
                 yield arcs, patterns
+
+
+def best_path(net: Network, target: float, slack: float = 0.0) -> Path | None:
+    """The last of the plans, each of which is better; bounds below the target hold for the last."""
+    steps = list(best_paths(net, target, slack))
+    plans = [path for _, path in steps if path is not None]
+    seconds = [path.seconds for path in plans]
+    assert all(later < earlier for earlier, later in itertools.pairwise([target, *seconds]))
+    last = seconds[-1] if seconds else target
+    assert all(bound <= last * (1 + 1e-12) for bound, _ in steps)
+    assert steps[-1][0] == (last * (1 - slack) if seconds else target)
+    return plans[-1] if plans else None
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 
 from autopar.errors import InfeasiblePlanError
+from autopar.solve import optimum, search
 from autopar.solve.price import objective_seconds, violations
 from autopar.solve.problem import Candidate, Configuration, Option, Problem, Solution
 from autopar.solve.search import TOLERANCE, solve
-from tests.solve.instances import candidates, optimum, problem
+from tests.solve.instances import candidates, problem
+from tests.solve.instances import optimum as least
 
 
 def _instance(seed: int) -> list[Problem]:
@@ -35,7 +37,7 @@ def _check(solution: Solution, exact: float) -> None:
 @pytest.mark.parametrize("seed", range(80))
 def test_equal_to_trying_everything(seed: int) -> None:
     problems = _instance(seed)
-    exact = optimum(problems)
+    exact = least(problems)
     if exact == math.inf:
         with pytest.raises(InfeasiblePlanError):
             solve(candidates(problems))
@@ -52,7 +54,7 @@ def test_stages_that_share_a_rank_are_chosen_together(seed: int) -> None:
     rng = random.Random(seed)
     drawn = (problem(rng, rng.randint(4, 6), rng.randint(1, 2), 2) for _ in range(1000))
     given = next(p for p in drawn if p.configuration.virtual_stages > 1)
-    exact = optimum([given])
+    exact = least([given])
     if exact == math.inf:
         with pytest.raises(InfeasiblePlanError, match=r"stages \d, \d"):
             solve(candidates([given]))
@@ -65,7 +67,7 @@ def test_stages_that_share_a_rank_are_chosen_together(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(0, 80, 5))
 def test_cbc_agrees(seed: int) -> None:
     problems = _instance(seed)
-    exact = optimum(problems)
+    exact = least(problems)
     if exact < math.inf:
         solution = solve(candidates(problems), gap=1e-6, solver="cbc")
         assert solution.objective_seconds == pytest.approx(exact, rel=2 * TOLERANCE)
@@ -75,7 +77,7 @@ def test_cbc_agrees(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(200, 240))
 def test_the_gap_is_honest_when_it_is_wide(seed: int) -> None:
     problems = _instance(seed)
-    exact = optimum(problems)
+    exact = least(problems)
     if exact < math.inf:
         solution = solve(candidates(problems), gap=0.1)
         assert solution.gap <= 0.1 + TOLERANCE
@@ -97,7 +99,7 @@ def test_rivals_are_other_plans_within_the_gap() -> None:
     number = 0
     for seed in range(80):
         problems = _instance(seed)
-        exact = optimum(problems)
+        exact = least(problems)
         if exact == math.inf:
             continue
         solution = solve(candidates(problems), gap=0.3, runners=True)
@@ -125,7 +127,7 @@ def test_candidates_that_cannot_win_are_never_built() -> None:
 def test_every_candidate_is_counted_once() -> None:
     for seed in range(30):
         problems = _instance(seed)
-        if optimum(problems) < math.inf:
+        if least(problems) < math.inf:
             counts = solve(candidates(problems), gap=1e-3).candidates
             assert counts["considered"] == len(problems)
             assert sum(counts.values()) == 2 * counts["considered"]
@@ -143,6 +145,41 @@ def test_progress_reports_a_rising_bound_below_the_plan() -> None:
     best, bound = seen[-1][2:]
     assert best == solution.objective_seconds
     assert 1 - bound / best == pytest.approx(solution.gap, abs=1e-9), "the gap of the plan itself"
+
+
+Told = tuple[int, int, float | None, float]
+
+
+def _told(given: Problem, stop_at: int = -1) -> tuple[list[Told], Solution]:
+    """What progress is told while one chain is solved, by ``stop_at`` interrupted."""
+    seen: list[Told] = []
+
+    def listen(*state: float | None) -> None:
+        seen.append(state)  # type: ignore[arg-type]
+        if len(seen) == stop_at:
+            raise KeyboardInterrupt
+
+    return seen, solve(candidates([given]), gap=1e-9, progress=listen)
+
+
+def test_the_bound_rises_within_the_solve_of_one_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans as well; an interrupted solve keeps both."""
+    for module in (optimum, search):
+        monkeypatch.setattr(module, "PAUSE", 0.0)
+    seen, solution = _told(_deep(12, 4, 4))
+    inside = seen[2:-2]  # between the relaxation's bound and the proof
+    bounds, plans = [bound for *_, bound in inside], [best for _, _, best, _ in inside]
+    assert bounds == sorted(bounds)
+    assert len(set(bounds)) > 3
+    assert plans == sorted(plans, reverse=True)
+    assert len(set(plans)) > 1
+    assert seen[1][3] < bounds[-1] <= solution.objective_seconds
+    for stop_at in range(3, len(seen)):
+        same, stopped = _told(_deep(12, 4, 4), stop_at)
+        _, _, best, bound = same[-1]
+        assert (stopped.objective_seconds, stopped.bound_seconds) == (best, bound)
+        assert stopped.gap == pytest.approx(1 - bound / best)
+        assert bound <= solution.objective_seconds
 
 
 def test_the_time_limit_returns_what_there_is() -> None:

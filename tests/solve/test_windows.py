@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from autopar.solve.bounds import windows
+from autopar.solve.bounds import least_of, windows
 from autopar.solve.chain import relaxed_chain
 from autopar.solve.columns import relax
 from autopar.solve.patterns import Listing
@@ -18,12 +18,13 @@ def _opened(seed: int) -> tuple[Open, Arcs, float]:
     """A chain, with the arcs below a third of its plans."""
     chain = relaxed_chain(problem(random.Random(seed), 4, 2, 3))
     relaxed = relax(chain)
-    window = windows(chain, relaxed)
+    known = least_of(chain, relaxed)
+    window = windows(known)
     given = chain.problem
     values = sorted(objective_seconds(given, *plan) for plan in legal_plans(given))
     target = values[len(values) // 3] if values else 1e3
     opened = Open(chain, relaxed, window.bound, 0)
-    return opened, arcs_below(chain, relaxed, window, target), target
+    return opened, arcs_below(chain, known, window, target), target
 
 
 @pytest.mark.parametrize("seed", range(50))
