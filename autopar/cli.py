@@ -11,7 +11,7 @@ import sys
 import traceback
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,78 @@ def show_verb(args: Namespace) -> int:
     return OK
 
 
+def explain_verb(args: Namespace) -> int:
+    """``autopar explain``: why a layer is as it is, and what something else would cost."""
+    from autopar.explain import alternative, check_asked, find_layer
+    from autopar.show.explain import explain_report
+
+    plan = load_plan(args.plan)
+    layer = find_layer(plan, args.layer)
+    questions = [dict(asked) for asked in args.why_not]
+    for asked in questions:
+        check_asked(plan, layer, asked)
+    make = _replanner(plan, args) if questions else None
+    others = [alternative(plan, layer, asked, make) for asked in questions if make]
+    if args.json:
+        plans = [other.plan.prediction if other.plan else None for other in others]
+        answers = [
+            {"asked": other.asked, "refused": other.refused, "prediction": found and asdict(found)}
+            for other, found in zip(others, plans, strict=True)
+        ]
+        _dump({"layer": asdict(layer), "why_not": answers})
+    else:
+        _say(explain_report(plan, layer, others, args.plan), to_stdout=True)
+    return OK
+
+
+def _replanner(plan: Plan, args: Namespace) -> Callable[[dict[str, Any]], Plan]:
+    """A function that plans the same again under other pins."""
+    from autopar import api
+    from autopar.workload import check_planned
+
+    if plan.kinds:
+        raise UsageError("a plan for devices of two kinds", expected="devices of one kind",
+                         where="--why-not", hint="autopar plan ... --pin KEY=VALUE")  # fmt: skip
+    workload = api.load_workload(_workload_of(plan, args, "explain"))
+    optimizer: Any = arguments.optimizer(plan.optimizer)
+    check_planned(workload.model, plan.parameters)
+
+    def make(pins: dict[str, Any]) -> Plan:
+        found = Plan.of(api.plan(
+            workload.model, plan.world_size, example_inputs=workload.example_inputs,
+            loss_fn=workload.loss_fn, example_target=workload.example_target,
+            cluster=args.cluster or plan.cluster.name, global_batch_size=plan.global_batch_size,
+            optimizer=optimizer, precision=plan.precision,
+            memory_limit=plan.memory_limit_bytes, pin=pins, time_limit=args.time_limit,
+        ))  # fmt: skip
+        if found.cluster.sha256 != plan.cluster.sha256:
+            raise UsageError(
+                f"cost model {found.cluster.name} with hash {found.cluster.sha256[:12]}",
+                expected=f"that of the plan, {plan.cluster.sha256[:12]}", where="--cluster",
+                hint="make the plan again, or name the file that it was made with",
+            )  # fmt: skip
+        return found
+
+    return make
+
+
+def _workload_of(plan: Plan, args: Namespace, verb: str) -> str:
+    """What the command names, or the plan.
+
+    Raises:
+        UsageError: neither does.
+    """
+    workload: str = args.workload or plan.workload
+    if not workload:
+        raise UsageError(
+            "a plan that does not know its model",
+            expected="--workload MODULE:FUNCTION",
+            where=args.plan,
+            hint=f"autopar {verb} {args.plan} --workload MODULE:FUNCTION",
+        )
+    return workload
+
+
 def diff_verb(args: Namespace) -> int:
     """``autopar diff``: what differs between two plans; the exit code is 1 if anything does."""
     differences = diff(load_plan(args.first), load_plan(args.second))
@@ -113,14 +185,7 @@ def emit_verb(args: Namespace) -> int:
 def run_verb(args: Namespace) -> int:
     """``autopar run``: trains a few steps on this host, predicted against measured."""
     plan = load_plan(args.plan)
-    workload = args.workload or plan.workload
-    if not workload:
-        raise UsageError(
-            "a plan that does not know its model",
-            expected="--workload MODULE:FUNCTION",
-            where=args.plan,
-            hint=f"autopar run {args.plan} --workload MODULE:FUNCTION",
-        )
+    workload = _workload_of(plan, args, "run")
     from autopar.run.launch import run_plan
     from autopar.workload import check_planned, load_workload
 
@@ -204,6 +269,11 @@ Verb = tuple[Callable[[Namespace], int], str, Callable[[ArgumentParser], None]]
 VERBS: dict[str, Verb] = {
     "plan": (plan_verb, "find the fastest plan that fits", arguments.plan_arguments),
     "show": (show_verb, "print a plan", arguments.show_arguments),
+    "explain": (
+        explain_verb,
+        "say why a layer is as it is, and why not otherwise",
+        arguments.explain_arguments,
+    ),
     "diff": (diff_verb, "compare two plans", arguments.diff_arguments),
     "emit": (emit_verb, "write the training program of a plan", arguments.emit_arguments),
     "run": (run_verb, "train a few steps, predicted against measured", arguments.run_arguments),

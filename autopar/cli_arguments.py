@@ -113,6 +113,24 @@ def show_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def explain_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``autopar explain``."""
+    parser.add_argument("plan", metavar="PLAN.json")
+    parser.add_argument("layer", metavar="LAYER", help="its name, as in `autopar show`")
+    parser.add_argument(
+        "--why-not",
+        type=pin,
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="plan again with these; recompute, zero and stage are the layer's. May be repeated",
+    )
+    parser.add_argument("--workload", metavar="MODULE:FUNCTION", help="default: the plan's own")
+    parser.add_argument("--cluster", help="name or file of the cost model, if it has moved")
+    parser.add_argument("--time-limit", type=positive(float), default=60.0, metavar="SECONDS")
+
+
 def diff_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``autopar diff``."""
     parser.add_argument("first", metavar="A.json")

@@ -53,7 +53,8 @@ def planner(stand_in, sample_plan):
 
     def plan(model, world_size, **options):
         calls.append((model, world_size, options))
-        options["progress"](1, 2, 0.5, 0.4)
+        if "progress" in options:
+            options["progress"](1, 2, 0.5, 0.4)
         return sample_plan
 
     stand_in("autopar.api", plan=plan, load_workload=lambda ref: workload)
@@ -182,6 +183,36 @@ def test_unreadable_plan(tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert all(word in captured.err for word in ("expected:", "where:", "try:"))
+
+
+def test_explain_plans_again_under_the_pins(planner, stand_in, saved, capsys):
+    stand_in("autopar.workload", check_planned=lambda model, parameters: None)
+    argv = [
+        "explain",
+        saved,
+        "blocks.1",
+        "--why-not",
+        "recompute=full",
+        "tp=4",
+        "--why-not",
+        "pp=4",
+    ]
+    assert cli.main([*argv, "--json"]) == 0
+    assert [options["pin"] for _, _, options in planner] == [
+        {"tp": 4, "sequence_parallel": False, "recompute": {"blocks.1": "full"}},
+        {"tp": 2, "sequence_parallel": False, "pp": 4},
+    ]
+    found = json.loads(capsys.readouterr().out)
+    assert found["layer"]["name"] == "blocks.1"
+    assert [answer["asked"] for answer in found["why_not"]] == [
+        {"recompute": "full", "tp": 4}, {"pp": 4},
+    ]  # fmt: skip
+
+
+def test_explain_without_a_question_plans_nothing(saved, capsys):
+    assert cli.main(["explain", saved, "blocks.1"]) == 0
+    assert "--why-not recompute=none" in capsys.readouterr().out
+    assert cli.main(["explain", saved, "blocks.9"]) == 2
 
 
 def test_diff(saved, sample_plan, tmp_path, capsys):
