@@ -15,7 +15,7 @@ from autopar.errors import AutoparError, UsageError
 from autopar.graph import Graph
 from autopar.heterogeneous import HeterogeneousCluster
 from autopar.plan import Baseline, Mesh, Plan, SolverReport
-from autopar.solve.alternatives import order_note, runner_plans
+from autopar.solve.alternatives import fastest, order_note, runner_plans
 from autopar.solve.baselines import combined, run_baselines
 from autopar.solve.heterogeneous import (
     HeterogeneousPricer,
@@ -367,13 +367,8 @@ def _baselines(
         )
     except KeyboardInterrupt:
         return solution, ()
-    best = min(found, key=lambda s: _step_seconds(traced, pricer, s))
-    others = tuple(s for s in (solution, *solution.runners_up) if s is not best)
-    bound = solution.bound_seconds
-    best = replace(best, bound_seconds=bound, gap=1 - bound / best.objective_seconds,
-                   status=solution.status, candidates=solution.candidates, runners_up=others,
-                   simulated=len(found))  # fmt: skip
-    return best, baselines
+    step_seconds = partial(_step_seconds, traced, pricer)
+    return fastest(solution, found, step_seconds, request.gap), baselines
 
 
 def _step_seconds(traced: _Traced, pricer: Pricer, solution: Solution) -> float:
@@ -408,7 +403,8 @@ def _plan(traced: _Traced, pricer: Pricer, solution: Solution, baselines: tuple[
         pins=request.pins,
         parameters=parameters_of(request.workload.model),
         program=_program(traced, pricer, solution),
-        notes=(*statistics_notes(traced.task.statistics, config.microbatch_size, config.dp),
+        notes=(*solution.notes,
+               *statistics_notes(traced.task.statistics, config.microbatch_size, config.dp),
                *kinds_notes(request.devices, traced.task.blocks),
                *_other_order(traced, pricer, solution, prediction.step_seconds),
                *undivided(pricer, config), *extrapolated(request.kinds, config)),

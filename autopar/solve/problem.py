@@ -211,7 +211,8 @@ class Solution:
     ``boundaries[p]`` is the first layer of stage p; ``options[i]`` is the choice for layer i.
     ``candidates`` counts configurations by what became of them. ``runners_up`` are plans of
     other families, see ``runners.py``; ``rivals`` other plans within the gap that was asked for.
-    It is the best of ``simulated`` plans whose schedules were simulated.
+    It is the best of ``simulated`` plans whose schedules were simulated; ``notes`` say why it is
+    preferred to one with a smaller gap.
     """
 
     problem: Problem
@@ -227,3 +228,4 @@ class Solution:
     runners_up: tuple[Solution, ...] = ()
     rivals: tuple[Solution, ...] = ()
     simulated: int = 1
+    notes: tuple[str, ...] = ()
