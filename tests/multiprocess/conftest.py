@@ -16,6 +16,12 @@ if str(ROOT) not in sys.path:
 
 from tests.multiprocess.pool import Pool  # noqa: E402
 
+# What most programs and models import beside torch. `transformers` alone takes a rank as long as
+# its training steps do.
+PRELOAD = ("autopar.run.whole", "tests.multiprocess.models", "transformers",
+           "transformers.models.gpt2.modeling_gpt2",
+           "transformers.models.llama.modeling_llama")  # fmt: skip
+
 
 class Ranks:
     """``run(function, *args, timeout=60.0, **kwargs)`` gives the list of results by rank."""
@@ -27,4 +33,4 @@ class Ranks:
 @pytest.fixture(scope="session")
 def ranks() -> Callable[[int], Ranks]:
     """``ranks(n)`` for any n."""
-    return partial(Ranks, Pool(ROOT))
+    return partial(Ranks, Pool(ROOT, PRELOAD))
