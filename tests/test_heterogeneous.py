@@ -12,6 +12,7 @@ from autopar.cluster import Cluster
 from autopar.errors import CostModelError, UsageError
 from autopar.heterogeneous import HeterogeneousCluster, load_cluster
 from examples.gpt import GPT, GPTConfig, loss_fn
+from tests.traces import traced_once
 
 BATCH, TOKENS, VOCABULARY = 12, 256, 64
 
@@ -31,8 +32,9 @@ def plan(cluster, world_size: int = 2, batch: int = BATCH, **options):
     tokens = torch.zeros(2, TOKENS, dtype=torch.int64)
     with torch.device("meta"):
         model = GPT(GPTConfig(VOCABULARY, TOKENS, 2, n_head=4, n_embd=1024))
-    return autopar.plan(model, world_size, (tokens,), loss_fn, tokens, cluster=cluster,
-                        global_batch_size=batch, **options)  # fmt: skip
+    with traced_once("gpt of two wide layers"):
+        return autopar.plan(model, world_size, (tokens,), loss_fn, tokens, cluster=cluster,
+                            global_batch_size=batch, **options)  # fmt: skip
 
 
 @pytest.fixture

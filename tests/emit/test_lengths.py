@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import autopar
 from autopar.emit import program_text
 from examples.gpt import GPT, GPTConfig, loss_fn
+from tests.traces import traced_once
 
 DEGREES = {"one": (1, 1, 1), "dp": (1, 2, 1), "pp": (2, 1, 1), "tp": (1, 1, 2), "3d": (2, 2, 2)}
 # Lines of whole programs. 400 were wanted; docs/results.md says what the others are for.
@@ -35,16 +36,11 @@ def text(name: str, layers: int, kind: str) -> str:
     pins |= {"zero": 2} if dp > 1 else {}
     pins |= {"sequence_parallel": True} if tp > 1 else {}
     model, inputs, loss, target = workload(name, layers)
-    plan = autopar.plan(
-        model,
-        pp * dp * tp,
-        inputs,
-        loss,
-        target,
-        cluster="h200-141g",
-        global_batch_size=8,
-        pin=pins,
-    )
+    with traced_once(f"{name} of {layers} layers"):
+        plan = autopar.plan(
+            model, pp * dp * tp, inputs, loss, target, cluster="h200-141g", global_batch_size=8,
+            pin=pins,
+        )  # fmt: skip
     return program_text(plan, "package.module:workload")
 
 

@@ -9,6 +9,7 @@ import autopar
 from examples.gpt import GPT, GPTConfig, loss_fn
 from tests.multiprocess.models import SAMPLES, TOKENS, VOCABULARY, batch
 from tests.multiprocess.programs import load_program
+from tests.traces import traced_once
 
 pytestmark = pytest.mark.multiprocess
 
@@ -34,10 +35,11 @@ def train(path: str) -> tuple[list[float], dict[str, torch.Tensor]]:
 
 def run(ranks, path, **pins):
     inputs, target = batch("gpt", 0)
-    plan = autopar.plan(
-        make(), 2, inputs, loss_fn, target, cluster="h100-80g", global_batch_size=SAMPLES,
-        precision="fp32", pin={"tp": 2, **pins},
-    )  # fmt: skip
+    with traced_once("gpt with dropout"):
+        plan = autopar.plan(
+            make(), 2, inputs, loss_fn, target, cluster="h100-80g", global_batch_size=SAMPLES,
+            precision="fp32", pin={"tp": 2, **pins},
+        )  # fmt: skip
     plan.emit(path, model="tests:none")
     assert "with shard_rng():" in path.read_text()
     return ranks(2).run(train, str(path))

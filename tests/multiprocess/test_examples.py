@@ -20,6 +20,7 @@ import autopar
 from examples.systems import SYSTEMS, System, find
 from tests.multiprocess.pool import load
 from tests.multiprocess.programs import load_program
+from tests.traces import traced_once
 
 pytestmark = pytest.mark.multiprocess
 FOLDER = Path(__file__).parents[2] / "examples"
@@ -127,10 +128,11 @@ def _no_baselines(monkeypatch):
 def test_trains_as_known(ranks, tmp_path, references, name):
     system = find(name)
     _, made = workload(system)
-    plan = autopar.plan(
-        made.pop("model"), system.ranks, **made, cluster=system.cost_model,
-        precision=system.precision, pin=dict(system.pins),
-    )  # fmt: skip
+    with traced_once(f"{system.workload}:{system.make}"):
+        plan = autopar.plan(
+            made.pop("model"), system.ranks, **made, cluster=system.cost_model,
+            precision=system.precision, pin=dict(system.pins),
+        )  # fmt: skip
     path = str(tmp_path / "program.py")
     plan.emit(path, model="tests:none")
     results = ranks(system.ranks).run(train, path, name, timeout=120.0)

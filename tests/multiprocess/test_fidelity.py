@@ -22,6 +22,7 @@ from tests.multiprocess.precision import (
     unchanged,
 )
 from tests.multiprocess.programs import full_gradients, load_program
+from tests.traces import traced_once
 
 pytestmark = pytest.mark.multiprocess
 STEPS, RATE = 3, 3e-4
@@ -166,10 +167,11 @@ def plan_freely(
     cluster: str = "h100-80g",
 ) -> autopar.Plan:  # fmt: skip
     inputs, target = batch(name, 0)
-    return autopar.plan(
-        build(name), devices, inputs, loss_fn(name), target, cluster=cluster,
-        global_batch_size=SAMPLES, precision=precision, pin=pins,
-    )  # fmt: skip
+    with traced_once(name):
+        return autopar.plan(
+            build(name), devices, inputs, loss_fn(name), target, cluster=cluster,
+            global_batch_size=SAMPLES, precision=precision, pin=pins,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["gpt", "gpt2", "llama"])

@@ -20,6 +20,7 @@ from tests.multiprocess.test_fidelity import (
     single_device,
     train,
 )
+from tests.traces import traced_once
 
 pytestmark = pytest.mark.multiprocess
 REPLICAS = [
@@ -55,10 +56,11 @@ def plan_on_two_kinds(
     kinds = (fast, slow) if first == FAST else (slow, fast)
     cluster = HeterogeneousCluster("unequal", kinds, (devices // 2, devices // 2))
     inputs, target = batch(name, 0)
-    return autopar.plan(
-        build(name), devices, inputs, loss_fn(name), target, cluster=cluster,
-        global_batch_size=SAMPLES, precision="fp32", pin=pins,
-    )  # fmt: skip
+    with traced_once(name):
+        return autopar.plan(
+            build(name), devices, inputs, loss_fn(name), target, cluster=cluster,
+            global_batch_size=SAMPLES, precision="fp32", pin=pins,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "devices", "pins"), REPLICAS)

@@ -18,6 +18,7 @@ from tests.multiprocess.test_fidelity import (
     single_device,
     train,
 )
+from tests.traces import traced_once
 
 pytestmark = pytest.mark.multiprocess
 Pins = dict[str, Any]
@@ -89,10 +90,11 @@ def test_chosen_without_pins(ranks, tmp_path, references, memory_limit, schedule
     cluster = tmp_path / "slow.json"
     cluster.write_text(json.dumps(SLOW))
     inputs, target = batch("llama:4", 0)
-    plan = autopar.plan(
-        build("llama:4"), 4, inputs, loss_fn("llama:4"), target, cluster=str(cluster),
-        global_batch_size=SAMPLES, precision="fp32", memory_limit=memory_limit,
-    )  # fmt: skip
+    with traced_once("llama:4"):
+        plan = autopar.plan(
+            build("llama:4"), 4, inputs, loss_fn("llama:4"), target, cluster=str(cluster),
+            global_batch_size=SAMPLES, precision="fp32", memory_limit=memory_limit,
+        )  # fmt: skip
     assert (plan.schedule, plan.virtual_stages, plan.mesh.pp) == (schedule, 2, 2)
     assert {layer.recompute for layer in plan.layers} > {"none"} or memory_limit is None
     check(ranks, tmp_path, references, "llama:4", plan)

@@ -11,13 +11,15 @@ from autopar.errors import InfeasiblePlanError
 from autopar.solve.problem import Configuration, Option, Problem, Solution
 from autopar.solve.relaxations import _worlds, chosen
 from examples.gpt import loss_fn
+from tests.traces import traced_once
 from tests.zoo import gpt, tokens
 
 
 def make(world_size=2, **more):
     arguments = {"global_batch_size": 12, "precision": "fp32", **more}
-    return autopar.plan(gpt(), world_size, (tokens(),), loss_fn, tokens(), cluster="h100-80g",
-                        **arguments)  # fmt: skip
+    with traced_once("the zoo's gpt"):
+        return autopar.plan(gpt(), world_size, (tokens(),), loss_fn, tokens(), cluster="h100-80g",
+                            **arguments)  # fmt: skip
 
 
 def refused(**arguments):
