@@ -88,7 +88,7 @@ def build(size: Size, c: Configuration) -> Problem:
     layers = (0, *[1] * size.layers, 2)
     return Problem(
         c, layers, (embedding, block, head), int(size.limit_bytes * 0.95),
-        p2p_seconds=(c.pp > 1) * 4 * h * s * c.microbatch_size / c.tp / WIRE,
+        cut_seconds=((c.pp > 1) * 4 * h * s * c.microbatch_size / c.tp / WIRE,) * len(layers),
         linked=((0, len(layers) - 1),), baseline_bytes=2 * 10**9,
     )  # fmt: skip
 
@@ -109,7 +109,7 @@ def lower_bound(problem: Problem) -> float:
     """Every layer at its fastest, perfectly balanced."""
     c = problem.configuration
     total = sum(min(o.microbatch_seconds for o in problem.menus[k]) for k in problem.layers)
-    total += 2 * (c.pp - 1) * problem.p2p_seconds
+    total += 2 * (c.pp - 1) * problem.cut_seconds[0]
     return total + (c.num_microbatches - 1) * total / c.pp
 
 

@@ -9,6 +9,8 @@ from autopar.cost.schedule import Action, Actions, actions
 from autopar.errors import UsageError
 from autopar.plan import Passes
 
+Transfers = float | Sequence[float]  # seconds of every boundary, or of each
+
 
 @dataclass(frozen=True)
 class Event:
@@ -34,7 +36,7 @@ class Timeline:
 
 def simulate(
     schedule: str, forward_seconds: Sequence[float], backward_seconds: Sequence[float],
-    p2p_forward_seconds: float, p2p_backward_seconds: float, num_microbatches: int,
+    p2p_forward_seconds: Transfers, p2p_backward_seconds: Transfers, num_microbatches: int,
     *, virtual_stages: int = 1, weight_seconds: Sequence[float] = (),
 ) -> Timeline:  # fmt: skip
     """Plays a schedule with each stage's own times.
@@ -49,8 +51,8 @@ def simulate(
         schedule: a name of ``autopar.cost.schedule.SCHEDULES``.
         forward_seconds: of one micro-batch on each (virtual) stage.
         backward_seconds: of one micro-batch on each stage, the whole backward pass.
-        p2p_forward_seconds: from a stage to the next.
-        p2p_backward_seconds: from a stage to the one before.
+        p2p_forward_seconds: from each stage to the next, or one figure for all.
+        p2p_backward_seconds: to each stage from the next, or one figure for all.
         num_microbatches: of one step.
         virtual_stages: stages per rank.
         weight_seconds: the part of ``backward_seconds`` that makes gradients of parameters; needed
@@ -81,12 +83,12 @@ def simulate_passes(
 ) -> Timeline:
     """Plays a schedule with the figures of a plan's stages, in order.
 
-    Every transfer takes what one across the widest boundary does, half of it in either direction.
+    Half of a boundary's transfer seconds are taken in either direction.
 
     Raises:
         UsageError: see ``simulate``.
     """
-    half = max(stage.transfer_seconds for stage in stages) / 2
+    half = [stage.transfer_seconds / 2 for stage in stages]
     return simulate(
         schedule,
         [stage.forward_seconds for stage in stages],
@@ -101,11 +103,14 @@ def simulate_passes(
 
 def play(
     ranks: Sequence[Actions], seconds: Mapping[str, Sequence[float]],
-    p2p_forward_seconds: float, p2p_backward_seconds: float,
+    p2p_forward_seconds: Transfers, p2p_backward_seconds: Transfers,
 ) -> Timeline:  # fmt: skip
     """Plays action lists; ``seconds`` has for each kind of action the time on every stage."""
     stages = 1 + max(action.stage for rank in ranks for action in rank)
-    transfer = {"F": p2p_forward_seconds, "B": p2p_backward_seconds}
+    transfer = {
+        kind: [given] * stages if isinstance(given, float | int) else given
+        for kind, given in (("F", p2p_forward_seconds), ("B", p2p_backward_seconds))
+    }
     events = _Player(seconds, transfer, stages).play(ranks)
     makespan = max(rank[-1].end for rank in events)
     busy = [sum(e.end - e.start for e in rank) for rank in events]
@@ -116,8 +121,9 @@ class _Player:
     """Runs whatever is ready, rank by rank, until every list is done."""
 
     def __init__(
-        self, seconds: Mapping[str, Sequence[float]], transfer: dict[str, float], stages: int
-    ) -> None:
+        self, seconds: Mapping[str, Sequence[float]], transfer: Mapping[str, Sequence[float]],
+        stages: int,
+    ) -> None:  # fmt: skip
         self.seconds, self.transfer, self.stages = seconds, transfer, stages
         self.ended: dict[tuple[str, int, int], float] = {}
 
@@ -156,7 +162,7 @@ class _Player:
         if source == self.stages:  # its own loss
             return self.ended.get(("F", stage, action.microbatch))
         sent = self.ended.get((kind, source, action.microbatch))
-        return None if sent is None else sent + self.transfer[kind]
+        return None if sent is None else sent + self.transfer[kind][min(source, stage)]
 
 
 # Under which name the end of an action is known to those that wait for it.

@@ -53,7 +53,8 @@ def kinds_bound(problem: Problem) -> float:
     config = problem.configuration
     moved = [0.0] * len(problem.kinds)
     for stage in range(config.stages):
-        moved[problem.kind(stage % config.pp)] += problem.transfer_seconds(stage)
+        least = (min(seconds[1:], default=0.0) for seconds in problem.sides(stage))
+        moved[problem.kind(stage % config.pp)] += sum(least)
     return balanced_bound(config, [
         _least(own, problem.rank_kinds.count(k), moved[k]) for k, own in enumerate(problem.kinds)
     ])  # fmt: skip

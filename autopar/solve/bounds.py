@@ -36,13 +36,17 @@ class Windows:
         return float(self.through.min(axis=(1, 2)).max())
 
 
-def dense(chain: Chain, values: Floats, transfers: Floats | float = 0.0) -> Floats:
+def dense(chain: Chain, values: Floats, share: float = 0.0) -> Floats:
     """Figures [ranks, contents] laid out by interval [ranks, layers+1, layers+1].
 
-    Adds ``transfers`` [ranks]; infinite for intervals that are empty or not allowed.
+    With p2p seconds ``share`` times; infinite for intervals that are empty or not allowed.
     """
-    laid = np.where(chain.allowed, values[:, chain.content], np.inf)
-    return np.asarray(laid + np.reshape(transfers, (-1, 1, 1)))
+    laid: Floats = np.where(chain.allowed, values[:, chain.content], np.inf)
+    if share:
+        begin, finish = chain.transfer_ends
+        laid += share * begin[:, :, None]
+        laid += share * finish[:, None, :]
+    return laid
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,10 @@ class Least:
 def least_of(chain: Chain, relaxed: Relaxed) -> Least:
     """The relaxation laid out by interval."""
     return Least(
-        dense(chain, relaxed.lead, chain.lead_transfers),
-        dense(chain, relaxed.pace, chain.pace_transfers),
+        dense(chain, relaxed.lead, chain.lead_share),
+        dense(chain, relaxed.pace, chain.pace_share),
         dense(chain, relaxed.step_seconds),
-        dense(chain, relaxed.mixed, chain.num_microbatches * chain.transfer_seconds),
+        dense(chain, relaxed.mixed, chain.num_microbatches),
     )
 
 

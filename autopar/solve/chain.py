@@ -21,13 +21,9 @@ Depths = tuple[Depth, ...]  # of the stages of a rank
 
 @dataclass(frozen=True)
 class Place:
-    """What the stages of a rank hold at their peaks, one by one, and its p2p seconds.
-
-    ``kind`` is that of its devices, where a pipeline has several.
-    """
+    """What the stages of a rank hold at their peaks, one by one, and the kind of its devices."""
 
     depths: Depths
-    transfer_seconds: float
     kind: int = 0
 
 
@@ -74,16 +70,17 @@ class Chain:
 
     @cached_property
     def places(self) -> tuple[Place, ...]:
-        """Depths and transfers of each rank."""
-        problem, configuration = self.problem, self.problem.configuration
-        ranks = [range(rank, configuration.stages, self.pp) for rank in range(self.pp)]
+        """Depths and kind of each rank."""
+        configuration = self.problem.configuration
         return tuple(
-            Place(
-                tuple(configuration.depth(s) for s in own),
-                sum(problem.transfer_seconds(s) for s in own), problem.kind(rank),
-            )
-            for rank, own in enumerate(ranks)
-        )  # fmt: skip
+            Place(tuple(map(configuration.depth, own)), self.problem.kind(rank))
+            for rank, own in enumerate(self._stages)
+        )
+
+    @property
+    def _stages(self) -> list[range]:
+        """The stages of each rank."""
+        return [range(rank, self.problem.configuration.stages, self.pp) for rank in range(self.pp)]
 
     def held_bytes(self, depths: Depths) -> Floats:
         """Bytes of one layer with each option on a rank of these depths, without transients."""
@@ -112,9 +109,31 @@ class Chain:
         return np.asarray(filled & starts & (ends | (not cuts)))
 
     @cached_property
-    def transfer_seconds(self) -> Floats:
-        """p2p seconds of each rank, [ranks]."""
-        return np.array([place.transfer_seconds for place in self.places])
+    def transfer_ends(self) -> tuple[Floats, Floats]:
+        """p2p seconds of a rank that begins at a place, and that ends there; [ranks, layers+1].
+
+        A cut between two ranks is one of every chunk.
+        """
+        begins, found = self.problem.fold.begins, np.zeros((2, self.pp, len(self.layers) + 1))
+        for rank, own in enumerate(self._stages):
+            for chunk, stage in enumerate(own):
+                for side, seconds in enumerate(self.problem.sides(stage)):
+                    found[side, rank] += np.array([*seconds, 0.0])[begins[:, chunk]]
+        return found[0], found[1]
+
+    def transfer_seconds(self, rank: Ints, start: Ints, end: Ints) -> Floats:
+        """p2p seconds of these ranks with these intervals."""
+        begin, finish = self.transfer_ends
+        return np.asarray(begin[rank, start] + finish[rank, end])
+
+    @cached_property
+    def least_transfer_seconds(self) -> Floats:
+        """p2p seconds of each rank at least, wherever it begins and ends; [ranks]."""
+        (begin, finish), n = self.transfer_ends, len(self.layers)
+        inner = range(1, self.pp)  # a layer at least is on each rank
+        first = np.array([begin[0, 0], *(begin[p, p : n - self.pp + p + 1].min() for p in inner)])
+        last = [*(finish[p - 1, p : n - self.pp + p + 1].min() for p in inner), finish[-1, n]]
+        return np.asarray(first + last)
 
     @cached_property
     def options(self) -> tuple[Option, ...]:
@@ -155,14 +174,14 @@ class Chain:
         return np.asarray(self.num_microbatches * self.seconds - self.lead_seconds)
 
     @property
-    def lead_transfers(self) -> Floats:
-        """The part of ``transfer_seconds`` in the lead of each stage, [stages]."""
-        return np.asarray(self.transfer_seconds / self.problem.configuration.virtual_stages)
+    def lead_share(self) -> float:
+        """How often p2p seconds are in the lead of a rank."""
+        return 1 / self.problem.configuration.virtual_stages
 
     @property
-    def pace_transfers(self) -> Floats:
-        """The part of ``transfer_seconds`` in the pace of each stage, [stages]."""
-        return np.asarray(self.num_microbatches * self.transfer_seconds - self.lead_transfers)
+    def pace_share(self) -> float:
+        """How often p2p seconds are in the pace of a rank."""
+        return self.num_microbatches - self.lead_share
 
     @cached_property
     def step_seconds(self) -> Floats:

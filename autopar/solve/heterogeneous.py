@@ -20,6 +20,7 @@ from autopar.solve.balance import Least, balanced_bound
 from autopar.solve.kinds import EQUAL
 from autopar.solve.menus import Pricer
 from autopar.solve.placements import Demand
+from autopar.solve.price import narrowest
 from autopar.solve.problem import Candidate, Configuration, Option, Problem, Solution
 
 
@@ -74,9 +75,7 @@ class HeterogeneousPricer(Pricer):
         sides = [self.of_stage(config, s) for s in (stage, stage + 1)]
         return sides[0] if sides[0] is sides[1] else self
 
-    def p2p_seconds(
-        self, config: Configuration, cut: int | None = None, *, apart: bool = False
-    ) -> float:
+    def p2p_seconds(self, config: Configuration, cut: int, *, apart: bool = False) -> float:
         """What the slower link takes between devices of two kinds.
 
         These share a node only where one holds all of them.
@@ -101,7 +100,7 @@ class HeterogeneousPricer(Pricer):
             for kind in self.kinds
         )  # fmt: skip
         return replace(
-            own[0], device="", p2p_seconds=self.p2p_seconds(config), kinds=own,
+            own[0], device="", cut_seconds=self.cut_seconds(config), kinds=own,
             rank_kinds=self.rank_kinds(config),
         )  # fmt: skip
 
@@ -118,7 +117,7 @@ class HeterogeneousPricer(Pricer):
         each = self.demanded
         found = {key: kind.least_seconds(*key, config) for key in dict.fromkeys(each)}
         seconds, crossing = ([found[key][i] for key in each] for i in (0, 1))
-        inside = 2 * (ranks.count(k) - 1) * kind.p2p_seconds(config)
+        inside = 2 * narrowest(kind.cut_seconds(config), ranks.count(k) - 1)
         return Least(ranks.count(k), seconds, crossing, [0.0] * len(each), inside)
 
     def each(self, config: Configuration) -> list[tuple[Pricer, Configuration]]:

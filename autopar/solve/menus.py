@@ -40,7 +40,7 @@ from autopar.solve.pins import LAYERED, pin_of
 from autopar.solve.placements import Demand, find_demands
 from autopar.solve.price import time_bound
 from autopar.solve.problem import Candidate, Configuration, Option, Problem
-from autopar.solve.shardings import AIMS, Offered, Shardings
+from autopar.solve.shardings import Offered, Shardings, pinned_sharding
 from autopar.solve.space import FREE_ZERO, RECOMPUTE
 from autopar.strategies.patterns import ENDS, Classes, restrict
 from autopar.strategies.sharding import local_elements
@@ -72,7 +72,7 @@ class Pricer:
     _costs: dict[tuple[str, int, str, int, int], LayerCost] = field(default_factory=dict)
     _useful: dict[tuple[str, int, str, int, Demand], tuple[int, ...]] = field(default_factory=dict)
     _ops: OpCosts = field(default_factory=dict)
-    _widest: dict[tuple[int, str, int], int] = field(default_factory=dict)
+    _crossing: dict[tuple[int, str, int], tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def graph(self) -> Graph:
@@ -117,7 +117,7 @@ class Pricer:
         home = self.classes.home(member)
         demand = self.shardings.demands.of(home)[0] if demand is None else demand
         if config.tp > 1 and "sharding" in self.pins:
-            return (self._pinned_sharding(member, config, demand),)
+            return (pinned_sharding(self.offered(member, config), self.pins["sharding"], demand),)
         key = (home, config.tp, config.layout, config.microbatch_size, demand)
         if key not in self._useful:
             members = [home] if home == member else list(self.classes.parts)
@@ -130,20 +130,6 @@ class Pricer:
             kept = undominated(np.array(rows, dtype=np.float64))
             self._useful[key] = tuple(k for k, own in zip(number, kept, strict=True) if own)
         return self._useful[key]
-
-    def _pinned_sharding(self, member: str, config: Configuration, demand: Demand) -> int:
-        """The sharding of a class with the pinned aim.
-
-        Where that would divide none of its work, the one with the next aim that does, those that
-        save more memory first.
-        """
-        names, offered = list(AIMS), self.offered(member, config)
-        at = names.index(self.pins["sharding"])
-        order = [*names[at:], *reversed(names[:at])]
-        return next(
-            k for aim in order for k, each in enumerate(offered)
-            if aim in each.aims and each.demand == demand
-        )  # fmt: skip
 
     def _figures(
         self, members: Sequence[str], config: Configuration, tp_option: int
@@ -331,13 +317,18 @@ class Pricer:
             total += boundary_bytes(self.graph, sharding, crossing.value, config.microbatch_size)
         return total
 
-    def widest_cut(self, config: Configuration) -> int:
-        """The cut that the most bytes cross; the search prices every stage boundary as this."""
+    def crossing_bytes(self, config: Configuration) -> tuple[int, ...]:
+        """``cut_bytes`` of every cut."""
         key = config.tp, config.layout, config.microbatch_size
-        if key not in self._widest:
+        if key not in self._crossing:
             cuts = range(len(self.classes.cuts))
-            self._widest[key] = max(cuts, key=lambda cut: self.cut_bytes(cut, config), default=0)
-        return self._widest[key]
+            self._crossing[key] = tuple(self.cut_bytes(cut, config) for cut in cuts)
+        return self._crossing[key]
+
+    def widest_cut(self, config: Configuration) -> int:
+        """The cut that the most bytes cross; the search counts every boundary's memory as this."""
+        crossing = self.crossing_bytes(config)
+        return crossing.index(max(crossing)) if crossing else 0
 
     def of_stage(self, config: Configuration, stage: int) -> Pricer:
         """The prices on the devices of a stage."""
@@ -347,16 +338,22 @@ class Pricer:
         """The prices of what is sent between a stage and the next."""
         return self
 
-    def p2p_seconds(
-        self, config: Configuration, cut: int | None = None, *, apart: bool = False
-    ) -> float:
+    def cut_seconds(self, config: Configuration) -> tuple[float, ...]:
+        """``p2p_seconds`` of a stage boundary in front of each layer; none with one stage."""
+        crossing = self.crossing_bytes(config)
+        if config.pp == 1:
+            return ()
+        each = {size: self.p2p_seconds(config, crossing.index(size)) for size in set(crossing)}
+        return (0.0, *(each[size] for size in crossing))
+
+    def p2p_seconds(self, config: Configuration, cut: int, *, apart: bool = False) -> float:
         """Activations forward and gradients backward across one stage boundary.
 
         ``apart``: its sides are on different nodes however few devices a stage has.
         """
         if config.pp == 1:
             return 0.0
-        payload = self.cut_bytes(self.widest_cut(config) if cut is None else cut, config)
+        payload = self.crossing_bytes(config)[cut]
         near = not apart and config.dp * config.tp < self.cluster.devices_per_node
         group = Group(2, 2 if near else 1, 1 if near else self.cluster.devices_per_node)
         slow = self.cluster.contention(2, world_size(config))
@@ -400,7 +397,7 @@ class Pricer:
             layers=layers,
             menus=tuple(self.menu(member, config, name, own) for member, name, own in first),
             memory_limit_bytes=self.memory_limit_bytes,
-            p2p_seconds=self.p2p_seconds(config),
+            cut_seconds=self.cut_seconds(config),
             baseline_bytes=self.buffer_bytes(config),
             linked=tuple(pairwise(i for i, m in enumerate(members) if m in parts)),
             cuts=(cuts := self.cuts(config)),
@@ -437,7 +434,7 @@ class Pricer:
             return dataclasses.replace(self, pins=pins)
         shardings = self.shardings.under(demands)
         return dataclasses.replace(
-            self, pins=pins, shardings=shardings, _costs={}, _useful={}, _widest={}
+            self, pins=pins, shardings=shardings, _costs={}, _useful={}, _crossing={}
         )
 
     @property
@@ -469,7 +466,7 @@ class Pricer:
         each = self.demanded
         least = {key: self.least_seconds(*key, config) for key in dict.fromkeys(each)}
         seconds, crossing = ([least[key][k] for key in each] for k in (0, 1))
-        bound = time_bound(config, seconds, [0.0], self.p2p_seconds(config), crossing)
+        bound = time_bound(config, seconds, [0.0], self.cut_seconds(config), crossing)
         return Candidate(config, bound, lambda: self.problem(config))
 
     @cached_property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from autopar.solve.patterns import Listing, Pattern, Request, list_patterns
 from autopar.solve.windows import Arcs, Open, arcs_below, arcs_by_content, residual_seconds
 
 Key = tuple[Place, int]  # place and content
+Front = tuple[Pattern, ...]
 Plan = tuple[tuple[int, ...], tuple[Pattern, ...]]  # first layers and patterns of the ranks
 PAUSE = 0.5  # seconds between two bounds while patterns are listed: each takes a moment itself
 
@@ -56,10 +57,10 @@ def solve_chain(
         if time.monotonic() >= told + PAUSE:
             yield Reached(min(target, residual, windows(known).bound))
             told = time.monotonic()
-    fronts = {key: listings[key].patterns for key in groups}
-    network = _network(chain, arcs, groups, fronts)
+    fronts = [listings[key].patterns for key in groups]
+    network = _network(chain, arcs, list(groups.values()), fronts)
     for bound, path in best_paths(network, target, slack):
-        plan = None if path is None else _plan(network, list(fronts.values()), path)
+        plan = None if path is None else _plan(network, fronts, path)
         yield Reached(min(bound, residual), plan)
 
 
@@ -81,18 +82,16 @@ def _learn(chain: Chain, known: Least, arcs: Arcs, members: list[int], listing: 
 
     What an unlisted one costs is told apart, see ``residual_seconds``.
     """
-    rank = arcs.rank[members]
-    where = rank, arcs.start[members], arcs.end[members]
+    where = arcs.rank[members], arcs.start[members], arcs.end[members]
     seconds, step, lead = (
         np.array([getattr(pattern, name) for pattern in listing.patterns], dtype=np.float64)
         for name in ("seconds", "step_seconds", "lead_seconds")
     )
-    work = chain.num_microbatches * seconds
-    moved = chain.num_microbatches * chain.transfer_seconds[rank]
-    known.lead[where] = lead.min(initial=np.inf) + chain.lead_transfers[rank]
-    known.pace[where] = (work - lead).min(initial=np.inf) + chain.pace_transfers[rank]
+    work, moved = chain.num_microbatches * seconds, chain.transfer_seconds(*where)
+    known.lead[where] = lead.min(initial=np.inf) + chain.lead_share * moved
+    known.pace[where] = (work - lead).min(initial=np.inf) + chain.pace_share * moved
     known.step[where] = step.min(initial=np.inf)
-    known.mixed[where] = (work + step).min(initial=np.inf) + moved
+    known.mixed[where] = (work + step).min(initial=np.inf) + chain.num_microbatches * moved
 
 
 def _listings(
@@ -115,34 +114,37 @@ def _listings(
             yield from ({key: list_patterns(request)} for key, request in asked.items())
 
 
-def _network(
-    chain: Chain, arcs: Arcs, groups: dict[Key, list[int]],
-    fronts: dict[Key, tuple[Pattern, ...]],
-) -> Network:  # fmt: skip
-    front = np.empty(len(arcs.rank), dtype=np.int64)
-    for row, members in enumerate(groups.values()):
-        front[members] = row
-    order = np.lexsort((arcs.end, arcs.rank))
+def _network(chain: Chain, arcs: Arcs, groups: list[list[int]], fronts: list[Front]) -> Network:
+    """The arcs with the patterns of their groups, apart where p2p seconds differ."""
+    number = np.empty(len(arcs.rank), dtype=np.int64)
+    for row, members in enumerate(groups):
+        number[members] = row
+    moved = chain.transfer_seconds(arcs.rank, arcs.start, arcs.end)
+    rows, front = np.unique(np.stack([number, moved], axis=1), axis=0, return_inverse=True)
+    order, of = np.lexsort((arcs.end, arcs.rank)), rows[:, 0].astype(np.int64)
+    figures = _figures(chain, [fronts[row] for row in of], rows[:, 1])
     return Network(
         len(chain.layers), chain.pp, arcs.rank[order], arcs.start[order], arcs.end[order],
-        front[order], *_figures(chain, fronts),
+        front.reshape(-1)[order], *figures, of,
     )  # fmt: skip
 
 
-def _figures(chain: Chain, fronts: dict[Key, tuple[Pattern, ...]]) -> tuple[Floats, Floats, Floats]:
+def _figures(
+    chain: Chain, fronts: Sequence[Front], transfers: Floats
+) -> tuple[Floats, Floats, Floats]:
     """Lead, pace and step seconds with transfers, [fronts, patterns], filled up with infinity."""
-    m, v = chain.num_microbatches, chain.problem.configuration.virtual_stages
-    width = max((len(front) for front in fronts.values()), default=0)
+    width = max((len(front) for front in fronts), default=0)
     lead, pace, step = np.full((3, len(fronts), width), np.inf)
-    for row, ((place, _), front) in enumerate(fronts.items()):
-        seconds = np.array([p.seconds for p in front]) + place.transfer_seconds
-        own = np.array([p.lead_seconds for p in front]) + place.transfer_seconds / v
-        lead[row, : len(front)], pace[row, : len(front)] = own, m * seconds - own
+    for row, (front, moved) in enumerate(zip(fronts, transfers, strict=True)):
+        seconds = np.array([p.seconds for p in front]) + moved
+        own = np.array([p.lead_seconds for p in front]) + chain.lead_share * moved
+        lead[row, : len(front)] = own
+        pace[row, : len(front)] = chain.num_microbatches * seconds - own
         step[row, : len(front)] = [p.step_seconds for p in front]
     return lead, pace, step
 
 
-def _plan(network: Network, fronts: list[tuple[Pattern, ...]], path: Path) -> Plan:
-    rows = network.front[path.arcs]
+def _plan(network: Network, fronts: list[Front], path: Path) -> Plan:
+    rows = network.listed[network.front[path.arcs]]
     patterns = tuple(fronts[row][k] for row, k in zip(rows, path.patterns, strict=True))
     return tuple(network.start[path.arcs].tolist()), patterns

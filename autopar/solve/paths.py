@@ -23,7 +23,8 @@ class Network:
     """The intervals that ranks may take as arcs, and the patterns of each.
 
     Arrays [arcs]: arcs are sorted by rank and end; ``front`` is a row of ``lead``, ``pace`` and
-    ``step`` [fronts, patterns], which are infinite where there are no more patterns.
+    ``step`` [fronts, patterns], which are infinite where there are no more patterns. ``listed``
+    [fronts] has the number of the patterns' list where fronts differ in transfers alone.
     """
 
     layers: int
@@ -35,6 +36,7 @@ class Network:
     lead: Floats
     pace: Floats
     step: Floats
+    listed: Ints
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,11 @@ def may_reach(chain: Chain, target: float = np.inf) -> bool:
     weak duality of a linear program with two resources. The prices tried are what a layer uses of
     such a mixture on the first, the middle and the last rank.
     """
-    places = list(dict.fromkeys(chain.places))
-    number = np.array([chain.places.count(place) for place in places])
+    each = list(zip(chain.places, chain.least_transfer_seconds.tolist(), strict=True))
+    number = np.array([each.count(own) for own in dict.fromkeys(each)])
+    places = [place for place, _ in dict.fromkeys(each)]
     wanted = np.bincount(chain.layers, minlength=len(chain.menus))
-    pace = np.array([_pace(chain, target, place.transfer_seconds) for place in places])
+    pace = np.array([_pace(chain, target, moved) for _, moved in dict.fromkeys(each)])
     if pace.min() <= 0 or min(_room(chain.on(place.kind)) for place in places) < 0:
         return False
     shares = SHARES if np.isfinite(target) else SHARES[:1]
@@ -60,14 +61,13 @@ def _used(chain: Chain, places: Sequence[Place], pace: Floats, shares: Floats) -
 
 def _pace(chain: Chain, target: float, transfer_seconds: float) -> float:
     """What a plan below the target leaves to the layers of a rank besides their lead."""
-    m, v = chain.num_microbatches, chain.problem.configuration.virtual_stages
     wanted = np.bincount(chain.layers, minlength=len(chain.menus))
     views = chain.views or (chain,)
     leads = np.min([_least(view, view.lead_seconds) for view in views], axis=0)
-    lead = leads @ wanted + chain.lead_transfers.sum()
+    lead = leads @ wanted + chain.lead_share * chain.least_transfer_seconds.sum()
     step = np.min([_least(view, view.step_seconds) for view in views], axis=0)
     finish = max(step @ wanted / chain.pp, step[wanted > 0].max())
-    return float(target - lead - finish - (m - 1 / v) * transfer_seconds)
+    return float(target - lead - finish - chain.pace_share * transfer_seconds)
 
 
 def _least(chain: Chain, figures: Floats) -> Floats:

@@ -41,7 +41,7 @@ def stage_seconds(
 ) -> list[float]:
     """Seconds of one micro-batch on each stage, forward and backward, with its p2p transfers."""
     return [
-        sum(options[i].microbatch_seconds for i in layers) + problem.transfer_seconds(s)
+        sum(options[i].microbatch_seconds for i in layers) + problem.transfer_seconds(boundaries, s)
         for s, layers in enumerate(stages(problem, boundaries))
     ]
 
@@ -53,7 +53,7 @@ def crossing_seconds(
     configuration = problem.configuration
     return [
         sum(configuration.crossing_seconds(options[i]) for i in layers)
-        + problem.transfer_seconds(s)
+        + problem.transfer_seconds(boundaries, s)
         for s, layers in enumerate(stages(problem, boundaries))
     ]
 
@@ -84,22 +84,28 @@ def objective_seconds(
 
 
 def time_bound(
-    config: Configuration, seconds: Sequence[float], step_seconds: Sequence[float], p2p: float,
-    crossing: Sequence[float] | None = None,
+    config: Configuration, seconds: Sequence[float], step_seconds: Sequence[float],
+    cut_seconds: Sequence[float], crossing: Sequence[float] | None = None,
 ) -> float:  # fmt: skip
     """No plan is faster whose layers take at least these seconds per micro-batch and per step.
 
-    ``crossing`` are those of ``Configuration.crossing_seconds``, which are ``seconds`` unless
-    backward is split. Lead and pace of all ranks add up to m times the work; no rank's pace is
-    below their mean, nor below that of the rank with the largest layer.
+    The stages meet at the narrowest of the cuts. ``crossing`` are those of
+    ``Configuration.crossing_seconds``, which are ``seconds`` unless backward is split. Lead and
+    pace of all ranks add up to m times the work; no rank's pace is below their mean, nor below that
+    of the rank with the largest layer.
     """
     m, v = config.num_microbatches, config.virtual_stages
     leads = [c / v for c in (seconds if crossing is None else crossing)]
-    transfers = 2 * (config.stages - 1) * p2p
+    transfers = 2 * narrowest(cut_seconds, config.stages - 1)
     lead, work = sum(leads) + transfers / v, sum(seconds) + transfers
     mean = (1 - 1 / config.pp) * lead + m * work / config.pp
     largest = max(lead - own + m * t for own, t in zip(leads, seconds, strict=True))
     return max(mean, largest) + max(sum(step_seconds) / config.pp, *step_seconds)
+
+
+def narrowest(cut_seconds: Sequence[float], boundaries: int) -> float:
+    """Seconds of so many stage boundaries, one side of each, at least: they are all different."""
+    return sum(sorted(cut_seconds[1:])[:boundaries])
 
 
 def problem_bound(problem: Problem) -> float:
@@ -113,7 +119,7 @@ def problem_bound(problem: Problem) -> float:
     )  # fmt: skip
     return time_bound(
         config, [fastest[c] for c in problem.layers], [cheapest[c] for c in problem.layers],
-        problem.p2p_seconds, [crossing[c] for c in problem.layers],
+        problem.cut_seconds, [crossing[c] for c in problem.layers],
     )  # fmt: skip
 
 

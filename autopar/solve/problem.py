@@ -127,8 +127,8 @@ class Problem:
     Attributes:
         layers: the class of each layer, in chain order.
         menus: for each class, its options.
-        p2p_seconds: cost of one stage boundary per micro-batch, forward and backward together,
-            borne by both of the stages that it joins.
+        cut_seconds: cost of a stage boundary in front of each layer per micro-batch, forward and
+            backward together, borne by both of the stages that it joins; empty where it is none.
         linked: pairs of layer positions that must take options with the same ``key``.
         baseline_bytes: bytes that every rank holds whatever is chosen.
         cuts: for each stage the layers that it may begin with; empty where any may.
@@ -136,8 +136,8 @@ class Problem:
             rank takes an interval, see ``fold.py``.
         device: what errors call the devices; empty where all are of one kind.
         kinds: where the ranks of a pipeline are on devices of several kinds, the problem as each
-            kind has it. They differ in prices, limits and baselines alone; ``p2p_seconds`` is then
-            that of a boundary between devices of two kinds.
+            kind has it. They differ in prices, limits and baselines alone; ``cut_seconds`` are then
+            those of boundaries between devices of two kinds.
         rank_kinds: the kind of each rank, as its position in ``kinds``.
     """
 
@@ -145,7 +145,7 @@ class Problem:
     layers: tuple[int, ...]
     menus: tuple[tuple[Option, ...], ...]
     memory_limit_bytes: int
-    p2p_seconds: float = 0.0
+    cut_seconds: tuple[float, ...] = ()
     linked: tuple[tuple[int, int], ...] = ()
     baseline_bytes: int = 0
     cuts: tuple[tuple[int, ...], ...] = ()
@@ -162,20 +162,23 @@ class Problem:
         """The problem as the devices of a rank have it."""
         return self.kinds[self.rank_kinds[rank]] if self.kinds else self
 
-    def transfer_seconds(self, stage: int) -> float:
+    def transfer_seconds(self, boundaries: Sequence[int], stage: int) -> float:
         """p2p seconds of a stage for one micro-batch, over all of its boundaries."""
-        sides = (other for other in (stage - 1, stage + 1) if other in self._stages)
-        return sum(self._boundary_seconds(stage, other) for other in sides)
+        before = self.sides(stage)[0][boundaries[stage]]
+        ends = [*boundaries[1:], 0]
+        return before + self.sides(stage)[1][ends[stage]]
 
-    @property
-    def _stages(self) -> range:
-        return range(self.configuration.stages)
+    def sides(self, stage: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """``cut_seconds`` of a stage's boundary with the one before, and with the one behind."""
+        before, behind = (self._boundary(stage, other) for other in (stage - 1, stage + 1))
+        return before, behind
 
-    def _boundary_seconds(self, stage: int, other: int) -> float:
-        pp = self.configuration.pp
-        if self.kind(stage % pp) != self.kind(other % pp):
-            return self.p2p_seconds
-        return self.on(stage % pp).p2p_seconds
+    def _boundary(self, stage: int, other: int) -> tuple[float, ...]:
+        pp, none = self.configuration.pp, (0.0,) * len(self.layers)
+        if other not in range(self.configuration.stages):
+            return none
+        same = self.kind(stage % pp) == self.kind(other % pp)
+        return (self.on(stage % pp) if same else self).cut_seconds or none
 
     @property
     def fold(self) -> Fold:

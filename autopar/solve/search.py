@@ -247,8 +247,8 @@ def _opened(chain: Chain, number: int) -> Open | None:
 def _improve_by_rounding(search: _Search, opened: Open) -> None:
     """Looks for a better plan among the rounded patterns."""
     chain, patterns = opened.chain, opened.relaxed.patterns
-    lead = np.stack([dense(chain, a, chain.lead_transfers) for a, _, _ in patterns])
-    pace = np.stack([dense(chain, b, chain.pace_transfers) for _, b, _ in patterns])
+    lead = np.stack([dense(chain, a, chain.lead_share) for a, _, _ in patterns])
+    pace = np.stack([dense(chain, b, chain.pace_share) for _, b, _ in patterns])
     step = np.stack([dense(chain, g) for _, _, g in patterns])
     for value, path, weighting in good_paths(lead, pace, step):
         if search.best and value >= search.best.seconds:

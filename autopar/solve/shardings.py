@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -228,3 +228,17 @@ class Shardings:
             if name_of(self.graph.ops[index]) in PRODUCTS
             for name, state in strategy.inputs
         )
+
+
+def pinned_sharding(offered: Sequence[Offered], aim: str, demand: Demand) -> int:
+    """The sharding of a class with the pinned aim.
+
+    Where that would divide none of its work, the one with the next aim that does, those that
+    save more memory first.
+    """
+    names = list(AIMS)
+    order = [*names[names.index(aim) :], *reversed(names[: names.index(aim)])]
+    return next(
+        k for aim in order for k, each in enumerate(offered)
+        if aim in each.aims and each.demand == demand
+    )  # fmt: skip

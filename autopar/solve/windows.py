@@ -55,7 +55,7 @@ def arcs_below(chain: Chain, least: Least, window: Windows, target: float) -> Ar
     work = least.lead[where] + np.maximum(slowest, least.pace[where])
     cap_step = target - window.others_lead[where] - work
     cap = left / m if chain.splits_backward else np.minimum(left / m, v * (left - slowest))
-    cap -= chain.transfer_seconds[rank]
+    cap -= chain.transfer_seconds(rank, start, end)
     return Arcs(rank, start, end, cap, window, quiet, cap_step)
 
 
@@ -78,7 +78,7 @@ def residual_seconds(chain: Chain, arcs: Arcs, members: list[int], listing: List
         return np.inf
     window, rank = arcs.window, arcs.rank[members]
     where = rank, arcs.start[members], arcs.end[members]
-    work = seconds + chain.transfer_seconds[rank]
+    work = seconds + chain.transfer_seconds(*where)
     share = 0.0 if chain.splits_backward else 1 / chain.problem.configuration.virtual_stages
     lead = share * work
     slowest = np.maximum(window.slowest_pace[where], chain.num_microbatches * work - lead)

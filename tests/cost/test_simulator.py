@@ -80,6 +80,15 @@ def test_transfers_delay_what_depends_on_them() -> None:
     assert timeline.makespan == pytest.approx(6.75)
 
 
+def test_every_boundary_takes_its_own_time() -> None:
+    """Forward across the second boundary takes 3, backward across it 5; the last is no boundary."""
+    sent, back = [0.5, 3.0, 99.0], [0.25, 5.0, 99.0]
+    timeline = simulate("1f1b", [1.0] * 3, [2.0] * 3, sent, back, 1)
+    starts = {(e.action.kind, e.action.stage): e.start for stage in timeline.events for e in stage}
+    assert [starts["F", s] for s in range(3)] == [0.0, 1.5, 5.5]
+    assert [starts["B", s] for s in range(3)] == [15.75, 13.5, 6.5]
+
+
 @pytest.mark.parametrize(("schedule", "v"), [("1f1b", 1), ("interleaved_1f1b", 2)])
 def test_events_of_a_rank_do_not_overlap(schedule: str, v: int) -> None:
     forward, backward = [1.0, 3.0, 2.0] * v, [2.0, 2.0, 7.0] * v

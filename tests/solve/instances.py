@@ -33,7 +33,7 @@ def problem(rng: random.Random, layers: int, classes: int, most: int = 4) -> Pro
     starts = (0, *sorted(rng.sample(range(1, layers), count - 1)))
     return Problem(
         configuration, tuple(rng.randrange(classes) for _ in range(layers)), menus,
-        memory_limit_bytes=rng.randint(60, 400), p2p_seconds=rng.choice([0.0, 0.3]),
+        memory_limit_bytes=rng.randint(60, 400), cut_seconds=cut_seconds(rng, layers),
         linked=linked, baseline_bytes=rng.choice([0, 7]),
         cuts=_cuts(rng, starts, layers),
         turns=turns_through(starts, (1,) * layers, configuration.pp)
@@ -41,9 +41,16 @@ def problem(rng: random.Random, layers: int, classes: int, most: int = 4) -> Pro
     )  # fmt: skip
 
 
+def cut_seconds(rng: random.Random, layers: int) -> tuple[float, ...]:
+    """Boundaries that cost nothing, the same everywhere, little or much, or anything."""
+    offered = rng.choice([[0.0], [0.3], [0.1, 2.0], [0.0, 0.4, 0.9, 1.7, 3.0]])
+    return tuple(rng.choice(offered) for _ in range(layers))
+
+
 def on_two_kinds(rng: random.Random, given: Problem) -> Problem:
     """The problem where the first ranks are on devices of another kind than the others."""
     pp, rate = given.configuration.pp, rng.choice([0.3, 0.7, 1.5, 4.0])
+    layers = len(given.layers)
 
     def other(own: Option) -> Option:
         drawn, many = option(rng, own.key), rate * rng.uniform(0.8, 1.2)
@@ -56,12 +63,13 @@ def on_two_kinds(rng: random.Random, given: Problem) -> Problem:
 
     second = replace(
         given, menus=tuple(tuple(map(other, menu)) for menu in given.menus), device="second",
-        memory_limit_bytes=rng.randint(60, 400), p2p_seconds=rng.choice([0.0, 0.5]),
+        memory_limit_bytes=rng.randint(60, 400), cut_seconds=cut_seconds(rng, layers),
         baseline_bytes=rng.choice([0, 3]),
     )  # fmt: skip
     first = rng.randint(1, pp - 1)
     return replace(
-        given, p2p_seconds=given.p2p_seconds + 0.6, kinds=(replace(given, device="first"), second),
+        given, cut_seconds=tuple(rng.uniform(0.5, 1.5) for _ in range(layers)),
+        kinds=(replace(given, device="first"), second),
         rank_kinds=(0,) * first + (1,) * (pp - first),
     )  # fmt: skip
 

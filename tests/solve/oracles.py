@@ -8,7 +8,7 @@ use each option in each of its stages.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -50,7 +50,7 @@ def _least(problem: Problem, choices: Any, starts: tuple[int, ...]) -> float:
     for s, (begin, end) in enumerate(itertools.pairwise((*starts, len(problem.layers)))):
         rank, depth = s % c.pp, c.depth(s)
         menus = [each[rank].menus[k] for k in problem.layers]
-        transfer = transfers(problem, s)
+        transfer = transfers(problem, starts, s)
         work[rank] += transfer
         lead[rank] += transfer / c.virtual_stages
         for i in range(begin, end):
@@ -68,12 +68,13 @@ def _least(problem: Problem, choices: Any, starts: tuple[int, ...]) -> float:
     return float(total[fits].min(initial=np.inf))
 
 
-def transfers(problem: Problem, stage: int) -> float:
+def transfers(problem: Problem, starts: Sequence[int], stage: int) -> float:
     """Seconds in which a stage sends to its neighbours, those of another kind by another link."""
     pp, found = problem.configuration.pp, 0.0
     for other in {stage - 1, stage + 1} & set(range(problem.configuration.stages)):
         kinds = {problem.kind(s % pp) for s in (stage, other)}
-        found += (problem if len(kinds) > 1 else problem.on(stage % pp)).p2p_seconds
+        cuts = (problem if len(kinds) > 1 else problem.on(stage % pp)).cut_seconds
+        found += cuts[starts[max(stage, other)]] if cuts else 0.0
     return found
 
 
@@ -107,9 +108,9 @@ def _count(problem: Problem) -> float:
     _join(model, problem, takes)
     order = [problem.layers[i] for i in problem.fold.layers]
     for s in range(c.stages):
-        rank, transfer = s % c.pp, transfers(problem, s)
-        work[rank].append(c.num_microbatches * transfer - transfer / c.virtual_stages)
-        lead.append(transfer / c.virtual_stages)
+        rank, moved = s % c.pp, _moved(problem, takes[s % c.pp], s)
+        work[rank].append((c.num_microbatches - 1 / c.virtual_stages) * moved)
+        lead.append(moved / c.virtual_stages)
         for k in range(len(problem.menus)):
             uses = []
             for number, option in enumerate(problem.menus[k]):
@@ -138,6 +139,19 @@ def _count(problem: Problem) -> float:
     model.solve(pulp.HiGHS(msg=False, gapRel=1e-7, mip_feasibility_tolerance=1e-9))
     solved = pulp.LpStatus[model.status] == "Optimal"
     return float(pulp.value(model.objective)) if solved else float("inf")
+
+
+def _moved(problem: Problem, take: dict[tuple[int, int], Any], stage: int) -> Any:
+    """Transfers of a stage by the interval that its rank takes, on devices of one kind."""
+    turns, chunk = _stages(problem), stage // problem.configuration.pp
+    cuts = (*problem.cut_seconds, 0.0)  # no rank follows one that takes the last layer
+    before = sum(turn < chunk for turn in turns)
+
+    def cut(place: int, inside: bool) -> float:
+        return cuts[before + turns[:place].count(chunk)] if inside else 0.0
+
+    last = problem.configuration.stages - 1
+    return pulp.lpSum((cut(i, stage > 0) + cut(j, stage < last)) * x for (i, j), x in take.items())
 
 
 def _stages(problem: Problem) -> tuple[int, ...]:

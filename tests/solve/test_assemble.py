@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from itertools import pairwise
 
 import pytest
+import torch
+from torch import nn
 
 from autopar.cluster import Cluster
 from autopar.solve.assemble import assemble
 from autopar.solve.menus import Pricer
+from autopar.solve.price import objective_seconds, problem_bound
 from autopar.solve.problem import Configuration, Solution
 from autopar.solve.shardings import Shardings
+from autopar.strategies.patterns import find_classes, reduce
+from autopar.trace import trace
 from tests.zoo import reduced, traced
 
 CLUSTER = Cluster.load("h100-80g")
@@ -128,3 +134,32 @@ def test_options_of_layers_are_kept():
     assert {layer.zero for layer in layers} == {2}
     assert [layer.stage for layer in layers] == [0, 0, 1, 1]
     assert dataclasses.fields(layers[0])
+
+
+def funnel():
+    """Layers of different widths: every cut is crossed by other bytes."""
+    widths = 2**16, 2**20, 2**14, 2**18, 4
+    with torch.device("meta"):
+        model = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(widths)))
+        x, target = torch.zeros(2, widths[0]), torch.zeros(2, widths[-1])
+    graph = trace(model, (x,), {}, target=target, loss_fn=nn.MSELoss())
+    graph, classes = reduce(graph, find_classes(graph))
+    return Pricer(Shardings(graph, classes, CLUSTER), "fp32", "adamw", {}, CLUSTER.memory_bytes)
+
+
+def test_a_boundary_costs_what_crosses_it_in_search_and_plan():
+    pricer, chosen = funnel(), config(pp=2)
+    problem = pricer.problem(chosen)
+    assert len(set(problem.cut_seconds[1:])) == len(problem.layers) - 1
+    options = tuple(problem.menus[c][0] for c in problem.layers)
+    names = tuple(map(str, range(len(problem.layers))))
+    bounds = pricer.candidate(chosen).lower_bound, problem_bound(problem)
+    for start in range(1, len(names)):
+        plan = (0, start), options
+        solution = Solution(problem, *plan, 1.0, 1.0, 0.0, "optimal", 0.1, {}, "HiGHS")
+        stages, *_ = assemble(pricer, names, solution)
+        cut = pricer.p2p_seconds(chosen, start - 1)
+        assert [s.prediction.p2p_seconds for s in stages] == [cut, cut]
+        assert [problem.transfer_seconds((0, start), s) for s in range(2)] == [cut, cut]
+        assert stages[0].prediction.passes.transfer_seconds == cut
+        assert bounds[0] <= bounds[1] <= objective_seconds(problem, *plan)

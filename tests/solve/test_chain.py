@@ -16,7 +16,7 @@ def _option(key: str, seconds: float, state: int) -> Option:
 A, B, WORSE = _option("a", 1.0, 9), _option("b", 2.0, 3), _option("a", 3.0, 9)
 PROBLEM = Problem(
     Configuration(2, 1, 1, 1, 4, "1f1b"), (0, 1, 1, 0), ((A, B, WORSE), (A, B)),
-    memory_limit_bytes=100, p2p_seconds=0.25, baseline_bytes=10,
+    memory_limit_bytes=100, cut_seconds=(9.0, 0.25, 0.5, 1.0), baseline_bytes=10,
 )  # fmt: skip
 
 
@@ -27,7 +27,9 @@ def test_arrays_follow_the_options() -> None:
     assert chain.seconds.tolist() == [1.0, 2.0, 1.0, 2.0]
     assert chain.room_bytes == 90
     assert [place.depths for place in chain.places] == [(Depth(2, 0),), (Depth(1, 0),)]
-    assert chain.transfer_seconds.tolist() == [0.25, 0.25]
+    each = np.arange(2), np.array([0, 1]), np.array([1, 4])
+    assert chain.transfer_seconds(*each).tolist() == [0.25, 0.25]
+    assert chain.least_transfer_seconds.tolist() == [0.25, 0.25]
 
 
 def test_contents_count_the_layers_of_every_interval() -> None:
@@ -71,7 +73,8 @@ def test_a_folded_chain_has_classes_by_chunk_and_intervals_with_a_stage_of_each(
     assert chain.chunks == (0, 1, 0, 1)
     assert list(zip(*np.nonzero(chain.allowed), strict=True)) == [(0, 0, 2), (1, 2, 4)]
     assert sorted(chain.counts.tolist()) == [[0, 1, 1, 0], [1, 0, 0, 1]]
-    assert chain.transfer_seconds.tolist() == [0.25 * 3, 0.25 * 3]
+    each = np.arange(2), np.array([0, 2]), np.array([2, 4])
+    assert chain.transfer_seconds(*each).tolist() == [0.25 + 0.5 + 1.0] * 2
     assert chain.places[0].depths == (given.configuration.depth(0), given.configuration.depth(2))
 
 

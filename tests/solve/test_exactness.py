@@ -117,7 +117,8 @@ def _large(seed: int, schedule: str = "") -> Problem:
     menus = tuple(tuple(option(rng, f"k{k}") for k in range(3)) for _ in range(4))
     lightest = [min(o.state_bytes + o.activation_bytes * pp for o in menu) for menu in menus]
     room = sum(lightest[c] for c in layers) // pp
-    return Problem(configuration, layers, menus, int(room * rng.uniform(1.2, 2.5)) + 60, 0.1,
+    cuts = tuple(rng.choice([0.1, 0.1, 0.5, 2.0]) for _ in layers)
+    return Problem(configuration, layers, menus, int(room * rng.uniform(1.2, 2.5)) + 60, cuts,
                    linked=((0, len(layers) - 1),) if rng.random() < 0.5 else (),
                    turns=_by_turns(blocks, configuration) if v > 1 else ())  # fmt: skip
 

@@ -68,7 +68,7 @@ def test_equal_kinds_are_one():
     one = Pricer(Shardings(GRAPH, CLASSES, FAST), "bf16", "adamw", {}, LIMIT, NAMES)
     two = pricer_on(FAST, FAST)
     alone, both = solved(one.problem(config)), solved(two.problem(config))
-    apart = two.p2p_seconds(config) - one.p2p_seconds(config)
+    apart = two.p2p_seconds(config, 0) - one.p2p_seconds(config, 0)
     assert both.objective_seconds == pytest.approx(alone.objective_seconds + (2 + 7) * apart)
     assert both.boundaries == alone.boundaries
     assert two.candidate(config).lower_bound <= both.objective_seconds
@@ -90,8 +90,10 @@ def test_a_stage_has_the_prices_of_its_kind():
     assert [len(s.layers) for s in stages] == [1, 2, 2, 3]
     fast, slow = (stages[k].prediction.forward_seconds for k in (1, 2))
     assert slow > 2 * fast
-    near, far = (pricer_on(k, k, devices=(2, 2)).kinds[0].p2p_seconds(config) for k in (FAST, SLOW))
-    between = own.p2p_seconds(config)
+    near, far = (
+        pricer_on(k, k, devices=(2, 2)).kinds[0].p2p_seconds(config, 0) for k in (FAST, SLOW)
+    )
+    between = own.p2p_seconds(config, 0)
     assert between >= max(near, far)
     sent = [s.prediction.p2p_seconds for s in stages]
     assert sent == pytest.approx([near, near + between, between + far, far])

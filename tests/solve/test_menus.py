@@ -111,9 +111,9 @@ def test_shared_embedding_is_summed_over_stages():
 
 
 def test_transfers_between_stages():
-    assert shared().p2p_seconds(ALONE) == 0
-    one = shared().p2p_seconds(STAGES)
-    far = shared().p2p_seconds(Configuration(2, 8, 1, 2, 4, "1f1b"))
+    assert shared().cut_seconds(ALONE) == ()
+    one = shared().p2p_seconds(STAGES, 0)
+    far = shared().p2p_seconds(Configuration(2, 8, 1, 2, 4, "1f1b"), 0)
     assert 0 < one < far, "eight ranks fill a node, so the next stage is on another"
 
 
@@ -122,7 +122,7 @@ def test_problem_of_a_configuration():
     assert problem.layers == (0, 1, 1, 2)
     assert len(problem.menus) == 3
     assert problem.linked == ((0, 3),)
-    assert problem.p2p_seconds == shared().p2p_seconds(STAGES)
+    assert problem.cut_seconds[1:] == tuple(shared().p2p_seconds(STAGES, cut) for cut in range(3))
     assert problem.memory_limit_bytes == CLUSTER.memory_bytes
 
 
@@ -135,7 +135,7 @@ def test_bound_is_no_more_than_any_assignment(config):
         options = [problem.menus[c][number] for c in problem.layers]
         cuts = [options] if config.pp == 1 else [options[:2], options[2:]]
         times = [
-            sum(o.microbatch_seconds for o in stage) + problem.p2p_seconds * (config.pp > 1)
+            sum(o.microbatch_seconds for o in stage) + sum(problem.cut_seconds[2:3])
             for stage in cuts
         ]
         sync = max(sum(o.step_seconds for o in stage) for stage in cuts)

@@ -26,7 +26,7 @@ def network(rng: random.Random, ranks: int, layers: int) -> Network:
             figure[row, :count] = [rng.uniform(0, most) for _ in range(count)]
     columns = np.array(arcs, dtype=np.int64).reshape(-1, 3).T
     front = np.array([rng.randrange(6) for _ in arcs], dtype=np.int64)
-    return Network(layers, ranks, *columns, front, lead, pace, step)
+    return Network(layers, ranks, *columns, front, lead, pace, step, np.arange(6))
 
 
 def price(net: Network, arcs: tuple[int, ...], patterns: tuple[int, ...]) -> float:
@@ -78,5 +78,5 @@ def test_equal_to_trying_every_plan(seed: int) -> None:
 
 def test_a_network_without_arcs_has_no_path() -> None:
     none = np.zeros(0, dtype=np.int64)
-    empty = Network(2, 1, none, none, none, none, *np.zeros((3, 0, 0)))
+    empty = Network(2, 1, none, none, none, none, *np.zeros((3, 0, 0)), none)
     assert best_path(empty, np.inf) is None

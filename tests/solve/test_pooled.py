@@ -40,7 +40,7 @@ def test_equal_layers_fill_their_ranks(slack: float) -> None:
                                  virtual_stages=1)  # fmt: skip
     even = dataclasses.replace(
         given, configuration=config, layers=(0,) * 8, menus=((option,),), linked=(), cuts=(),
-        turns=(), baseline_bytes=0, memory_limit_bytes=int(400 * slack), p2p_seconds=0.0,
+        turns=(), baseline_bytes=0, memory_limit_bytes=int(400 * slack), cut_seconds=(),
     )  # fmt: skip
     assert may_reach(relaxed_chain(even)) == (slack > 1)
     wide = dataclasses.replace(even, memory_limit_bytes=10_000)

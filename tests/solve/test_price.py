@@ -20,7 +20,7 @@ LEAN = Option("b", 0, 3, "full", 2.0, 3.0, 0.25, state_bytes=5, activation_bytes
 def _problem(**changes: object) -> Problem:
     values: dict[str, object] = {
         "configuration": Configuration(2, 1, 1, 1, 4, "1f1b"), "layers": (0, 0, 0),
-        "menus": ((FAST, LEAN),), "memory_limit_bytes": 60, "p2p_seconds": 0.5,
+        "menus": ((FAST, LEAN),), "memory_limit_bytes": 60, "cut_seconds": (0.0, 9.0, 0.5),
         "baseline_bytes": 7,
     }  # fmt: skip
     return Problem(**{**values, **changes})  # type: ignore[arg-type]
@@ -37,19 +37,24 @@ def test_a_plan_priced_by_hand() -> None:
 
 
 def test_transfers_are_borne_by_both_sides() -> None:
-    given = _problem(configuration=Configuration(4, 1, 1, 1, 4, "1f1b"), p2p_seconds=1.0)
-    assert [given.transfer_seconds(p) for p in range(4)] == [1, 2, 2, 1]
-    assert _problem(configuration=Configuration(1, 1, 1, 1, 4, "1f1b")).transfer_seconds(0) == 0
+    given = _problem(configuration=Configuration(4, 1, 1, 1, 4, "1f1b"), layers=(0,) * 6,
+                     cut_seconds=(0.0, 1.0, 2.0, 3.0, 4.0, 5.0))  # fmt: skip
+    assert [given.transfer_seconds((0, 1, 3, 4), p) for p in range(4)] == [1, 1 + 3, 3 + 4, 4]
+    one = _problem(configuration=Configuration(1, 1, 1, 1, 4, "1f1b"))
+    assert one.transfer_seconds((0,), 0) == 0
 
 
 def test_each_rank_pays_the_links_and_the_memory_of_its_kind() -> None:
-    fast, slow = _problem(p2p_seconds=1.0), _problem(p2p_seconds=2.0, memory_limit_bytes=20)
+    fast, slow = (
+        _problem(cut_seconds=(1.0,) * 4),
+        _problem(cut_seconds=(2.0,) * 4, memory_limit_bytes=20),
+    )
     four = Configuration(4, 1, 1, 1, 4, "1f1b")
     given = _problem(
-        configuration=four, layers=(0,) * 4, p2p_seconds=5.0, kinds=(fast, slow),
+        configuration=four, layers=(0,) * 4, cut_seconds=(5.0,) * 4, kinds=(fast, slow),
         rank_kinds=(0, 0, 1, 1),
     )  # fmt: skip
-    assert [given.transfer_seconds(p) for p in range(4)] == [1, 6, 7, 2]
+    assert [given.transfer_seconds((0, 1, 2, 3), p) for p in range(4)] == [1, 6, 7, 2]
     assert violations(given, (0, 1, 2, 3), (FAST,) * 4) == [
         f"rank {p} needs {7 + 10 + depth * 4 + 3} of 20 bytes" for p, depth in ((2, 2), (3, 1))
     ]
