@@ -12,7 +12,7 @@ from autopar.plan import LayerPlan, Plan
 
 # Decisions of single layers; all others are the plan's.
 OF_LAYERS = ("zero", "recompute", "stage")
-OF_MESH = ("pp", "dp", "tp")
+OF_MESH = ("pp", "dp", "tp", "dp_shard")
 
 Planner = Callable[[dict[str, Any]], Plan]
 

@@ -17,11 +17,23 @@ Offload = Literal["none", "optimizer", "activations", "all"]
 
 @dataclass(frozen=True)
 class Mesh:
-    """Degrees of the three mesh axes; the world size is their product."""
+    """Degrees of the three mesh axes; the world size is their product.
+
+    Layers with zero 1, 2 or 3 divide their state among ``dp_shard`` neighbours on the dp axis, all
+    of it unless given; ``dp // dp_shard`` replicas add up their gradients.
+    """
 
     pp: int
     dp: int
     tp: int
+    dp_shard: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dp_shard", self.dp_shard or self.dp)
+
+    def __str__(self) -> str:
+        degrees = f"pp={self.pp} dp={self.dp} tp={self.tp}"
+        return degrees if self.dp_shard == self.dp else f"{degrees} dp_shard={self.dp_shard}"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 from autopar.errors import PlanFormatError
 from autopar.plan_json import decode, encode, schema
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 LINE_LENGTH = 100
 AGAIN = "make the plan again with `autopar plan`"
 T = TypeVar("T")

@@ -203,6 +203,7 @@ def _trace(request: Request) -> _Traced:
         tuple(layer.name for layer in whole.layers if layer.kind != "block"), classes.runs,
         statistics=statistics,
         devices=request.devices,
+        devices_per_node=0 if request.devices else request.cluster.devices_per_node,
     )  # fmt: skip
     return _Traced(request, graph, classes, names, task, deadline)
 
@@ -387,7 +388,7 @@ def _plan(traced: _Traced, pricer: Pricer, solution: Solution, baselines: tuple[
         optimizer=str(request.optimizer),
         precision=request.precision,
         memory_limit_bytes=request.memory_limit_bytes,
-        mesh=Mesh(config.pp, config.dp, config.tp),
+        mesh=Mesh(config.pp, config.dp, config.tp, config.dp_shard),
         microbatch_size=config.microbatch_size,
         num_microbatches=config.num_microbatches,
         schedule=config.schedule,  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ class Plan(PlanData):
         return to_text(report(self))
 
     def __repr__(self) -> str:
-        mesh = f"pp={self.mesh.pp}, dp={self.mesh.dp}, tp={self.mesh.tp}"
+        mesh = str(self.mesh).replace(" ", ", ")
         return f"<Plan {self.plan_id} of {self.model}: {mesh}, {self.schedule}>"
 
     def _repr_html_(self) -> str:

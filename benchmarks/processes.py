@@ -30,8 +30,9 @@ def decision(plan: Any) -> str:
     mesh = plan.mesh
     zero = sorted({layer.zero for layer in plan.layers})
     recompute = sorted({layer.recompute for layer in plan.layers})
+    dp = f"{mesh.dp}" if mesh.dp_shard == mesh.dp else f"{mesh.dp // mesh.dp_shard}*{mesh.dp_shard}"
     return (
-        f"pp {mesh.pp} x dp {mesh.dp} x tp {mesh.tp}, {plan.schedule}"
+        f"pp {mesh.pp} x dp {dp} x tp {mesh.tp}, {plan.schedule}"
         f"{f' v={plan.virtual_stages}' if plan.virtual_stages > 1 else ''},"
         f" micro-batch {plan.microbatch_size} x {plan.num_microbatches},"
         f" zero {'/'.join(map(str, zero))}, recompute {'/'.join(recompute)}"

@@ -1,8 +1,8 @@
 """What ``fully_shard`` costs a layer: gathers, reductions, the bytes it holds.
 
 One primitive in five modes, by ``zero`` and the dp degree. With ``s`` the degree of sharding
-(1 for zero 0, dp otherwise), ``n`` elements per rank after the tp split and ``c`` bytes per
-element of compute:
+(1 for zero 0, ``dp_shard`` otherwise), ``n`` elements per rank after the tp split and ``c`` bytes
+per element of compute:
 
 - always held: ``4 n / s`` of master parameters, ``4 n / s`` of gradients, optimizer state;
 - gathered parameters ``c n``: for the whole step with zero 0, 1 and 2, and with zero 3 where
@@ -18,11 +18,17 @@ element of compute:
 - a copy of the gradients that are partial sums on tp, which travel as one when all passes are
   over: it takes the place of the activations that the layer held until then.
 
+With ``dp_shard`` below dp (HSDP) gathers and reduce-scatters stay within ``dp_shard`` neighbours.
+One all-reduce per step adds the shards of the ``dp / dp_shard`` replicas: where gradients are
+reduced in every micro-batch, the sum of their shards waits for the last one in place of the
+reduced gradients.
+
 Optimizer state may be in host memory instead, see ``offload.py``.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -78,7 +84,10 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the model-wide choices are, as far as data parallelism is concerned."""
+    """What the model-wide choices are, as far as data parallelism is concerned.
+
+    ``replicas`` hold the same part of what layers with zero 1, 2 or 3 divide.
+    """
 
     pp: int
     dp: int
@@ -91,6 +100,7 @@ class Setting:
     virtual_stages: int = 1
     offload: str = "none"
     exchange: str = "collective"
+    replicas: int = 1
 
     @property
     def world_size(self) -> int:
@@ -98,9 +108,14 @@ class Setting:
         return self.pp * self.dp * self.tp
 
     @property
+    def dp_shard(self) -> int:
+        """Ranks among which the state of a layer with zero 1, 2 or 3 is divided."""
+        return self.dp // self.replicas
+
+    @property
     def shards(self) -> int:
         """Ranks among which the optimizer's state is divided."""
-        return min(self.dp, self.traffic.shards or self.dp)
+        return min(self.dp_shard, self.traffic.shards or self.dp_shard)
 
     @property
     def wrapped(self) -> bool:
@@ -169,9 +184,33 @@ class DpCost:
 
 def dp_group(cluster: Cluster, setting: Setting) -> Group:
     """Ranks of a dp group are tp apart; those of one node come before the next node's."""
-    per_node = max(1, min(setting.dp, cluster.devices_per_node // setting.tp))
-    crossing = min(setting.tp, cluster.devices_per_node) if per_node < setting.dp else 1
-    return Group(setting.dp, per_node, crossing)
+    return _spread(cluster, setting.dp, setting.tp)
+
+
+def shard_group(cluster: Cluster, setting: Setting) -> Group:
+    """The neighbours on the dp axis that divide a layer's state.
+
+    Where such groups do not fill nodes evenly, the price is that of the one that is split most.
+    """
+    group = _spread(cluster, setting.shards, setting.tp)
+    if setting.replicas == 1:
+        return group
+    room = max(1, cluster.devices_per_node // setting.tp)
+    per_node = math.gcd(group.size, room)
+    crossing = min(setting.tp, cluster.devices_per_node) if per_node < group.size else 1
+    return Group(group.size, per_node, crossing)
+
+
+def replica_group(cluster: Cluster, setting: Setting) -> Group:
+    """Ranks that hold the same shard: all of a node leave it at once, each to its own replicas."""
+    return _spread(cluster, setting.replicas, setting.dp_shard * setting.tp)
+
+
+def _spread(cluster: Cluster, size: int, stride: int) -> Group:
+    """Ranks that are ``stride`` apart, as many as a node holds on each."""
+    per_node = max(1, min(size, cluster.devices_per_node // stride))
+    crossing = min(stride, cluster.devices_per_node) if per_node < size else 1
+    return Group(size, per_node, crossing)
 
 
 def gathers(setting: Setting, zero: int, stage: int, *, learns: bool = True) -> int:
@@ -265,7 +304,7 @@ def _device_bytes(
 ) -> StateBytes:
     """The same where nothing is in host memory."""
     n, trained, compute = cost.parameter_elements, cost.trained_elements, setting.compute_bytes
-    shards = setting.dp if zero else 1
+    shards = setting.dp_shard if zero else 1
     held = -(-n // shards)
     copied = MASTER_BYTES * -(-cost.partial_elements // shards)
     flat = max(0, copied - activation_bytes)
@@ -305,46 +344,72 @@ def dp_cost(
     added = accumulation_seconds(cluster, cost, setting, zero)
     if setting.dp == 1:
         return DpCost(0.0, hooks, tp_sync, step, added)
-    group = dp_group(cluster, setting)
+    group, holders = dp_group(cluster, setting), shard_group(cluster, setting)
     if setting.written_out and not trained:
         return DpCost(0.0, 0.0, tp_sync, step, added)
     if setting.written_out:
         sync = exchange_seconds(cluster, setting.exchange, group, trained, setting.world_size)
         counts = exchange_counts(setting.exchange, setting.dp)
         return DpCost(0.0, 0.0, sync, step, added, counts)
-    slow = cluster.contention(setting.dp, setting.world_size)
     kind = "reduce_scatter" if zero and not setting.traffic.all_reduced else "all_reduce"
-
-    def moved(kind: str, overhead: str, payload_bytes: int, group: Group = group) -> float:
-        bucket = setting.traffic.bucket_bytes or payload_bytes
-        each = collective_seconds(cluster, kind, bucket, group) if payload_bytes else 0.0
-        parts = payload_bytes / bucket if payload_bytes else 0.0
-        return slow * parts * each + cluster.overhead_seconds(overhead, payload_bytes)
-
     gathered_bytes = setting.gather_bytes * cost.parameter_elements
-    holders = dp_group(cluster, replace(setting, dp=setting.shards))
-    gather = moved("all_gather", "shard_gather", gathered_bytes, holders)
+    gather = _moved(cluster, setting, "all_gather", gathered_bytes, holders)
+    gather += cluster.overhead_seconds("shard_gather", gathered_bytes)
     if setting.traffic.unpacked:
         gather += setting.shards * cost.parameter_tensors * cluster.dispatch_seconds()
-    reduce = moved(kind, "shard_reduce", setting.traffic.reduce_bytes * trained) if trained else 0.0
+    reduced_bytes = setting.traffic.reduce_bytes * trained
+    within = holders if zero and setting.replicas > 1 else group
+    reduce = _moved(cluster, setting, kind, reduced_bytes, within)
+    reduce += cluster.overhead_seconds("shard_reduce", reduced_bytes) if trained else 0.0
+    across = replica_seconds(cluster, setting, trained) if zero else 0.0
     times = gathers(setting, zero, stage, learns=cost.learns)
     count = reductions(setting, zero) if trained else 0
     counts = Counter({"all_gather": times, kind: count})
+    counts.update(all_reduces(setting, zero, count))
     behind = cost.backward_seconds + again_seconds
 
     def exposed(communication: float, compute: float) -> float:
         return _exposed(cluster, setting, communication, compute)
 
+    def last(beside: float) -> float:
+        """What is reduced in the last micro-batch alone, with what all communicate ``beside``."""
+        if count == 1:
+            return exposed(reduce + across, behind)
+        return exposed(beside + across, behind) - exposed(beside, behind)
+
     if zero == 3:
         forward = exposed(gather, cost.forward_seconds)
         backward = exposed(gather + (reduce if count > 1 else 0.0), behind)
         backward *= min(1.0, (times - m) / m if times > m else float(cost.learns))
-        sync = tp_sync + (0.0 if count > 1 else exposed(reduce, behind))
+        sync = tp_sync + last(gather + reduce)
         return DpCost(forward, backward + hooks, sync, step, added, counts)
     backward = exposed(reduce, behind) if count > 1 else 0.0
-    sync = 0.0 if count > 1 else exposed(reduce, behind)
     first = times * exposed(gather, cost.forward_seconds) if zero else 0.0
-    return DpCost(0.0, backward + hooks, sync + first + tp_sync, step, added, counts)
+    return DpCost(0.0, backward + hooks, last(reduce) + first + tp_sync, step, added, counts)
+
+
+def all_reduces(setting: Setting, zero: int, reductions: int) -> Counter[str]:
+    """Those of a layer's shards over the replicas, which wait for its last reduce-scatter."""
+    return Counter(all_reduce=1) if zero and reductions and setting.replicas > 1 else Counter()
+
+
+def replica_seconds(cluster: Cluster, setting: Setting, trained: int) -> float:
+    """The all-reduce of the shards of ``trained`` gradients over the replicas, once per step."""
+    if setting.replicas == 1 or not trained:
+        return 0.0
+    payload_bytes = setting.traffic.reduce_bytes * -(-trained // setting.dp_shard)
+    return _moved(cluster, setting, "all_reduce", payload_bytes, replica_group(cluster, setting))
+
+
+def _moved(
+    cluster: Cluster, setting: Setting, kind: str, payload_bytes: int, group: Group
+) -> float:
+    """Seconds of a collective of all ranks at once, or of the share of a bucket that it is."""
+    if not payload_bytes:
+        return 0.0
+    bucket = setting.traffic.bucket_bytes or payload_bytes
+    slow = cluster.contention(group.size, setting.world_size)
+    return slow * payload_bytes / bucket * collective_seconds(cluster, kind, bucket, group)
 
 
 def accumulation_seconds(cluster: Cluster, cost: LayerCost, setting: Setting, zero: int) -> float:
@@ -360,7 +425,7 @@ def accumulation_seconds(cluster: Cluster, cost: LayerCost, setting: Setting, ze
     if setting.traffic.accumulate_bytes is not None:
         first, later = setting.traffic.accumulate_bytes
     elif setting.wrapped and reductions(setting, zero) > 1:
-        held = -(-held // setting.dp)
+        held = -(-held // setting.dp_shard)
     elif setting.precision == "bf16" and (m > 1 or setting.pp > 1):
         first, later = 2 + MASTER_BYTES, 2 + 2 * MASTER_BYTES
     tensors = max(1, cost.parameter_tensors - cost.frozen_tensors)
@@ -398,7 +463,7 @@ def _tp_sync_seconds(cluster: Cluster, cost: LayerCost, setting: Setting, zero: 
 
     It comes behind the reduction over dp, on what this rank then holds.
     """
-    held = -(-cost.partial_elements // (setting.dp if zero else 1))
+    held = -(-cost.partial_elements // (setting.dp_shard if zero else 1))
     group = tp_group(cluster, setting.tp)
     slow = cluster.contention(setting.tp, setting.world_size)
     return slow * collective_seconds(cluster, "all_reduce", held * MASTER_BYTES, group)

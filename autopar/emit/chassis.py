@@ -65,6 +65,7 @@ class Program:
         title: first line of the program, e.g. "GPT on 8 ranks: 2 stages x 2 data x 2 tensor".
         summary: lines of the docstring: prediction, cost model, what each part does.
         pp, dp, tp: degrees of the mesh axes.
+        dp_shard: neighbouring dp ranks that divide what zero 1, 2 and 3 do; 0: all of dp.
         global_batch: samples per optimizer step.
         microbatch: samples per micro-batch on one dp rank.
         shares: the same for each dp rank, where they differ; pp is 1 then.
@@ -154,6 +155,7 @@ class Program:
     float_inputs: bool = True
     file_name: str = "program.py"
     shares: tuple[int, ...] = ()
+    dp_shard: int = 0
 
     @property
     def world_size(self) -> int:
@@ -186,6 +188,11 @@ class Program:
     def shards(self) -> bool:
         """Whether any part is divided over dp."""
         return self.dp > 1 and any((*self.zero, self.ends_zero))
+
+    @property
+    def hybrid(self) -> bool:
+        """Whether what is divided is held by several groups of ranks."""
+        return self.shards and 1 < self.dp_shard < self.dp
 
     @property
     def one_zero(self) -> bool:
@@ -229,6 +236,8 @@ class Program:
             return None
         if self.exchange == "server":
             return "1"  # the server alone has gradients
+        if self.hybrid:
+            return "REPLICAS"
         replicated = [self.dp > 1 and zero == 0 for zero in (*self.zero, self.ends_zero)]
         return "DP" if all(replicated) else None if any(replicated) else "1"
 

@@ -92,6 +92,7 @@ def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
         pp=mesh.pp,
         dp=mesh.dp,
         tp=mesh.tp,
+        dp_shard=mesh.dp_shard,
         global_batch=plan.global_batch_size,
         microbatch=plan.microbatch_size,
         inputs=inputs,
@@ -159,7 +160,9 @@ def _count(number: int, noun: str, plural: str = "s") -> str:
 def _title(plan: Plan) -> str:
     """The first line of the program."""
     ranks = f"{plan.model} on {_count(plan.world_size, 'rank')}"
-    mesh = f"{_pipeline(plan)} x {plan.mesh.dp} data x {plan.mesh.tp} tensor"
+    groups = plan.mesh.dp // plan.mesh.dp_shard
+    data = f"{plan.mesh.dp} data" if groups == 1 else f"{groups} x {plan.mesh.dp_shard} data"
+    mesh = f"{_pipeline(plan)} x {data} x {plan.mesh.tp} tensor"
     return f"{ranks}: {mesh}" if plan.world_size > 1 else ranks
 
 
@@ -316,7 +319,7 @@ def _ends_placements(
 def _uneven(
     plan: Plan, blocks: list[tuple[Any, str]], split: dict[str, LayerClass], ends: dict[str, str]
 ) -> bool:
-    """Whether dp does not divide the first dim of what a tp rank holds of some parameter."""
+    """Whether dp_shard does not divide the first dim of what a tp rank has of some parameter."""
     kept = {f"{layer.name}.{name}": placement for layer, member in blocks if member in split
             for name, placement in split[member].placements.items()} | ends  # fmt: skip
     fused = {f"{layer.name}.{name}": dim_parts for layer, member in blocks if member in split
@@ -325,7 +328,7 @@ def _uneven(
         dim, parts = fused.get(name, (-1, 0))
         held = (parts if dim == 0 else shape[0]) if shape else 0
         held //= plan.mesh.tp if kept.get(name) == "Shard(0)" else 1
-        if held % plan.mesh.dp:
+        if held % plan.mesh.dp_shard:
             return True
     return False
 

@@ -25,7 +25,7 @@ def add_whole_states(program: ModuleType) -> None:
     tensors on rank 0 and {} elsewhere; ``load_full_state_dict(state)`` takes what it returned, of
     which only that of rank 0 is read.
     """
-    mesh_axes = ("dp", "tp")
+    mesh_axes = ("dp", "replicate", "shard", "tp")
 
     def full_state_dict(self: Any, state: State | None = None) -> State:
         mesh = getattr(program, "MESH", None)

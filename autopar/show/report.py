@@ -68,7 +68,7 @@ def verdict(plan: Plan) -> str:
     mesh, (used, limit) = plan.mesh, _fullest(plan)
     caution = "" if plan.cluster.calibrated else "UNCALIBRATED cost model, figures are estimates: "
     return (
-        f"{caution}pp={mesh.pp} dp={mesh.dp} tp={mesh.tp} takes "
+        f"{caution}{mesh} takes "
         f"{interval(plan)} per step and {size(used)} of {size(limit)} per rank;"
         f" {_certificate(plan)}"
     )
@@ -122,7 +122,7 @@ def _choices(plan: Plan) -> Section:
     recompute = sorted({layer.recompute for layer in plan.layers})
     pins = ", ".join(_pins(plan.pins))
     rows = (
-        ("mesh", f"pp={plan.mesh.pp} dp={plan.mesh.dp} tp={plan.mesh.tp}"),
+        ("mesh", str(plan.mesh)),
         ("schedule", f"{plan.schedule}, {plan.virtual_stages} stage(s) per rank"),
         ("micro-batches", f"{plan.num_microbatches} of {_sizes(plan)} per data-parallel rank"),
         ("global batch", f"{plan.global_batch_size:,} samples"),
@@ -259,7 +259,7 @@ def _runners_up(plan: Plan) -> Section | None:
         return None
     rows = tuple(
         (
-            f"pp={r.mesh.pp} dp={r.mesh.dp} tp={r.mesh.tp} microbatch_size={r.microbatch_size}"
+            f"{r.mesh} microbatch_size={r.microbatch_size}"
             + (f" {r.schedule}" if r.mesh.pp > 1 else ""),
             duration(r.step_seconds),
             size(r.memory_bytes),

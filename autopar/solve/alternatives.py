@@ -58,8 +58,9 @@ def runner_plans(
             continue
         priced = assemble_kinds(pricer, names, other)[2]
         found.append(RunnerUp(
-            Mesh(config.pp, config.dp, config.tp), config.microbatch_size, config.schedule,
-            config.virtual_stages, priced.step_seconds, priced.memory_bytes, _lost(priced, plan),
+            Mesh(config.pp, config.dp, config.tp, config.dp_shard), config.microbatch_size,
+            config.schedule, config.virtual_stages, priced.step_seconds, priced.memory_bytes,
+            _lost(priced, plan),
         ))  # fmt: skip
     return tuple(sorted(found, key=lambda runner: runner.step_seconds))
 

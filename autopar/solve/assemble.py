@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
 
-from autopar.cost.data_parallel import dp_cost, gathers, reductions, state_bytes
+from autopar.cost.data_parallel import all_reduces, dp_cost, gathers, reductions, state_bytes
 from autopar.cost.exchange import exchange_counts
 from autopar.cost.layer import LayerCost
 from autopar.cost.offload import activation_bytes
@@ -271,7 +271,9 @@ def _collectives(pricer: Pricer, config: Configuration, stage: _Stage) -> Counte
             counts += exchange_counts(config.exchange, config.dp) if trained else Counter()
             continue
         counts["all_gather"] += gathers(setting, zero, stage.index, learns=learns)
-        counts["reduce_scatter" if zero else "all_reduce"] += trained and reductions(setting, zero)
+        often = reductions(setting, zero) if trained else 0
+        counts["reduce_scatter" if zero else "all_reduce"] += often
+        counts += all_reduces(setting, zero, often)
     world = config.pp * config.dp * config.tp
     counts["all_reduce"] += partial + stage.shared + (world > 1 and bool(stage.rank_layers))
     crossings = sum(len(pricer.classes.cuts[cut]) for cut in stage.cuts)

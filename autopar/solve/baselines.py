@@ -67,11 +67,22 @@ def _equal_shares(machines: Machines) -> Iterator[Pins]:
 
 
 def _fsdp(machines: Machines) -> Iterator[Pins]:
-    yield {"dp": machines.world_size, "tp": 1, "pp": 1, "zero": 3, "recompute": "none"}
+    yield _sharded(machines, machines.world_size, "none")
 
 
 def _fsdp_recompute(machines: Machines) -> Iterator[Pins]:
-    yield {"dp": machines.world_size, "tp": 1, "pp": 1, "zero": 3, "recompute": "full"}
+    yield _sharded(machines, machines.world_size, "full")
+
+
+def _hsdp(machines: Machines) -> Iterator[Pins]:
+    """Recomputes if that is what it takes."""
+    yield from (_sharded(machines, machines.node, mode) for mode in ("none", "full"))
+
+
+def _sharded(machines: Machines, shard: int, recompute: str) -> Pins:
+    """ZeRO-3 over groups of so many devices."""
+    degrees = {"dp": machines.world_size, "tp": 1, "pp": 1, "dp_shard": shard}
+    return {**degrees, "zero": 3, "recompute": recompute}
 
 
 def _tensor_in_node(machines: Machines) -> Iterator[Pins]:
@@ -107,16 +118,21 @@ def _even_pipeline(machines: Machines) -> Iterator[Pins]:
         yield {"dp": dp, "tp": 1, "pp": pp, "zero": 0, "recompute": "none", "schedule": "1f1b"}
 
 
+FSDP_RECOMPUTE = Recipe(
+    "FSDP + recompute", "ZeRO-3 over all devices, full recomputation", _fsdp_recompute
+)
 RECIPES = (
     Recipe("DDP", "one replica per device", _ddp),
     Recipe("FSDP", "ZeRO-3 over all devices", _fsdp),
-    Recipe("FSDP + recompute", "ZeRO-3 over all devices, full recomputation", _fsdp_recompute),
+    FSDP_RECOMPUTE,
     Recipe("TP in the node", "tensor parallel within a node, replicas across", _tensor_in_node),
     Recipe("Megatron rule", "tp up to the node until it fits, then pp, then recomputation",
            _megatron),
     Recipe("Even pipeline", "equal layers per stage, 1f1b, replicas within", _even_pipeline, True),
     Recipe("GPipe", "stages only, gpipe schedule, full recomputation", _gpipe),
 )  # fmt: skip
+# Where there are several nodes, of devices of one kind.
+HSDP = Recipe("HSDP", "ZeRO-3 within a node, replicas across; recomputation if needed", _hsdp)
 EQUAL_SHARES = Recipe("DDP, equal shares", "a program that knows of one kind", _equal_shares)
 
 
@@ -147,7 +163,9 @@ def run_baselines(
         unequal: whether the devices are of two kinds.
     """
     machines = Machines(world_size, devices_per_node)
-    recipes = (*RECIPES, EQUAL_SHARES) if unequal else RECIPES
+    recipes = [*RECIPES, *[EQUAL_SHARES] * unequal]
+    if 1 < machines.node < world_size and not unequal:
+        recipes.insert(recipes.index(FSDP_RECOMPUTE) + 1, HSDP)
     known: dict[tuple[bool, str], Solution | AutoparError] = {}
 
     def once(pins: Pins, even: bool) -> Solution | AutoparError:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from autopar.errors import AutoparError, InfeasiblePlanError
-from autopar.plan import Memory
+from autopar.plan import Memory, Mesh
 from autopar.solve.bounds import bottleneck_path, dense
 from autopar.solve.chain import Chain, Depths, Floats, Ints, chains
 from autopar.solve.problem import Candidate, Configuration, Group, Problem, Solution
@@ -215,7 +215,7 @@ def _place(short: Shortfall) -> str:
     layers = ", ".join(f"{start}-{end - 1}" for start, end in short.layers)
     return (
         f"{stages} ({ranks}, layers {layers}) of "
-        f"pp={c.pp} dp={c.dp} tp={c.tp} microbatch_size={c.microbatch_size} "
+        f"{Mesh(c.pp, c.dp, c.tp, c.dp_shard)} microbatch_size={c.microbatch_size} "
         f"schedule={c.schedule}, every layer at its leanest"
     )
 

@@ -146,7 +146,7 @@ class Pricer:
         return Setting(
             config.pp, config.dp, config.tp, config.num_microbatches, config.schedule,
             self.precision, self.optimizer, virtual_stages=config.virtual_stages,
-            offload=config.offload, exchange=config.exchange,
+            offload=config.offload, exchange=config.exchange, replicas=config.replicas,
         )  # fmt: skip
 
     def menu(
@@ -157,8 +157,8 @@ class Pricer:
         ``demand`` are the placements that they ask for, as in ``useful``.
         """
         pinned = pin_of(self.pins.get("zero"), layer)
-        shards = config.dp > 1 and config.exchange == "collective"
-        free = FREE_ZERO["pipeline" if config.pp > 1 else "alone"] if shards else (0,)
+        wrapped = config.dp > 1 and config.exchange == "collective"
+        free = FREE_ZERO["pipeline" if config.pp > 1 else "alone"] if wrapped else (0,)
         whole = not config.splits_backward  # see space.py
         once = not whole or offloads(config.offload, "activations")
         modes = [r for r in self.recomputes(member, layer) if r == "none" or not once]
@@ -166,7 +166,7 @@ class Pricer:
             option
             for k in self.useful(member, config, demand)
             for zero in (free if pinned is None else [pinned])
-            if whole or zero != 3
+            if (whole or zero != 3) and config.has_mode(zero)
             for option in self.options(member, config, k, zero, modes)
         )
 

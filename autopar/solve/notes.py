@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from autopar.cluster import Cluster
 from autopar.cost.collectives import is_extrapolated
-from autopar.cost.data_parallel import Setting, dp_group
+from autopar.cost.data_parallel import Setting, dp_group, replica_group, shard_group
 from autopar.cost.moves import move_seconds, tp_group
 from autopar.cost.ops import op_cost
 from autopar.graph import Op
@@ -61,8 +61,12 @@ def extrapolated(kinds: Sequence[Cluster], config: Configuration) -> tuple[str, 
 
 
 def _beyond(cluster: Cluster, config: Configuration) -> tuple[str, ...]:
-    setting = Setting(config.pp, config.dp, config.tp, 1, config.schedule, "bf16", 0)
+    degrees = config.pp, config.dp, config.tp, 1, config.schedule, "bf16", 0
+    setting = Setting(*degrees, replicas=config.replicas)
     groups = {"tp": tp_group(cluster, config.tp), "dp": dp_group(cluster, setting)}
+    if config.replicas > 1:
+        parts = {"shard": shard_group, "replicate": replica_group}
+        groups = groups | {axis: of(cluster, setting) for axis, of in parts.items()}
     names = [
         f"{axis} groups of {group.size} on {-(-group.size // group.per_node)} node(s)"
         for axis, group in groups.items()

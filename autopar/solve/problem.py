@@ -61,7 +61,8 @@ class Configuration:
     ``offload`` says what is in host memory: "none", "optimizer", "activations" or "all";
     ``exchange`` how replicas add up gradients: "collective", "ring" or "server".
     ``shares`` are the samples of each dp rank's micro-batches where devices differ; then
-    ``microbatch_size`` is that of the first.
+    ``microbatch_size`` is that of the first. ``replicas`` hold the same part of what layers with
+    zero 1, 2 or 3 divide among ``dp_shard`` ranks.
     """
 
     pp: int
@@ -75,6 +76,21 @@ class Configuration:
     offload: str = "none"
     exchange: str = "collective"
     shares: tuple[int, ...] = ()
+    replicas: int = 1
+
+    @property
+    def dp_shard(self) -> int:
+        """Neighbours on the dp axis among which layers divide their state."""
+        return self.dp // self.replicas
+
+    def has_mode(self, zero: int) -> bool:
+        """Whether layers may have a zero mode: none of one shard, else not 0 beside replicas.
+
+        A program lays out one mesh, and zero 0 would need one on which all of dp is one axis.
+        """
+        if self.replicas == 1:
+            return True
+        return (zero == 0) == (self.dp_shard == 1)
 
     @property
     def global_batch_size(self) -> int:

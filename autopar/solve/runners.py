@@ -13,13 +13,13 @@ COUNT = 3
 PER_FAMILY = 3
 SECONDS = 0.25
 
-Family = tuple[int, int, int, str, int]
+Family = tuple[int, int, int, str, int, int]
 
 
 def family(config: Configuration) -> Family:
     """What makes plans different in kind: the mesh, and how the pipeline is run."""
     schedule = config.schedule if config.pp > 1 else ""
-    return config.pp, config.dp, config.tp, schedule, config.virtual_stages
+    return config.pp, config.dp, config.tp, schedule, config.virtual_stages, config.replicas
 
 
 def runners_up(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import product
 from typing import Any
 
 from autopar.cost.exchange import EXCHANGES
@@ -56,6 +57,7 @@ PINS = {
     "placement": "placements on the tp axis by parameter, as in placement@PARAMETER=Shard(0)",
     "offload": "what is kept in host memory",
     "exchange": "how replicas add up their gradients",
+    "dp_shard": "a divisor of dp: the ranks among which layers divide their state",
     "shares": SHARES,
 }
 # What holds between pins.
@@ -76,6 +78,11 @@ RULES = (
         " others one stage per rank, 1f1b no fewer micro-batches than pp",
     ),
     (("exchange",), "pp = tp = 1 and dp > 1 for ring and server"),
+    (
+        ("dp", "dp_shard", "zero", "exchange"),
+        "dp_shard, which divides dp, below dp with zero 1, 2 or 3 for all layers (1 with zero 0),"
+        " with exchange=collective and devices of one kind",
+    ),
     (("placement",), "Replicate() for every parameter where tp = 1"),
     (
         ("recompute",),
@@ -97,7 +104,8 @@ class Task:
     besides blocks. ``interleaves`` tells whether a rank may hold several stages: none of its
     parameters is then on two of them. ``splits`` tells whether backward can run in two parts.
     ``statistics`` are those that data parallelism would change. ``devices`` are the numbers of
-    devices of each kind, empty where all are of one.
+    devices of each kind, empty where all are of one. ``devices_per_node`` share the fast links, 0
+    where nobody knows.
     """
 
     world_size: int
@@ -112,6 +120,7 @@ class Task:
     splits: bool = True
     statistics: Statistics = NO_STATISTICS
     devices: tuple[int, ...] = ()
+    devices_per_node: int = 0
 
 
 def divisors(number: int) -> list[int]:
@@ -216,6 +225,7 @@ def _allowed(name: str, task: Task) -> Sequence[Any]:
         "stage": range(len(task.names)),
         "offload": tuple(OFFLOADS),
         "exchange": EXCHANGES,
+        "dp_shard": world,
     }
     return fixed[name]
 
@@ -292,8 +302,32 @@ def _of_equal_batches(task: Task, layouts: Sequence[str]) -> Iterator[Configurat
             for schedule, v in _schedules(task, pp, count):
                 if not (can_cut(pp * v) and _runs(task, dp, tp, schedule)):
                     continue
-                for layout in _layouts(task, tp, layouts):
-                    yield Configuration(pp, dp, tp, size, count, schedule, layout, v, *asked)
+                for layout, groups in product(_layouts(task, tp, layouts), replicas(task, dp, tp)):
+                    yield Configuration(
+                        pp, dp, tp, size, count, schedule, layout, v, *asked, replicas=groups
+                    )
+
+
+def replicas(task: Task, dp: int, tp: int) -> list[int]:
+    """Into how many groups dp ranks are divided, each of which holds all state between its ranks.
+
+    One, and where it would span nodes also groups that fill a node, or what tp leaves of it. More
+    shards than one node has ranks send parameters through the network again.
+    """
+    node = task.devices_per_node
+    inside = [s for s in divisors(dp) if 1 < s < dp and node % (s * tp) == 0]
+    free = [dp, *inside[-1:]] if dp * tp > node > 0 else [dp]
+    shards = [task.pins["dp_shard"]] if "dp_shard" in task.pins else free
+    return [dp // s for s in shards if dp % s == 0 and _may_shard(task, dp, s)]
+
+
+def _may_shard(task: Task, dp: int, shard: int) -> bool:
+    """Whether a plan may divide state among so many of dp ranks."""
+    if shard == dp:
+        return True
+    others = {1, 2, 3} if shard == 1 else {0}
+    kept = _exchanges(task) or bool(task.devices) or _pinned_layers(task, "zero", others)
+    return not kept
 
 
 def _runs(task: Task, dp: int, tp: int, schedule: str) -> bool:
@@ -313,7 +347,7 @@ def _unequal_replicas(task: Task, layouts: Sequence[str]) -> Iterator[Configurat
             mean, rest = divmod(task.global_batch_size, count * dp)
             if pp > 1 or not mean or (size is not None and (mean, rest) != (size, 0)):
                 continue
-            for schedule, _ in _schedules(task, pp, count):
+            for schedule, _ in _schedules(task, pp, count) if replicas(task, dp, tp) else ():
                 for layout in _layouts(task, tp, layouts):
                     yield Configuration(pp, dp, tp, mean, count, schedule, layout, offload=offload)
 

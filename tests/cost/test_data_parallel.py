@@ -22,6 +22,8 @@ from autopar.cost.data_parallel import (
     dp_group,
     gathers,
     reductions,
+    replica_group,
+    shard_group,
     state_bytes,
 )
 from autopar.cost.layer import layer_cost, replicated
@@ -207,6 +209,62 @@ def test_pipeline_gathers_follow_the_schedule(schedule, pp, m):
 )
 def test_dp_groups_fill_what_tp_leaves_of_a_node(dp, tp, expected):
     assert dataclasses.astuple(dp_group(CLUSTER, setting(dp=dp, tp=tp))) == expected
+
+
+def hybrid(replicas=4, **more):
+    """State divided among the 8 ranks of a node, and ``replicas`` nodes."""
+    return dataclasses.replace(setting(dp=8 * replicas, **more), replicas=replicas)
+
+
+def test_shards_are_neighbours_and_replicas_a_node_apart():
+    parts = shard_group, replica_group
+
+    def groups(given):
+        return [dataclasses.astuple(of(CLUSTER, given)) for of in parts]
+
+    assert groups(hybrid()) == [(8, 8, 1), (4, 1, 8)]
+    assert groups(hybrid(tp=2)) == [(8, 4, 2), (4, 1, 8)]
+    two = dataclasses.replace(setting(dp=16), replicas=8)
+    assert groups(two) == [(2, 2, 1), (8, 4, 2)], "several replicas in a node"
+    six = dataclasses.replace(setting(dp=12), replicas=2)
+    assert groups(six)[0] == (6, 2, 1), "the second group begins with two ranks of the first node"
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize(("pp", "m"), [(1, 1), (1, M), (2, M)])
+def test_replicas_hold_what_fewer_ranks_would_and_all_reduce_it_once(cost, zero, pp, m):
+    some = dataclasses.replace(cost, partial_elements=80)
+    alone, more = setting(pp=pp, dp=8, m=m), hybrid(pp=pp, m=m)
+    assert state_bytes(some, more, zero) == state_bytes(some, alone, zero)
+    once = dp_cost(CLUSTER, some, alone, zero, 0).collectives
+    assert dp_cost(CLUSTER, some, more, zero, 0).collectives == once + Counter(all_reduce=1)
+    frozen = dataclasses.replace(some, frozen_elements=1000)
+    assert dp_cost(CLUSTER, frozen, more, zero, 0).collectives["all_reduce"] == 0
+
+
+def test_shards_are_added_over_the_replicas_behind_the_last_micro_batch(cost):
+    """Exposed: what 8 ranks of one node take, and an eighth of the gradients over 4 nodes."""
+    large = dataclasses.replace(
+        cost, parameter_elements=10**9, backward_seconds=0.0, forward_seconds=0.0
+    )
+    across = collective_seconds(CLUSTER, "all_reduce", 4 * 10**9 // 8, Group(4, 1, 8))
+    for zero in (1, 2, 3):
+        alone, more = (dp_cost(CLUSTER, large, s, zero, 0) for s in (setting(dp=8), hybrid()))
+        assert more.forward_seconds == alone.forward_seconds
+        assert more.backward_seconds == pytest.approx(alone.backward_seconds)
+        assert more.sync_seconds - alone.sync_seconds == pytest.approx(across)
+        assert more.optimizer_seconds == alone.optimizer_seconds
+
+
+def test_backward_hides_what_is_added_over_the_replicas(cost):
+    large = dataclasses.replace(cost, parameter_elements=10**9, backward_seconds=10.0)
+    perfect = with_curve(overlap={"slowdown": 0.0})
+    assert dp_cost(perfect, large, hybrid(), 3, 0).sync_seconds == 0
+    reduce = collective_seconds(CLUSTER, "reduce_scatter", 4 * 10**9, Group(8, 8))
+    across = collective_seconds(CLUSTER, "all_reduce", 4 * 10**9 // 8, Group(4, 1, 8))
+    half = dataclasses.replace(large, backward_seconds=reduce + across / 2)
+    more, alone = (dp_cost(perfect, half, s, 2, 0).sync_seconds for s in (hybrid(), setting(dp=8)))
+    assert more - alone == pytest.approx(across / 2)
 
 
 def with_curve(**curves):

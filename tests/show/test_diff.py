@@ -21,6 +21,7 @@ def test_decisions_come_before_predictions(sample_plan):
     assert diff(sample_plan, other) == [
         Difference("decision", "mesh.dp", 4, 2),
         Difference("decision", "mesh.tp", 2, 4),
+        Difference("decision", "mesh.dp_shard", 4, 2),
         Difference("input", "global_batch_size", 64, 128),
         Difference("prediction", "prediction.step_seconds", 0.7, 0.8),
     ]

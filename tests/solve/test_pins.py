@@ -97,6 +97,7 @@ def test_a_conflict_is_one_without_any_one_of_its_pins():
 def decided(plan):
     """All that could have been pinned to get this plan, one by one."""
     config = {"pp": plan.mesh.pp, "dp": plan.mesh.dp, "tp": plan.mesh.tp}
+    config["dp_shard"] = plan.mesh.dp_shard
     config |= {key: getattr(plan, key) for key in CONFIGURED}
     blocks = [sum(n.startswith("model.layers") for n in stage.layers) for stage in plan.stages]
     found = [Entry(key, "", value) for key, value in (config | {"stages": blocks}).items()]

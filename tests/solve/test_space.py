@@ -228,6 +228,39 @@ def test_activations_on_the_host_are_neither_computed_again_nor_used_twice(other
     check_pins(replace(task(offload="optimizer", **other), names=names))
 
 
+def _shards(world_size=32, devices_per_node=8, **pins):
+    """{(dp, tp): shard degrees} of pp = 1."""
+    given = replace(task(pp=1, **pins), world_size=world_size, global_batch_size=64)
+    found = configurations(replace(given, devices_per_node=devices_per_node), LAYOUTS)
+    degrees = {}
+    for c in found:
+        degrees.setdefault((c.dp, c.tp), set()).add(c.dp_shard)
+    return degrees
+
+
+def test_state_is_also_divided_within_nodes_alone_where_dp_spans_some():
+    assert _shards() == {(32, 1): {32, 8}, (16, 2): {16, 4}, (8, 4): {8, 2}}
+    assert _shards(8) == {(8, 1): {8}, (4, 2): {4}, (2, 4): {2}}
+    assert _shards(devices_per_node=6, tp=1) == {(32, 1): {32, 2}}
+    assert _shards(devices_per_node=0, tp=1) == {(32, 1): {32}}
+
+
+def test_pinned_shard_degrees_divide_dp():
+    assert _shards(dp_shard=8) == {(32, 1): {8}, (16, 2): {8}, (8, 4): {8}}
+    assert _shards(dp_shard=16) == {(32, 1): {16}, (16, 2): {16}}
+    assert _shards(dp_shard=1, zero=0, tp=1) == {(32, 1): {1}}
+    # Nothing is divided by zero 0, and all of a layer's state by the others.
+    for shard, pins in (
+        (2, {"zero": 0}), (1, {"zero": 2}), (8, {"dp": 2}), (2, {"zero": {"h.1": 0}}),
+        (2, {"exchange": "ring"}),
+    ):  # fmt: skip
+        given = task(**{"dp": 8, "dp_shard": shard, **pins})
+        given = replace(given, names=NAMES, parts=("embedding", "head"))
+        with pytest.raises(UsageError, match=r"dp_shard=\d.* contradict each other"):
+            check_pins(given)
+    assert _shards(zero=0, tp=1) == {(32, 1): {32}}
+
+
 def test_exchanges_of_their_own_are_between_replicas():
     for exchange in ("ring", "server"):
         asked = task(exchange=exchange)
