@@ -28,8 +28,9 @@ lint: $(STAMP)
 	$(BIN)/mypy --strict autopar
 	$(BIN)/lint-imports
 
+# Two processes, each with one thread for torch: tests that start ranks in one of them, by turns.
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist

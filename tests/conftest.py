@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from autopar.plan import (
     Baseline,
@@ -19,6 +22,23 @@ from autopar.plan import (
 )
 
 GIB = 1024**3
+RANKS = "tests/multiprocess/"
+
+
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+    """``pytest -n 2`` runs the tests of a file in one process, as they share fixtures and caches.
+
+    Those that start ranks are one more group, so that no two of them share the cores.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return RANKS if file.startswith(RANKS) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """Which process of several runs which tests."""
+    return ByFile(config, log)
 
 
 def _stage(layers: tuple[str, ...]) -> StagePlan:
