@@ -38,7 +38,11 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak bytes of one rank, by kind."""
+    """Peak bytes of one rank, by kind.
+
+    ``reserve`` is what its device holds besides tensors: contexts, communicators, what the
+    allocator keeps between them, and a margin for the errors of such predictions.
+    """
 
     parameters: int
     gradients: int
@@ -46,14 +50,20 @@ class Memory:
     activations: int
     transient: int
     buffers: int = 0
+    reserve: int = 0
 
     @property
-    def total(self) -> int:
-        """Sum over the kinds, in bytes."""
+    def live(self) -> int:
+        """Bytes of live tensors: all kinds but the reserve."""
         return (
             self.parameters + self.gradients + self.optimizer
             + self.activations + self.transient + self.buffers
         )  # fmt: skip
+
+    @property
+    def total(self) -> int:
+        """Sum over the kinds, in bytes."""
+        return self.live + self.reserve
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,7 @@ def sum_memory(stages: Iterable[Memory]) -> Memory:
     each = list(stages)
     sums = {
         kind: sum(getattr(memory, kind) for memory in each)
-        for kind in ("parameters", "gradients", "optimizer", "activations", "buffers")
+        for kind in ("parameters", "gradients", "optimizer", "activations", "buffers", "reserve")
     }
     return Memory(**sums, transient=max(memory.transient for memory in each))
 
@@ -295,6 +305,11 @@ class Plan:
         Its stages count each at its own worst moment.
         """
         return sum_memory(stage.prediction.memory for stage in self.stages[rank :: self.mesh.pp])
+
+    @property
+    def live_bytes(self) -> int:
+        """Live tensors on the rank that holds most of them, without the devices' reserve."""
+        return max(self.rank_memory(rank).live for rank in range(self.mesh.pp))
 
     def host_bytes(self, rank: int) -> int:
         """Bytes of host memory that a rank at position ``rank`` along the pipeline needs."""

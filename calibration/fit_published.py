@@ -2,6 +2,7 @@
 
     python calibration/fit_published.py            # about ten minutes; writes fitted.csv
     python calibration/fit_published.py vtrain-single nanotron     # single fits; others stay
+    python calibration/fit_published.py reserve    # what plans reserve of a device's memory
     python calibration/published.py                # writes cost_models/*.json from it
 
 Every parameter has a physical meaning, and starts from a published figure or a stated guess, to
@@ -14,6 +15,7 @@ rows are fitted is decided by model, so that the rest is held out: see ``JUDGED`
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -255,9 +257,11 @@ def main() -> None:
                 f"  {text}: {len(judged)} rows, mean absolute error {np.abs(error).mean():.1%},"
                 f" bias {error.mean():+.1%}, p90 {np.quantile(np.abs(error), 0.9):.1%}"
             )
+    clusters = {name: fitter.cluster(name, fitter.figures[name]) for name in published.CLUSTERS}
+    plain = fitter.prices.on(clusters)
+    if not only or "reserve" in only:
+        fitter.figures["all"] = plan_reserve(plain, everything)
     for source in (source for source, _ in RESERVES if not only or source in only):
-        clusters = {name: fitter.cluster(name, fitter.figures[name]) for name in fitter.figures}
-        plain = fitter.prices.on(clusters)
         environments[source] = environments[source] | fit_reserve(plain, everything, source)
     write(fitter.figures, environments)
 
@@ -280,6 +284,36 @@ def fit_reserve(prices: Prices, everything: Sequence[Run], source: str) -> dict[
     print(f"{source}, memory: {error[rows].mean():.1%} of {rows.sum()} rows fitted,"
           f" {error[~rows].mean():.1%} of {(~rows).sum()} held out")  # fmt: skip
     return {"reserve_bytes": float(factors[0]), "reserve_share": float(factors[1])}
+
+
+# Part of the published peaks above live tensors that the margin of plans does not cover: a tenth.
+COVERED = 0.9
+
+
+def plan_reserve(prices: Prices, everything: Sequence[Run]) -> dict[str, float]:
+    """What plans reserve beside contexts and communicators.
+
+    The margin covers nine of ten errors of live tensors, by the peaks that nanotron publishes of
+    torch's allocator. The allocator's share of the activations is the largest under which every
+    run of llm-foundry, which trains with PyTorch's FSDP as emitted programs do, still fits.
+    """
+    peaks = [r for r in everything if _source(r, "nanotron") and r.memory_bytes and r.fits]
+    missed = [float(r.memory_bytes or 0.0) - prices.price(r).memory_bytes for r in peaks]
+    margin = max(0.0, float(np.quantile(missed, COVERED)))
+    filled = [r for r in everything if _source(r, "llm-foundry") and r.fits]
+    # Rounded down: the run that it is from shall fit.
+    share = math.floor(1e4 * max(0.0, min(_room(prices, run, margin) for run in filled))) / 1e4
+    print(f"reserve: margin {margin / 1e6:.0f} MB, {share:.2%} of the activations")
+    return {"reserve_margin": margin, "reserve_share": share}
+
+
+def _room(prices: Prices, run: Run, margin: float) -> float:
+    """The share of its activations that a run has left on the device."""
+    priced, figures = prices.price(run), published.Figures()
+    name = prices.plain(run.machine).name
+    groups = run.config.communicators * figures.value(name, "communicator")
+    taken = priced.memory_bytes + figures.value(name, "context") + groups + margin
+    return (run.machine.memory_gb * 2**30 - taken) / priced.activation_bytes
 
 
 def step_error(residuals: Vector) -> dict[str, float]:

@@ -216,6 +216,16 @@ def host_link(figures: Figures, name: str) -> dict[str, Any]:
     }
 
 
+def reserve(figures: Figures, name: str) -> dict[str, Any]:
+    """What a rank's device holds besides live tensors."""
+    return {
+        "context_bytes": int(figures.value(name, "context")),
+        "communicator_bytes": int(figures.value(name, "communicator")),
+        "activation_share": figures.value(name, "reserve_share"),
+        "margin_bytes": int(figures.value(name, "reserve_margin")),
+    }
+
+
 # --- collectives ---
 
 
@@ -291,6 +301,9 @@ DETAILS = {
                   "element at the bandwidth of element-wise operations"),
     "host_link": ("vendor", "PCIe of 16 lanes by the data sheet, 128b/130b, packets of 256 bytes "
                   "with 24 of headers"),
+    "reserve": ("fitted to published runs", "context and NCCL's buffers as reported; share of the "
+                "activations: the largest under which all runs of llm-foundry's FSDP fit; margin: "
+                "90th percentile of nanotron's peaks less the live tensors predicted for them"),
     "collectives.in_node": ("published", "A100 all-reduce by size, H100 bus bandwidth; "
                             "other kinds by the traffic of the ring algorithms"),
     "collectives.across_nodes": ("fitted to published runs", "a share of the published bus "
@@ -350,6 +363,7 @@ def model(figures: Figures, machine: Machine) -> dict[str, Any]:
                 "adamw": optimizer(figures, name, floats=7),
             },
             "host_link": host_link(figures, name),
+            "reserve": reserve(figures, name),
             "collectives": collectives(figures, name),
             "overlap": {"slowdown": figures.value(name, "overlap_slowdown")},
             "dispatch": {"op_seconds": figures.value(name, "dispatch")},

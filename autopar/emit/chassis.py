@@ -73,7 +73,8 @@ class Program:
         virtual_stages: stages of each rank; rank p holds stages p, p + pp, ...
         precision: "fp32" or "bf16".
         seed: of the initialisation and of dropout.
-        predicted_step_seconds, predicted_memory_bytes: printed beside what is measured.
+        predicted_step_seconds, predicted_memory_bytes: printed beside what is measured; the bytes
+            are those of live tensors, as torch's allocator counts them.
         gloo: whether it is for ranks that share the cores of CPU hosts.
         workload: "module:function" that returns the user's model, "" if there is none.
         inputs: places of the tensors among the model's inputs by variable: "input_ids", or

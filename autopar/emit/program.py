@@ -119,7 +119,7 @@ def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
         precision=plan.precision,
         gloo=plan.program.get("device") == "cpu" and plan.world_size > 1,
         predicted_step_seconds=plan.prediction.step_seconds,
-        predicted_memory_bytes=plan.prediction.memory_bytes,
+        predicted_memory_bytes=plan.live_bytes,
         workload=model or plan.workload,
         tokens_per_sample=_tokens(graph),
         sync_norms=plan.program.get("sync_norms", False) and plan.world_size > 1,

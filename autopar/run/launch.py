@@ -76,7 +76,7 @@ def run_plan(
         for name, value in options.items():
             command += [name, str(value)] if value is not None else []
         torchrun(command, plan.world_size, Path(folder), timeout_seconds, nodes, restarts)
-        result = read_result(measured, plan.prediction)
+        result = read_result(measured, plan)
         if observe:
             inside = Path(folder) / "observed.json"
             command = [*OBSERVER, str(program), "--out", str(inside), "--workload", workload]

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from autopar.errors import RunError
-from autopar.plan import Prediction
+from autopar.plan import Plan
 
 # The first step allocates, connects and warms caches up; it says nothing about the others.
 WARM_UP_STEPS = 1
@@ -53,8 +53,10 @@ class RunResult:
     Attributes:
         step_seconds: of each step, on rank 0.
         losses: mean over the global batch, of each step.
-        peak_memory_bytes: of each rank; on the CPU what the process grew by.
-        predicted_step_seconds, predicted_memory_bytes: from the plan.
+        peak_memory_bytes: of each rank; on a GPU ``max_memory_allocated``, on the CPU what the
+            process grew by.
+        predicted_step_seconds, predicted_memory_bytes: from the plan; the bytes are those of live
+            tensors, for no reserve of the device is in what is measured.
         observed: by rank; empty where nobody looked.
         predicted_kinds: seconds of a step by kind, from the plan.
     """
@@ -124,7 +126,7 @@ class RunResult:
         return asdict(self) | {name: getattr(self, name) for name in derived}
 
 
-def read_result(path: Path, prediction: Prediction) -> RunResult:
+def read_result(path: Path, plan: Plan) -> RunResult:
     """What a program wrote with ``--json``, beside its plan's prediction.
 
     Raises:
@@ -141,8 +143,8 @@ def read_result(path: Path, prediction: Prediction) -> RunResult:
         step_seconds=tuple(found["step_seconds"]),
         losses=tuple(found["losses"]),
         peak_memory_bytes=tuple(found["peak_memory_bytes"]),
-        predicted_step_seconds=prediction.step_seconds,
-        predicted_memory_bytes=prediction.memory_bytes,
+        predicted_step_seconds=plan.prediction.step_seconds,
+        predicted_memory_bytes=plan.live_bytes,
     )
 
 

@@ -12,7 +12,9 @@ from autopar.show.layers import layer_table
 from autopar.show.parts import Facts, Section, Table
 from autopar.show.units import duration, percent, share, size
 
-MEMORY_KINDS = ("parameters", "gradients", "optimizer", "activations", "transient", "buffers")
+MEMORY_KINDS = (
+    "parameters", "gradients", "optimizer", "activations", "transient", "buffers", "reserve",
+)  # fmt: skip
 EXCHANGES = {
     "collective": "collectives of the library",
     "ring": "a ring of sends and receives",

@@ -109,6 +109,7 @@ def _predict_stage(
     setting, depth = pricer.setting(config), config.depth(stage.index)
     forward = backward = tp = sync = optimizer = offload = 0.0
     parameters = gradients = state = activations = transient = host = 0
+    reserve = pricer.reserve_bytes(config) if stage.index < config.pp else 0
     for member, option in zip(stage.members, stage.options, strict=True):
         cost = pricer.layer(member, config, option.tp_option)
         again = pricer.between(member, cost, config, option.recompute)
@@ -132,12 +133,14 @@ def _predict_stage(
         optimizer += parallel.optimizer_seconds * slow
         parameters, gradients = parameters + held.parameters, gradients + held.gradients
         state += held.optimizer
-        activations += option.held_bytes(depth) - option.state_bytes
+        beside = depth.forwarded * option.reserve_bytes
+        activations += option.held_bytes(depth) - option.state_bytes - beside
+        reserve += beside
         transient = max(transient, option.transient_bytes)
     buffers = pricer.buffer_bytes(config, stage.cuts, first=stage.index < config.pp)
     for cut in stage.cuts[-1:] if stage.index < config.stages - 1 else ():
         buffers += pricer.sent_bytes(config, stage.index, cut)
-    memory = Memory(parameters, gradients, state, activations, transient, buffers)
+    memory = Memory(parameters, gradients, state, activations, transient, buffers, reserve)
     counts = _collectives(pricer, config, stage)
     return StagePrediction(
         forward,
@@ -214,7 +217,7 @@ def _passes(
         seconds[1] - tp_forward,
         sum(option.weight_seconds for option in stage.options),
         transfer,
-        sum(option.activation_bytes for option in stage.options),
+        sum(option.activation_bytes - option.reserve_bytes for option in stage.options),
         sum(option.waiting_bytes for option in stage.options),
     )
 

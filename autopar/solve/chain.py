@@ -84,11 +84,19 @@ class Chain:
 
     def held_bytes(self, depths: Depths) -> Floats:
         """Bytes of one layer with each option on a rank of these depths, without transients."""
-        each = np.array([(d.forwarded, d.waiting) for d in depths], dtype=np.float64)
-        forwarded, waiting = each[np.array(self.chunks, dtype=np.int64)[self.owner]].T
+        forwarded, waiting = self._depths(depths)
         return np.asarray(
             self.state_bytes + forwarded * self.activation_bytes + waiting * self.waiting_bytes
         )
+
+    def beside_bytes(self, depths: Depths) -> Floats:
+        """What of ``held_bytes`` is no tensor."""
+        return np.asarray(self._depths(depths)[0] * _column(self.options, "reserve_bytes"))
+
+    def _depths(self, depths: Depths) -> Floats:
+        """Micro-batches that each option holds forwarded and waiting, [2, options]."""
+        each = np.array([(d.forwarded, d.waiting) for d in depths], dtype=np.float64)
+        return np.asarray(each[np.array(self.chunks, dtype=np.int64)[self.owner]].T)
 
     def twins(self, depths: Depths) -> Ints:
         """For each class the first one with the same options on a stage as deep, [classes]."""

@@ -230,10 +230,14 @@ class HeterogeneousPricer(Pricer):
         sizes = [k.buffer_bytes(own, cuts, first) for k, own in self.each(config)]
         return self._scaled(config, sizes)
 
+    def reserve_bytes(self, config: Configuration) -> int:
+        """That of the devices whose share is largest."""
+        return self._scaled(config, [k.reserve_bytes(own) for k, own in self.each(config)])
+
 
 BYTES = (
     "state_bytes", "activation_bytes", "transient_bytes", "waiting_bytes", "gradient_bytes",
-    "optimizer_bytes",
+    "optimizer_bytes", "reserve_bytes",
 )  # fmt: skip
 
 

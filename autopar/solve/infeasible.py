@@ -164,11 +164,13 @@ def _rank(chain: Chain, rank: int, interval: tuple[int, int]) -> Shortfall:
     gradients = float(number @ [chain.options[o].gradient_bytes for o in options])
     optimizer = float(number @ [chain.options[o].optimizer_bytes for o in options])
     state = float(number @ chain.state_bytes[options])
-    activations = float(number @ chain.held_bytes(depths)[options]) - state
+    beside = float(number @ chain.beside_bytes(depths)[options])
+    activations = float(number @ chain.held_bytes(depths)[options]) - state - beside
     transient = chain.transient_bytes[options].max()
     memory = Memory(
         int(state - gradients - optimizer), int(gradients), int(optimizer), int(activations),
-        int(transient), problem.baseline_bytes,
+        int(transient), problem.baseline_bytes - problem.reserve_bytes,
+        problem.reserve_bytes + int(beside),
     )  # fmt: skip
     begins = (problem.fold.begins[at].tolist() for at in interval)
     return Shortfall(whole, problem, rank, tuple(zip(*begins, strict=True)), memory)

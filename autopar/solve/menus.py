@@ -14,28 +14,14 @@ import numpy as np
 from autopar.cluster import Cluster
 from autopar.cost.collectives import Group, collective_seconds
 from autopar.cost.data_parallel import MASTER_BYTES, Setting, backward_bytes, dp_cost, state_bytes
-from autopar.cost.layer import (
-    LayerCost,
-    OpCosts,
-    Recomputed,
-    boundary_bytes,
-    can_keep,
-    layer_cost,
-)
+from autopar.cost.layer import LayerCost, OpCosts, Recomputed, boundary_bytes, can_keep, layer_cost
 from autopar.cost.offload import activation_seconds, offloaded, offloads
+from autopar.cost.reserve import beside_bytes, fixed_bytes
 from autopar.cost.schedule import SINGLE
 from autopar.cost.statistics import statistics_seconds
 from autopar.graph import Graph
 from autopar.solve.chain import undominated
-from autopar.solve.cuts import (
-    Cuts,
-    common,
-    equal_cuts,
-    narrowed,
-    near_cuts,
-    pinned_cuts,
-    turns,
-)
+from autopar.solve.cuts import Cuts, common, equal_cuts, narrowed, near_cuts, pinned_cuts, turns
 from autopar.solve.pins import LAYERED, pin_of
 from autopar.solve.placements import Demand, find_demands
 from autopar.solve.price import time_bound
@@ -103,7 +89,7 @@ class Pricer:
             self._costs[key] = layer_cost(
                 self.graph, pattern, own, self.cluster, config.microbatch_size, self._ops
             )
-        return self._costs[key].contended(self.cluster.contention(config.tp, world_size(config)))
+        return self._costs[key].contended(self.cluster.contention(config.tp, config.world_size))
 
     def useful(
         self, member: str, config: Configuration, demand: Demand | None = None
@@ -192,7 +178,7 @@ class Pricer:
         """The options of a class with one sharding and zero mode, by recomputation."""
         cost, setting = self.layer(member, config, tp_option), self.setting(config)
         aim = self.offered(member, config)[tp_option].aim
-        slow = self.cluster.oversubscription(world_size(config))
+        slow = self.cluster.oversubscription(config.world_size)
         forward = cost.forward_seconds * slow + cost.tp_forward_seconds
         backward, weight = self.backward_seconds(cost, config)
         shared = self.shared_seconds(member, config, tp_option)
@@ -206,6 +192,7 @@ class Pricer:
             repeated += self.checkpoint_seconds(recompute)
             norms = statistics_seconds(self.cluster, cost, setting, recompute)
             moved = self.offload_seconds(member, cost, config)
+            beside = beside_bytes(self.cluster, again.held_bytes)
             yield Option(
                 key=f"{zero}/{recompute}" + (f"/{aim}" if aim else ""),
                 tp_option=tp_option,
@@ -215,7 +202,7 @@ class Pricer:
                 backward_seconds=backward + repeated + parallel.backward_seconds + norms[1] + moved,
                 step_seconds=parallel.sync_seconds + slow * parallel.optimizer_seconds + shared,
                 state_bytes=state.total,
-                activation_bytes=again.held_bytes,
+                activation_bytes=again.held_bytes + beside,
                 transient_bytes=max(
                     state.transient + backward_bytes(cost, setting) + again.transient_bytes,
                     state.behind,
@@ -224,6 +211,7 @@ class Pricer:
                 waiting_bytes=cost.waiting_bytes if config.splits_backward else 0,
                 gradient_bytes=state.gradients,
                 optimizer_bytes=state.optimizer,
+                reserve_bytes=beside,
             )
 
     def between(
@@ -243,7 +231,7 @@ class Pricer:
         """Seconds of moving a micro-batch's activations of one layer to the host, or back."""
         if not self.moves_activations(member, config):
             return 0.0
-        slow = self.cluster.oversubscription(world_size(config))
+        slow = self.cluster.oversubscription(config.world_size)
         return slow * activation_seconds(self.cluster, cost)
 
     def backward_seconds(
@@ -253,7 +241,7 @@ class Pricer:
 
         On the first stage it stays ``whole``.
         """
-        slow = self.cluster.oversubscription(world_size(config))
+        slow = self.cluster.oversubscription(config.world_size)
         if whole or not config.splits_backward:
             return cost.backward_seconds * slow + cost.tp_backward_seconds, 0.0
         weight = cost.weight_seconds * slow
@@ -299,7 +287,7 @@ class Pricer:
         """
         if config.pp == 1 or member not in self.classes.parts:
             return 0.0
-        slow = self.cluster.contention(2, world_size(config))
+        slow = self.cluster.contention(2, config.world_size)
         total = 0.0
         for name, parts in self.shared().items():
             if member in parts and self.graph.values[name].requires_grad:
@@ -356,7 +344,7 @@ class Pricer:
         payload = self.crossing_bytes(config)[cut]
         near = not apart and config.dp * config.tp < self.cluster.devices_per_node
         group = Group(2, 2 if near else 1, 1 if near else self.cluster.devices_per_node)
-        slow = self.cluster.contention(2, world_size(config))
+        slow = self.cluster.contention(2, config.world_size)
         wire = slow * collective_seconds(self.cluster, "send_recv", payload, group)
         return 2 * (wire + self.cluster.overhead_seconds("pipeline_action"))
 
@@ -379,6 +367,10 @@ class Pricer:
         sent = self.sent_bytes(config, 0, self.widest_cut(config)) if cuts is None else 0
         return config.num_microbatches * held + sent
 
+    def reserve_bytes(self, config: Configuration) -> int:
+        """What every rank's device holds besides tensors, whatever is chosen."""
+        return fixed_bytes(self.cluster, config.communicators)
+
     def sent_bytes(self, config: Configuration, stage: int, cut: int) -> int:
         """What a rank with one stage has sent across a cut and keeps until its backward."""
         if config.pp == 1 or config.schedule not in SINGLE:
@@ -398,7 +390,8 @@ class Pricer:
             menus=tuple(self.menu(member, config, name, own) for member, name, own in first),
             memory_limit_bytes=self.memory_limit_bytes,
             cut_seconds=self.cut_seconds(config),
-            baseline_bytes=self.buffer_bytes(config),
+            baseline_bytes=self.buffer_bytes(config) + self.reserve_bytes(config),
+            reserve_bytes=self.reserve_bytes(config),
             linked=tuple(pairwise(i for i, m in enumerate(members) if m in parts)),
             cuts=(cuts := self.cuts(config)),
             turns=turns(self.classes.spread(), len(members), config, cuts),
@@ -480,7 +473,7 @@ class Pricer:
         self, member: str, demand: Demand | None, config: Configuration
     ) -> tuple[float, float]:
         """One micro-batch of a class at least, whatever is chosen for it, and to cross it."""
-        slow = self.cluster.oversubscription(world_size(config))
+        slow = self.cluster.oversubscription(config.world_size)
         costs = [self.cost(member, config, k) for k in self.useful(member, config, demand)]
         seconds, crossing = [], []
         for cost in costs:
@@ -490,8 +483,3 @@ class Pricer:
             split = config.splits_backward
             crossing.append(forward + (max(0.0, backward - 2 * weight) if split else backward))
         return min(seconds), min(crossing)
-
-
-def world_size(config: Configuration) -> int:
-    """Number of ranks of a configuration."""
-    return config.pp * config.dp * config.tp

@@ -21,7 +21,8 @@ class Option:
     while the layer runs, so a rank pays the largest of its layers once. Of ``backward_seconds``,
     ``weight_seconds`` make the gradients of parameters; a schedule that makes them later holds
     ``waiting_bytes`` per micro-batch besides the activations until then. ``gradient_bytes`` and
-    ``optimizer_bytes`` are parts of ``state_bytes``.
+    ``optimizer_bytes`` are parts of ``state_bytes``, ``reserve_bytes`` of ``activation_bytes``:
+    no tensors, but what the allocator holds beside them.
     """
 
     key: str
@@ -38,6 +39,7 @@ class Option:
     waiting_bytes: int = 0
     gradient_bytes: int = 0
     optimizer_bytes: int = 0
+    reserve_bytes: int = 0
 
     def held_bytes(self, depth: Depth) -> int:
         """State, and what is kept for the micro-batches in flight."""
@@ -109,6 +111,20 @@ class Configuration:
         return self.pp * self.virtual_stages
 
     @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.pp * self.dp * self.tp
+
+    @property
+    def communicators(self) -> int:
+        """Process groups that a rank communicates in: that of all ranks, and one per mesh axis.
+
+        Where state is divided within a part of the dp axis, that part has one besides.
+        """
+        within = 1 < self.dp_shard < self.dp
+        return within + sum(n > 1 for n in (self.world_size, self.pp, self.dp, self.tp))
+
+    @property
     def splits_backward(self) -> bool:
         """Whether gradients of parameters are made apart from the others."""
         return self.schedule == "zero_bubble" and self.pp > 1
@@ -146,7 +162,8 @@ class Problem:
         cut_seconds: cost of a stage boundary in front of each layer per micro-batch, forward and
             backward together, borne by both of the stages that it joins; empty where it is none.
         linked: pairs of layer positions that must take options with the same ``key``.
-        baseline_bytes: bytes that every rank holds whatever is chosen.
+        baseline_bytes: bytes that every rank holds whatever is chosen; ``reserve_bytes`` of them
+            are no tensors.
         cuts: for each stage the layers that it may begin with; empty where any may.
         turns: with several stages per rank, the chunk of every layer in the order of which each
             rank takes an interval, see ``fold.py``.
@@ -164,6 +181,7 @@ class Problem:
     cut_seconds: tuple[float, ...] = ()
     linked: tuple[tuple[int, int], ...] = ()
     baseline_bytes: int = 0
+    reserve_bytes: int = 0
     cuts: tuple[tuple[int, ...], ...] = ()
     turns: tuple[int, ...] = ()
     device: str = ""

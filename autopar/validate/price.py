@@ -12,6 +12,7 @@ from autopar.cluster import Cluster
 from autopar.cost.compute import elementwise_seconds
 from autopar.cost.data_parallel import Setting, Traffic
 from autopar.cost.layer import LayerCost, replicated
+from autopar.cost.reserve import beside_bytes, fixed_bytes
 from autopar.graph import Graph
 from autopar.plan import Prediction, StagePlan
 from autopar.solve.assemble import assemble
@@ -116,12 +117,14 @@ class Priced:
     """Predicted seconds of one step, and bytes of the rank that holds most.
 
     ``memory_bytes`` is all of that rank, its source's reserve included; ``activation_bytes`` are
-    those saved for backward.
+    those saved for backward. ``needed_bytes`` decide whether it fits: where nothing is known of
+    the source's reserve, they hold that of the machine's cost model, as plans do.
     """
 
     seconds: float
     memory_bytes: float
     activation_bytes: float
+    needed_bytes: float
     prediction: Prediction
 
 
@@ -160,8 +163,15 @@ class Prices:
         stages, _, prediction = assemble(pricer, names, solution)
         live, activations = max(_memory(pricer, run, stages))
         own = self.environments.get(run.machine.environment, Environment())
-        reserve = own.reserve_bytes + own.reserve_share * activations
-        return Priced(prediction.step_seconds, live + reserve, activations, prediction)
+        known = own.reserve_bytes + own.reserve_share * activations
+        taken = known or self._reserve(run, activations)
+        return Priced(prediction.step_seconds, live + known, activations, live + taken, prediction)
+
+    def _reserve(self, run: Run, activations: float) -> int:
+        """What the machine's cost model reserves."""
+        plain = self.plain(run.machine)
+        fixed = fixed_bytes(plain, run.config.communicators)
+        return fixed + beside_bytes(plain, int(activations))
 
     def cluster(self, machine: Machine) -> Cluster:
         """The cost model of a machine: the known one of its device, with its memory and network."""

@@ -37,7 +37,7 @@ class Judged:
     @property
     def predicted_to_fit(self) -> bool:
         """Whether the memory model says that it fits on the device."""
-        return self.priced.memory_bytes <= self.run.machine.memory_gb * 2**30
+        return self.priced.needed_bytes <= self.run.machine.memory_gb * 2**30
 
 
 @dataclass(frozen=True)

@@ -211,7 +211,7 @@ def compare_collectives(plan: autopar.Plan, results: list[dict[str, Any]]) -> No
 def compare_memory(plan: autopar.Plan, results: list[dict[str, Any]]) -> None:
     """Never short by more than 5 %; what is largest need not be there at the same moment."""
     for rank, result in enumerate(results):
-        predicted = plan.rank_memory(rank // (plan.mesh.dp * plan.mesh.tp)).total
+        predicted = plan.rank_memory(rank // (plan.mesh.dp * plan.mesh.tp)).live
         assert 0.95 * result["peak_bytes"] <= predicted <= 1.5 * result["peak_bytes"], (
             f"rank {rank}"
         )

@@ -17,7 +17,7 @@ FIELDS = {
     "predicted_step_seconds": 0.9,
     "predicted_memory_bytes": 150,
 }
-PREDICTION = SimpleNamespace(step_seconds=0.9, memory_bytes=150)
+PLAN = SimpleNamespace(prediction=SimpleNamespace(step_seconds=0.9), live_bytes=150)
 
 
 def test_derived_figures():
@@ -35,14 +35,14 @@ def test_one_step_is_its_own_median():
 def test_goes_through_json(tmp_path):
     path = tmp_path / "measured.json"
     path.write_text(json.dumps(FIELDS | {"world_size": 2}))
-    result = read_result(path, PREDICTION)
+    result = read_result(path, PLAN)
     assert result == RunResult(**FIELDS)
     assert set(FIELDS) < set(json.loads(json.dumps(result.as_dict())))
 
 
 def test_nothing_measured(tmp_path):
     with pytest.raises(RunError, match="without writing"):
-        read_result(tmp_path / "measured.json", PREDICTION)
+        read_result(tmp_path / "measured.json", PLAN)
 
 
 def test_seconds_by_kind_are_shares_of_the_median_step():

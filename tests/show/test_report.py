@@ -47,7 +47,7 @@ def test_memory_by_kind_with_its_share(sample_plan):
     row = cells(sample_plan, "Memory per rank")[0]
     assert row[0] == "0"
     assert row[1] == "17.6 GiB (22 %)"
-    assert row[2:] == ("4.0 GiB", "2.0 GiB", "8.0 GiB", "3.0 GiB", "512.0 MiB", "102.4 MiB")
+    assert row[2:] == ("4.0 GiB", "2.0 GiB", "8.0 GiB", "3.0 GiB", "512.0 MiB", "102.4 MiB", "0 B")
 
 
 def test_time_parts_add_up(sample_plan):

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from autopar.cluster import Cluster
+from autopar.cost.reserve import fixed_bytes
 from autopar.solve.assemble import assemble
 from autopar.solve.menus import Pricer
 from autopar.solve.price import objective_seconds, problem_bound
@@ -63,7 +64,9 @@ def test_bytes_are_those_of_the_options(name):
         state = memory.parameters + memory.gradients + memory.optimizer
         assert state == sum(o.state_bytes for o in group)
         flight = chosen.in_flight(number)
-        assert memory.activations == flight * sum(o.activation_bytes for o in group)
+        beside = flight * sum(o.reserve_bytes for o in group)
+        assert memory.activations + beside == flight * sum(o.activation_bytes for o in group)
+        assert memory.reserve == fixed_bytes(CLUSTER, chosen.communicators) + beside
         assert memory.transient == max(o.transient_bytes for o in group)
     assert prediction.memory_bytes == max(s.prediction.memory.total for s in stages)
 

@@ -19,13 +19,14 @@ GIB = 1024**3
 def _option(state: float, activation: float, transient: float) -> Option:
     sizes = (int(x * GIB) for x in (state, activation, transient))
     parts = {"gradient_bytes": int(state * GIB / 4), "optimizer_bytes": int(state * GIB / 2)}
+    parts["reserve_bytes"] = int(activation * GIB / 2)
     return Option("k", 0, 0, "none", 1.0, 2.0, 0.1, *sizes, **parts)
 
 
 def _problem(pp: int, limit: float) -> Problem:
     configuration = Configuration(pp, 4, 1, 1, 8, "1f1b")
     return Problem(configuration, (0,) * 4, ((_option(2.0, 0.5, 1.0),),), int(limit * GIB),
-                   baseline_bytes=GIB)  # fmt: skip
+                   baseline_bytes=GIB, reserve_bytes=GIB // 4)  # fmt: skip
 
 
 def _relaxation(name: str, problems: list[Problem]) -> Relaxation:
@@ -44,7 +45,8 @@ def test_the_closest_configuration_is_named_with_its_shortfall() -> None:
     assert "short by 0.50 GiB" in message
     assert (
         "needs 8.00 GiB = parameters 1.00 GiB + gradients 1.00 GiB + optimizer 2.00 GiB"
-        " + activations 2.00 GiB + transient 1.00 GiB + buffers 1.00 GiB"
+        " + activations 1.00 GiB + transient 1.00 GiB + buffers 0.75 GiB"
+        " + reserve 1.25 GiB"
     ) in message
     assert "stage 0 (ranks 0-3, layers 0-1) of pp=2 dp=4" in message
     assert caught.value.hint == f"fits with 0.50 GiB more per device (memory_limit={8 * GIB})"

@@ -122,9 +122,10 @@ def planned():
 
     with shared_work():
         start = {"pp": 2, "tp": 2, "microbatch_size": 4, "schedule": "1f1b"}
-        most = plan(start).prediction.memory_bytes
+        whole = plan(start)
+        most = max(map(whole.rank_memory, range(2)), key=lambda memory: memory.total)
         for share in (0.7, 0.6, 0.5, 0.45, 0.4):
-            within = partial(plan, memory_limit=int(share * most))
+            within = partial(plan, memory_limit=most.reserve + int(share * most.live))
             known = within(start)
             if differs(known):
                 break

@@ -11,6 +11,7 @@ import autopar
 from autopar.cluster import Cluster
 from autopar.cost.compute import elementwise_seconds
 from autopar.cost.data_parallel import Traffic
+from autopar.cost.reserve import fixed_bytes
 from autopar.validate.models import Decoder, Shape, fused_loss_fn
 from autopar.validate.price import Prices
 from autopar.validate.runs import InexpressibleError, Machine, read_run
@@ -110,6 +111,9 @@ def test_the_reserve_of_a_source_comes_on_top(prices):
     held = prices.on(prices.clusters, environments={"bigscience": own}).price(run)
     assert held.memory_bytes - plain.memory_bytes == 1e9 + 0.5 * plain.activation_bytes
     assert held.seconds == plain.seconds
+    assert held.needed_bytes == held.memory_bytes
+    machine = fixed_bytes(prices.plain(run.machine), run.config.communicators)
+    assert plain.needed_bytes - plain.memory_bytes >= machine > 0, "that of its machine otherwise"
 
 
 def test_a_loss_in_one_kernel_keeps_no_logits_in_float32(prices):
