@@ -134,6 +134,11 @@ SYSTEMS = (
         {"all_gather": 6, "reduce_scatter": 3},
     ),
     System(
+        "hsdp", "ZeRO-3 within each of two nodes, replicas across: gradients meet once per step",
+        "llama.py", 4, {**FSDP, "dp": 4, "dp_shard": 2, "microbatch_size": 1},
+        {"all_gather": 20, "reduce_scatter": 10, "all_reduce": 5}, nodes=2,
+    ),
+    System(
         "offload-optimizer", "optimizer state in host memory, on the device one block's at a time",
         "llama.py", 2,
         {**DDP, "dp": 2, "zero": 2, "microbatch_size": 4, "offload": "optimizer"},

@@ -24,6 +24,7 @@ PLANS = [
     {"dp": 2, "zero": (3,) * 4, "ends_zero": 3},
     {"dp": 2, "tp": 2, "zero": (2,) * 4, "ends_zero": 2},
     {"pp": 2, "dp": 2, "tp": 2, "zero": (0, 2, 3, 0), "precision": "bf16"},
+    {"dp": 4, "tp": 2, "dp_shard": 2, "zero": (2, 2, 3, 3), "ends_zero": 2},
     {"dp": 3, "global_batch": 9, "microbatch": 1, "zero": (3,) * 4, "ends_zero": 2},
     {"pp": 1},
 ]

@@ -19,6 +19,7 @@ PLANS = [
     ("normalized", (1, 2, 1), {"zero": 3, "recompute": "selective"}),
     ("normalized", (2, 2, 1), {"schedule": "1f1b", "recompute": "full"}),
     ("normalized", (1, 2, 2), {"zero": 2, "sequence_parallel": False}),
+    ("normalized", (1, 4, 1), {"zero": 3, "dp_shard": 2}),
     ("batchnorm-mlp", (1, 2, 1), {"zero": 0}),
     ("sync-batchnorm", (1, 2, 1), {}),
     ("remembering", (1, 1, 2), {}),

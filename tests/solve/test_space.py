@@ -240,8 +240,10 @@ def _shards(world_size=32, devices_per_node=8, **pins):
 
 def test_state_is_also_divided_within_nodes_alone_where_dp_spans_some():
     assert _shards() == {(32, 1): {32, 8}, (16, 2): {16, 4}, (8, 4): {8, 2}}
+    assert _shards(64)[64, 1] == {64, 8, 32}
+    assert _shards(64, devices_per_node=2)[16, 4] == {16, 4}, "tp takes more than a node"
     assert _shards(8) == {(8, 1): {8}, (4, 2): {4}, (2, 4): {2}}
-    assert _shards(devices_per_node=6, tp=1) == {(32, 1): {32, 2}}
+    assert _shards(devices_per_node=6, tp=1) == {(32, 1): {32, 2, 8}}
     assert _shards(devices_per_node=0, tp=1) == {(32, 1): {32}}
 
 
