@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import count as numbers
-from itertools import product, takewhile
+from itertools import islice, product, takewhile
 from typing import Any
 
 from autopar.cost.exchange import EXCHANGES
@@ -306,25 +306,27 @@ def _of_equal_batches(task: Task, layouts: Sequence[str]) -> Iterator[Configurat
             for schedule, v in _schedules(task, pp, count):
                 if not (can_cut(pp * v) and _runs(task, dp, tp, schedule)):
                     continue
-                for layout, groups in product(_layouts(task, tp, layouts), replicas(task, dp, tp)):
+                for layout, groups in product(
+                    _layouts(task, tp, layouts), replicas(task, pp, dp, tp)
+                ):
                     yield Configuration(
                         pp, dp, tp, size, count, schedule, layout, v, *asked, replicas=groups
                     )
 
 
-def replicas(task: Task, dp: int, tp: int) -> list[int]:
+def replicas(task: Task, pp: int, dp: int, tp: int) -> list[int]:
     """Into how many groups dp ranks are divided, each of which holds all state between its ranks.
 
-    One, and where it would span nodes also groups that fill a node, or what tp leaves of it, and
-    ``WIDER`` times as many ranks each, for states that one node has no room for: a ring of fewer
-    ranks has less latency.
+    One, and where it would span nodes also groups that fill a node, or what tp leaves of it. Where
+    pp is 1, and zero 3 gathers for every micro-batch, also ``WIDER`` times as many ranks and so on,
+    for states that one node has no room for: a ring of fewer ranks has less latency.
     """
     node = task.devices_per_node
     free = [dp]
     if dp * tp > node > 0:
         inside = [s for s in divisors(dp) if node % (s * tp) == 0] or [1]
         wider = takewhile(lambda s: s < dp, (inside[-1] * WIDER**k for k in numbers()))
-        free += [s for s in wider if s > 1 and dp % s == 0]
+        free += [s for s in islice(wider, 1 if pp > 1 else None) if s > 1 and dp % s == 0]
     shards = [task.pins["dp_shard"]] if "dp_shard" in task.pins else free
     return [dp // s for s in shards if dp % s == 0 and _may_shard(task, dp, s)]
 
@@ -355,7 +357,7 @@ def _unequal_replicas(task: Task, layouts: Sequence[str]) -> Iterator[Configurat
             mean, rest = divmod(task.global_batch_size, count * dp)
             if pp > 1 or not mean or (size is not None and (mean, rest) != (size, 0)):
                 continue
-            for schedule, _ in _schedules(task, pp, count) if replicas(task, dp, tp) else ():
+            for schedule, _ in _schedules(task, pp, count) if replicas(task, pp, dp, tp) else ():
                 for layout in _layouts(task, tp, layouts):
                     yield Configuration(pp, dp, tp, mean, count, schedule, layout, offload=offload)
 
