@@ -20,7 +20,7 @@ pytestmark = pytest.mark.multiprocess
 
 # model, (pp, dp, tp) and further pins: 2 or 4 micro-batches without stages, where shards wait for
 # the last one; both zero modes in one plan; with stages, which reduce once; with tp, whose
-# parameters are divided on two axes.
+# parameters are divided on two axes; under the other schedules, and with a part in host memory.
 PLANS = [
     ("gpt", 1, 4, 1, {"zero": 3, "microbatch_size": 1}),
     ("gpt", 1, 4, 1, {"zero": 1, "microbatch_size": 1}),
@@ -28,7 +28,12 @@ PLANS = [
     ("llama", 1, 4, 1, {"zero": {"*.0": 3, "*": 2}, "microbatch_size": 1}),
     ("gpt", 2, 4, 1, {"zero": 3, "schedule": "1f1b", "microbatch_size": 1}),
     ("llama", 1, 4, 2, {"zero": 2, "sequence_parallel": True, "microbatch_size": 1}),
-]
+    ("gpt:4", 2, 4, 1, {"zero": 2, "schedule": "interleaved_1f1b", "virtual_stages": 2,
+                        "microbatch_size": 1}),
+    ("gpt2", 2, 4, 1, {"zero": 2, "schedule": "zero_bubble", "virtual_stages": 1,
+                       "microbatch_size": 1}),
+    ("llama", 1, 4, 1, {"zero": 2, "offload": "all", "microbatch_size": 1}),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
