@@ -166,7 +166,21 @@ def _model(host: Host, rows: Rows, ranks: int, name: str) -> dict[str, Any]:
     elif known is not None and "overheads" in known.curves:
         curves["overheads"] = known.curves["overheads"]
     errors = fit_errors(rows, Cluster.from_dict(draft))
-    return draft | {"provenance": _provenance(curves, errors, known, measured)}
+    provenance = _provenance(curves, errors, known, measured)
+    if host.device == "cuda":
+        curves["reserve"], provenance["reserve"] = reserve_of(known)
+    return draft | {"provenance": provenance}
+
+
+def reserve_of(known: Cluster | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a device holds besides tensors, and the origin of these figures.
+
+    They are not measured here: those of the known model of the device, or of an H100.
+    """
+    source = known or Cluster.load("h100-80g")
+    origin = source.provenance["reserve"]
+    detail = f"taken over from {source.name}: {origin['detail']}"
+    return source.curves["reserve"], {**origin, "detail": detail}
 
 
 def _head(host: Host, name: str, known: Cluster | None, measured: bool) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import torch
 
 from autopar.calibration import calibrate as public
 from autopar.calibration import points
-from autopar.calibration.calibrate import calibrate
+from autopar.calibration.calibrate import calibrate, reserve_of
 from autopar.cluster import Cluster
 from autopar.errors import CostModelError
 
@@ -45,6 +45,17 @@ def test_without_ranks_the_collectives_are_taken_over(small, tmp_path):
     assert model.curves.get("overheads") == known.curves.get("overheads")
     assert seen
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("name", ["a100-80g", "h200-141g", None])
+def test_a_gpu_has_the_reserve_of_the_model_that_knows_it(name):
+    known = Cluster.load(name) if name else None
+    curve, origin = reserve_of(known)
+    source = known or Cluster.load("h100-80g")
+    assert curve == source.curves["reserve"]
+    assert curve["context_bytes"] > 0
+    assert origin["source"] == source.provenance["reserve"]["source"] != "measured here"
+    assert origin["detail"].startswith(f"taken over from {source.name}")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="measures the processor")
