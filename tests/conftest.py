@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
 from autopar.plan import (
@@ -22,6 +23,9 @@ from autopar.plan import (
 )
 
 GIB = 1024**3
+# How long an example takes says nothing on a shared host.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 RANKS = "tests/multiprocess/"
 
 
