@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+# A shell's background jobs, and what they start, ignore SIGINT; Python then installs no handler.
+LISTENS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 FOUND = """
 import json, time, autopar
 from examples.gpt import loss_fn
@@ -41,7 +43,7 @@ sys.exit(main(["plan", "slow:workload", "--world-size", "8", "--cluster", "h100-
 def interrupted(script: str) -> tuple[int, str, str]:
     """Sends SIGINT behind the first line of output; (return code, later output, errors)."""
     child = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+        [sys.executable, "-c", LISTENS + script], cwd=ROOT, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert child.stdout is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ Storages = dict[int, weakref.ref[torch.UntypedStorage]]
 
 # Two ranks' messages have no thread of gloo's.
 MESSAGES = ("c10d::send", "c10d::recv_", "c10d::recv_any_source_")
-RETURN_SECONDS = 2.0
+# How long a collective is waited for to let go of its tensors; and one of a kind that did not,
+# because the program keeps the handles of such.
+RETURN_SECONDS, KEPT_SECONDS = 2.0, 0.02
 
 
 class PeakBytes(TorchDispatchMode):
@@ -39,7 +42,8 @@ class PeakBytes(TorchDispatchMode):
         self.away: Storages = {}
         self.peak = self.away_peak = 0
         self.table = self.live
-        self.lent: list[weakref.ref[Any]] = []
+        self.lent: list[tuple[str, weakref.ref[Any]]] = []
+        self.kept: set[str] = set()
         self.written: list[weakref.ref[Any]] = []
         self._add(known)
 
@@ -81,32 +85,38 @@ class PeakBytes(TorchDispatchMode):
             found = (value for value in tree_leaves(args) if isinstance(value, torch.Tensor))
             self.written = [weakref.ref(tensor) for tensor in found]
         elif func.namespace == "c10d" and func.name() not in MESSAGES:
-            return func(*tree_map(self._lend, args), **(kwargs or {}))
+            lend = partial(self._lend, func.name())
+            return func(*tree_map(lend, args), **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         self._add(tree_leaves(result))
         return result
 
-    def _lend(self, value: Any) -> Any:
+    def _lend(self, collective: str, value: Any) -> Any:
         """A tensor on a storage of its own with the memory of ``value``, until that is let go."""
         if not isinstance(value, torch.Tensor):
             return value
         memory = value.detach()
-        self.lent.append(weakref.ref(memory))
+        self.lent.append((f"{collective} {tuple(memory.shape)}", weakref.ref(memory)))
         return from_dlpack(memory)
 
     def _take_back(self, args: tuple[Any, ...]) -> None:
         """Waits, before an op on ``args``, until what collectives were lent is gone.
 
         A collective that is still under way, or whose handle the program keeps, holds its tensors
-        by right: those are waited for once. gloo's reduce-scatter adds up a copy, out of which the
-        rank itself writes the result while it waits.
+        by right: those are waited for once, and briefly from then on. gloo's reduce-scatter adds up
+        a copy, out of which the rank itself writes the result while it waits.
         """
         if any(tensor() is args[0] for tensor in self.written if args):
             self.written.clear()
-            self.lent.append(weakref.ref(args[1].untyped_storage()))
+            storage = args[1].untyped_storage()
+            self.lent.append((f"reduce_scatter {storage.nbytes()}", weakref.ref(storage)))
             return
-        deadline = time.monotonic() + RETURN_SECONDS
-        while any(held() is not None for held in self.lent) and time.monotonic() < deadline:
+        begun = time.monotonic()
+        while held := {kind for kind, memory in self.lent if memory() is not None}:
+            limit = RETURN_SECONDS if held - self.kept else KEPT_SECONDS
+            if time.monotonic() - begun > limit:
+                self.kept |= held
+                break
             time.sleep(1e-5)  # lets other threads have the interpreter
         self.lent.clear()
 
