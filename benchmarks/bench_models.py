@@ -22,7 +22,7 @@ import tempfile
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -42,10 +42,7 @@ from autopar.workload import Workload
 from tests.multiprocess.models import CASES, SAMPLES, batch, build, loss_fn
 from tests.multiprocess.pool import Pool
 from tests.multiprocess.precision import (
-    STARTS,
-    compare_in_float64,
-    compare_rounded,
-    compare_training,
+    compare_beyond_rounding,
 )
 from tests.multiprocess.test_fidelity import (
     compare_collectives,
@@ -170,24 +167,10 @@ def run(pool: Pool, name: str, plan: Plan, devices: int) -> Cell:
         results = start()
         try:
             compare_collectives(plan, results)
-            apart = compare(start, results, (name, *how))
+            apart = compare_beyond_rounding(start, results, partial(trained, name, *how))
         except AssertionError as error:
             return Cell("failed", " ".join(str(error).split())[:300] or _line(error))
     return Cell("equal", f"in float64; kept apart by rounding: {summary(apart)}" if apart else "")
-
-
-def compare(
-    start: Callable[..., list[dict[str, Any]]], results: list[dict[str, Any]], how: tuple[Any, ...]
-) -> list[str]:
-    """What differs by rounding alone, as float64 shows (``tests/multiprocess/precision.py``)."""
-    try:
-        compare_training(results, trained(*how, nudge=0))
-    except AssertionError:
-        exact = trained(*how, exact=True)
-        compare_in_float64(start(exact=True), exact)
-        starts = [trained(*how, nudge=seed) for seed in range(STARTS + 1)]
-        return compare_rounded(results, exact, starts)
-    return []
 
 
 def summary(names: list[str]) -> str:

@@ -15,6 +15,7 @@ of any of them is its rounding error.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -62,6 +63,28 @@ def compare_rounded(results: list[Training], exact: Training, starts: list[Train
             assert result["losses"][step] == pytest.approx(wanted, rel=LOSSES, abs=ROUNDINGS * own)
     assert not beyond(results[0], exact, TENSORS, starts)
     return list(beyond(results[0], starts[0], TENSORS))
+
+
+def compare_beyond_rounding(
+    run: Callable[..., list[Training]], results: list[Training], single: Callable[..., Training]
+) -> list[str]:
+    """``compare_training``, and where that fails the same in float64, as told above.
+
+    Args:
+        run: trains on all ranks again, with ``exact=True`` in float64.
+        results: the program's ranks in float32.
+        single: trains on a single device; takes ``exact`` and ``nudge``, the seed of a start.
+
+    Returns:
+        The tensors that rounding alone keeps apart.
+    """
+    try:
+        compare_training(results, single())
+    except AssertionError:
+        exact = single(exact=True)
+        compare_in_float64(run(exact=True), exact)
+        return compare_rounded(results, exact, [single(nudge=seed) for seed in range(STARTS + 1)])
+    return []
 
 
 def beyond(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from tests.multiprocess.case import SAMPLES
 from tests.multiprocess.models import CASES
+from tests.multiprocess.precision import compare_beyond_rounding
 from tests.multiprocess.test_fidelity import (
     compare_collectives,
     compare_memory,
-    compare_training,
     make_plan,
     single_device,
     train,
@@ -43,9 +45,11 @@ def test_equals_single_device(ranks, tmp_path, name, degrees):
     plan = make_plan(name, pp, dp, tp, {"microbatch_size": MICROBATCH})
     path = str(tmp_path / "program.py")
     plan.emit(path, model="tests:none")
-    results = ranks(pp * dp * tp).run(train, path, name, timeout=120.0)
+    run = partial(ranks(pp * dp * tp).run, train, path, name, timeout=120.0)
+    results = run()
     microbatch = MICROBATCH if CASES[name].mixes else SAMPLES // dp
-    compare_training(results, single_device(name, microbatch, dp))
+    # What a ReLU does at its kink depends on the order of sums, and so on the number of threads.
+    compare_beyond_rounding(run, results, partial(single_device, name, microbatch, dp))
     compare_collectives(plan, results)
     if name not in OWN_WORKSPACE:
         compare_memory(plan, results)
