@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from autopar.explain import OF_MESH, Alternative
+from autopar.explain import Alternative
 from autopar.plan import LayerPlan, Plan
 from autopar.show.layers import choices, split_parameters
 from autopar.show.parts import Facts, Section, Table
@@ -86,5 +86,5 @@ def _questions(plan: Plan, layer: LayerPlan, path: str) -> tuple[str, ...]:
         for value in values
         if value != getattr(layer, kind) and (kind == "recompute" or plan.mesh.dp > 1)
     ]
-    asked += [f"--why-not {axis}={2 * getattr(plan.mesh, axis)}" for axis in OF_MESH[2:]]
+    asked.append(f"--why-not tp={2 * plan.mesh.tp}")
     return (f"autopar explain {shlex.quote(path)} {shlex.quote(layer.name)} {' '.join(asked)}",)
