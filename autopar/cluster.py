@@ -34,6 +34,7 @@ OVERHEADS = {
     "shard_parameter": "a step of the optimizer on one DTensor parameter, beyond a plain one",
     "clip_parameter": "norm and scaling of one parameter's gradient",
     "pipeline_action": "one forward or backward of torch's pipeline stage, beyond the block",
+    "split_module": "gradients of one module's parameters in a backward pass of their own",
 }
 _HERE = Path(__file__).parent
 _AGAIN = "write it again with `autopar calibrate -o MODEL.json`"

@@ -70,10 +70,11 @@ class Memory:
 class Passes:
     """What one micro-batch takes and keeps on a stage, as the simulated schedule plays it.
 
-    Seconds of the passes include communication over tp; ``weight_seconds`` are the part of
-    backward that makes gradients of parameters, ``transfer_seconds`` those of activations to the
-    next stage and their gradients back. ``saved_bytes`` are kept from forward to backward,
-    ``waiting_bytes`` besides these until a backward in two parts makes the gradients of parameters.
+    Seconds of the passes include communication over tp and the runtime's work on each of them;
+    ``weight_seconds`` are the part of backward that makes gradients of parameters,
+    ``transfer_seconds`` those of activations to the next stage and their gradients back.
+    ``saved_bytes`` are kept from forward to backward, ``waiting_bytes`` besides these until a
+    backward in two parts makes the gradients of parameters.
     """
 
     forward_seconds: float = 0.0

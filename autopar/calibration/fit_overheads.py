@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from autopar.calibration.points import OVERHEAD_PARAMETERS, OVERHEAD_UNITS
 from autopar.calibration.rows import Rows
 from autopar.cluster import Cluster
 from autopar.cost.collectives import Group, collective_seconds
+from autopar.cost.simulator import simulate
 
 Curve = dict[int, float]
 # Operations of a toy block that have a kernel: a norm, two products, an activation and a sum.
 _OPS = 5
 # Kernels that their backward launches: two per product, one for each of the rest.
 _BACKWARD_OPS = 7
+# Modules of a toy block with parameters, and what it sends: 8 rows of 16 numbers.
+_MODULES, _SENT_BYTES = 3, 8 * 16 * 4
+_HALVINGS = 50
 
 
 def overheads(rows: Rows, draft: Cluster) -> dict[str, dict[str, float]]:
@@ -39,8 +43,8 @@ def overheads(rows: Rows, draft: Cluster) -> dict[str, dict[str, float]]:
         "shard_forward": {"seconds": _own(hooks[smallest])},
         "shard_gather": _line(_net(gather, draft, "all_gather")),
         "shard_reduce": _line(_net(reduce, draft, "all_reduce")),
-        "pipeline_action": {"seconds": _pipeline(per_unit, smallest, draft)},
     }
+    found |= _pipelines(times, per_unit, draft)
     for name, (split, plain) in _PER_PARAMETER.items():
         rest = times[plain] if plain else {}
         seconds = times[split][smallest] - rest.get(smallest, 0.0)
@@ -84,11 +88,39 @@ def _launch(draft: Cluster) -> float:
     return float(sum(kinds) + 2 * gemm["launch_seconds"]) / _OPS
 
 
-def _pipeline(per_unit: dict[str, Curve], size: int, draft: Cluster) -> float:
-    """A micro-batch passes a forward and a backward action on each of two stages in turn."""
-    block = per_unit["both"][size] / OVERHEAD_UNITS
-    wire = 2 * collective_seconds(draft, "send_recv", 8 * 16 * 4, Group(2, 2))
-    return _own((per_unit["pipeline"][size] - block - wire) / 2)
+def _pipelines(
+    times: dict[str, Curve], per_unit: dict[str, Curve], draft: Cluster
+) -> dict[str, dict[str, float]]:
+    """What the simulated toys lack: for every action, and for every module whose W is apart."""
+    size = min(times["both"])
+    forward, both = (per_unit[toy][size] for toy in ("forward", "both"))
+    wire = collective_seconds(draft, "send_recv", _SENT_BYTES, Group(2, 2))
+
+    def plain(action: float) -> float:
+        passes = [forward + action] * 2, [both - forward + action] * 2
+        return simulate("1f1b", *passes, wire, wire, OVERHEAD_UNITS).makespan
+
+    action = _where(plain, times["pipeline"][size])
+
+    def split(module: float) -> float:
+        half = (both - forward) / 2 + action
+        weight = half + _MODULES * module  # torch does not divide the first stage's backward
+        return simulate(
+            "zero_bubble", [forward + action] * 2, [both - forward + action, half + weight],
+            wire, wire, OVERHEAD_UNITS, weight_seconds=[0.0, weight],
+        ).makespan  # fmt: skip
+
+    module = _where(split, times.get("pipeline_split", {}).get(size, 0.0))
+    return {"pipeline_action": {"seconds": action}, "split_module": {"seconds": module}}
+
+
+def _where(step: Callable[[float], float], seconds: float) -> float:
+    """The overhead at which a step, which grows with it, takes so long; none is negative."""
+    low, high = 0.0, seconds
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if step(middle) < seconds else (low, middle)
+    return _own(low)
 
 
 def _line(curve: Curve) -> dict[str, float]:

@@ -19,7 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+from torch.distributed.pipelining import (
+    PipelineStage,
+    Schedule1F1B,
+    ScheduleInterleavedZeroBubble,
+)
 from torch.distributed.tensor import DTensor, Shard
 from torch.utils.checkpoint import checkpoint
 
@@ -127,8 +131,11 @@ def _sharded(zero: int, payload: int, device: str, *, reduce: bool = True) -> St
     return step
 
 
-def _pipeline(payload: int, device: str) -> Step:
-    """1f1b over two stages of one small block each, ``OVERHEAD_UNITS`` micro-batches."""
+def _pipeline(payload: int, device: str, *, split: bool = False) -> Step:
+    """Two stages of one small block each, ``OVERHEAD_UNITS`` micro-batches.
+
+    1f1b, or the zero bubble schedule, in which backward is ``split``.
+    """
     rank, width = dist.get_rank(), _width(payload)
     block = _Block(width, device)
     example = torch.empty(_ROWS, width, device="meta", requires_grad=rank > 0)
@@ -136,7 +143,7 @@ def _pipeline(payload: int, device: str) -> Step:
     stage = PipelineStage(
         block, rank, 2, torch.device(device), input_args=(example,), output_args=(sent,)
     )
-    schedule = Schedule1F1B(stage, OVERHEAD_UNITS, loss_fn=lambda y, _: y.sum())
+    schedule = _schedule(stage, split=split)
     x = torch.rand(_ROWS * OVERHEAD_UNITS, width, device=device)
 
     def step() -> None:
@@ -146,6 +153,15 @@ def _pipeline(payload: int, device: str) -> Step:
         block.zero_grad(set_to_none=True)
 
     return step
+
+
+def _schedule(stage: PipelineStage, *, split: bool) -> Any:
+    def loss_fn(y: Tensor, _: Tensor) -> Tensor:
+        return y.sum()
+
+    if split:
+        return ScheduleInterleavedZeroBubble([stage], OVERHEAD_UNITS, loss_fn=loss_fn)
+    return Schedule1F1B(stage, OVERHEAD_UNITS, loss_fn=loss_fn)
 
 
 def _parameters(payload: int, device: str, *, split: bool) -> list[nn.Parameter]:
@@ -207,6 +223,7 @@ _TOYS: dict[str, Callable[[int, str], Step]] = {
     "zero2": partial(_sharded, 2),
     "zero3": partial(_sharded, 3),
     "pipeline": _pipeline,
+    "pipeline_split": partial(_pipeline, split=True),
     "read_plain": partial(_read, split=False),
     "read_split": partial(_read, split=True),
     "update_plain": partial(_update, split=False),

@@ -24,8 +24,8 @@ OPTIMIZERS = ("sgd", "adamw")
 OVERHEAD_UNITS, OVERHEAD_PARAMETERS = 8, 16
 _SIZED_TOYS = ("both", "unreduced", "zero0", "zero2", "zero3")
 _SMALL_TOYS = (
-    "forward", "checkpoint", "pipeline", "read_plain", "read_split", "update_plain",
-    "update_split", "clip",
+    "forward", "checkpoint", "pipeline", "pipeline_split", "read_plain", "read_split",
+    "update_plain", "update_split", "clip",
 )  # fmt: skip
 
 # The smallest call of each kind: what it takes is the cost of launching one.

@@ -71,7 +71,8 @@ class LayerCost:
     gradients of parameters to those of earlier micro-batches.
     ``saved_tensors`` counts what is saved; ``handed_bytes`` of it are results for further layers.
     ``frozen_elements`` and ``frozen_tensors`` are those of parameters that need no gradient;
-    ``learns`` says whether anything in the layer has one.
+    ``learns`` says whether anything in the layer has one, and ``trained_modules`` counts the
+    modules that have such parameters of their own.
     """
 
     forward_seconds: float
@@ -103,6 +104,7 @@ class LayerCost:
     frozen_elements: int = 0
     frozen_tensors: int = 0
     learns: bool = True
+    trained_modules: int = 0
 
     @property
     def trained_elements(self) -> int:
@@ -283,12 +285,14 @@ def _parameter_elements(graph: Graph, sharding: Sharding, names: Iterable[str]) 
 def _learning(found: LayerCost, graph: Graph, pattern: Pattern, sharding: Sharding) -> LayerCost:
     """The cost with what needs no gradient."""
     frozen = [n for n in sharding.parameters if not graph.values[n].requires_grad]
+    trained = (graph.values[n].source for n in sharding.parameters if n not in frozen)
     made = (name for i in pattern.ops for name in graph.ops[i].outputs)
     return replace(
         found,
         frozen_elements=_parameter_elements(graph, sharding, frozen),
         frozen_tensors=len(frozen),
         learns=any(graph.values[name].requires_grad for name in made),
+        trained_modules=len({source.rpartition(".")[0] for source in trained}),
     )
 
 

@@ -52,7 +52,7 @@ def assemble(
     config = solution.problem.configuration
     stages = _stages(pricer, names, solution)
     sent = [
-        pricer.of_boundary(config, s).p2p_seconds(config, start - 1)
+        pricer.of_boundary(config, s).wire_seconds(config, start - 1)
         for s, start in enumerate(solution.boundaries[1:])
     ]
     transfers = [0.0, *sent, 0.0]
@@ -105,6 +105,7 @@ def _predict_stage(
 
     ``transfers`` are the seconds of those from the stage before and to the stage behind.
     """
+    action = pricer.action_seconds(config)
     slow = pricer.cluster.oversubscription(config.pp * config.dp * config.tp)
     setting, depth = pricer.setting(config), config.depth(stage.index)
     forward = backward = tp = sync = optimizer = offload = 0.0
@@ -146,7 +147,7 @@ def _predict_stage(
         forward,
         backward,
         tp,
-        sum(transfers),
+        sum(transfers) + config.actions * action,
         sync,
         optimizer,
         memory,
@@ -212,10 +213,11 @@ def _passes(
 ) -> Passes:  # fmt: skip
     """What the schedule plays; ``seconds`` are those of forward alone, and of all else."""
     tp_forward = sum(cost.tp_forward_seconds for cost in _costs(pricer, config, stage))
+    action, split = pricer.action_seconds(config), config.splits_backward
     return Passes(
-        seconds[0] + tp_forward,
-        seconds[1] - tp_forward,
-        sum(option.weight_seconds for option in stage.options),
+        seconds[0] + tp_forward + action,
+        seconds[1] - tp_forward + (1 + split) * action,
+        sum(option.weight_seconds for option in stage.options) + split * action,
         transfer,
         sum(option.activation_bytes - option.reserve_bytes for option in stage.options),
         sum(option.waiting_bytes for option in stage.options),

@@ -75,14 +75,18 @@ class HeterogeneousPricer(Pricer):
         sides = [self.of_stage(config, s) for s in (stage, stage + 1)]
         return sides[0] if sides[0] is sides[1] else self
 
-    def p2p_seconds(self, config: Configuration, cut: int, *, apart: bool = False) -> float:
+    def action_seconds(self, config: Configuration) -> float:
+        """The slower host's."""
+        return max(kind.action_seconds(config) for kind in self.kinds)
+
+    def wire_seconds(self, config: Configuration, cut: int, *, apart: bool = False) -> float:
         """What the slower link takes between devices of two kinds.
 
         These share a node only where one holds all of them.
         """
         node = min(kind.cluster.devices_per_node for kind in self.kinds)
         apart = apart or sum(self.devices) > node
-        return max(kind.p2p_seconds(config, cut, apart=apart) for kind in self.kinds)
+        return max(kind.wire_seconds(config, cut, apart=apart) for kind in self.kinds)
 
     def problem(self, config: Configuration) -> Problem:
         """That of replicas, or that of a pipeline as each kind has it."""

@@ -36,7 +36,7 @@ FIGURES = (
     "forward_seconds", "backward_seconds", "tp_forward_seconds", "tp_backward_seconds",
     "tp_again_seconds", "parameter_elements", "parameter_tensors", "partial_elements",
     "saved_bytes", "transient_bytes", "summed_bytes", "kept_bytes", "repeated_seconds",
-    "input_seconds", "weight_seconds", "waiting_bytes", "norm_elements",
+    "input_seconds", "weight_seconds", "waiting_bytes", "norm_elements", "trained_modules",
 )  # fmt: skip
 
 
@@ -245,6 +245,7 @@ class Pricer:
         if whole or not config.splits_backward:
             return cost.backward_seconds * slow + cost.tp_backward_seconds, 0.0
         weight = cost.weight_seconds * slow
+        weight += cost.trained_modules * self.cluster.overhead_seconds("split_module")
         return cost.input_seconds * slow + cost.tp_backward_seconds + weight, weight
 
     def checkpoint_seconds(self, recompute: str) -> float:
@@ -335,6 +336,19 @@ class Pricer:
         return (0.0, *(each[size] for size in crossing))
 
     def p2p_seconds(self, config: Configuration, cut: int, *, apart: bool = False) -> float:
+        """What a boundary costs either side: the wire, both ways, and the runtime's actions.
+
+        A stage has actions however many boundaries it has; the search charges them by boundary,
+        which is exact for the first stage and the last, and counts those between once more.
+        """
+        wire = self.wire_seconds(config, cut, apart=apart)
+        return wire + self.action_seconds(config) * config.actions
+
+    def action_seconds(self, config: Configuration) -> float:
+        """What the runtime adds to every action of a pipeline's stage, while others wait."""
+        return self.cluster.overhead_seconds("pipeline_action") if config.pp > 1 else 0.0
+
+    def wire_seconds(self, config: Configuration, cut: int, *, apart: bool = False) -> float:
         """Activations forward and gradients backward across one stage boundary.
 
         ``apart``: its sides are on different nodes however few devices a stage has.
@@ -345,8 +359,7 @@ class Pricer:
         near = not apart and config.dp * config.tp < self.cluster.devices_per_node
         group = Group(2, 2 if near else 1, 1 if near else self.cluster.devices_per_node)
         slow = self.cluster.contention(2, config.world_size)
-        wire = slow * collective_seconds(self.cluster, "send_recv", payload, group)
-        return 2 * (wire + self.cluster.overhead_seconds("pipeline_action"))
+        return 2 * slow * collective_seconds(self.cluster, "send_recv", payload, group)
 
     def buffer_bytes(
         self, config: Configuration, cuts: Sequence[int] | None = None, first: bool = True

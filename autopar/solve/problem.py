@@ -129,6 +129,11 @@ class Configuration:
         """Whether gradients of parameters are made apart from the others."""
         return self.schedule == "zero_bubble" and self.pp > 1
 
+    @property
+    def actions(self) -> int:
+        """Passes of a micro-batch through a stage: forward, and backward in one part or in two."""
+        return 3 if self.splits_backward else 2
+
     def depth(self, stage: int) -> Depth:
         """What stage ``stage`` holds at its peak, in micro-batches."""
         if self.pp == 1:

@@ -12,6 +12,7 @@ from autopar.cost.collectives import Group, collective_seconds
 
 DRAFT = Cluster.load("cpu")
 FORWARD, BOTH, HOOKS, GATHER, REDUCE, AGAIN = 4e-4, 1e-3, 2e-4, 3e-4, 5e-4, 1e-4
+ACTION, MODULE = 3e-4, 2e-4
 COPIED = 2e9  # bytes per second
 
 
@@ -30,9 +31,23 @@ def toy_seconds(toy: str, size: int) -> float:
     own = {
         "forward": FORWARD, "checkpoint": unit + FORWARD + size / 1e10 + AGAIN,
         "read_plain": 1e-6, "read_split": 1e-4, "update_plain": 2e-6, "update_split": 3e-5,
-        "clip": 1e-5, "pipeline": 4e-3,
+        "clip": 1e-5, **pipelines(BOTH + size / 1e10),
     }  # fmt: skip
     return own.get(toy, unit)
+
+
+def pipelines(both: float) -> dict[str, float]:
+    """Steps of two stages, by hand, as parts of one per micro-batch.
+
+    1f1b: every second micro-batch goes to and fro between the ranks. Zero bubble: the second rank
+    is always busy, and its three modules' gradients are made apart.
+    """
+    m, wire = OVERHEAD_UNITS, collective_seconds(DRAFT, "send_recv", 512, Group(2, 2))
+    apart = both + 3 * ACTION + 3 * MODULE
+    return {
+        "pipeline": ((m + 1) * (both + 2 * ACTION) + m * wire) / m,
+        "pipeline_split": (FORWARD + ACTION + wire + m * apart) / m,
+    }
 
 
 @pytest.fixture
@@ -51,6 +66,7 @@ def test_recovers_the_machine(rows):
     expected = {
         "shard_forward": HOOKS, "shard_gather": GATHER, "shard_reduce": REDUCE,
         "tp_parameter": 1e-4, "shard_parameter": 3e-5, "clip_parameter": 1e-5,
+        "pipeline_action": ACTION, "split_module": MODULE,
     }  # fmt: skip
     for name, seconds in expected.items():
         assert found[name]["seconds"] == pytest.approx(seconds, rel=0.1), name

@@ -166,3 +166,41 @@ def test_a_boundary_costs_what_crosses_it_in_search_and_plan():
         assert [problem.transfer_seconds((0, start), s) for s in range(2)] == [cut, cut]
         assert stages[0].prediction.passes.transfer_seconds == cut
         assert bounds[0] <= bounds[1] <= objective_seconds(problem, *plan)
+
+
+def test_actions_occupy_ranks_and_the_wire_does_not():
+    cpu = Cluster.load("cpu")
+    curves = cpu.curves | {"overheads": {"pipeline_action": {"seconds": 1.0}}}
+    slow = dataclasses.replace(cpu, curves=curves)
+    graph, classes = reduced("gpt")
+
+    def passes(cluster, schedule):
+        own = Pricer(Shardings(graph, classes, cluster), "fp32", "adamw", {}, cluster.memory_bytes)
+        problem = own.problem(dataclasses.replace(config(pp=2), schedule=schedule))
+        options = tuple(problem.menus[c][0] for c in problem.layers)
+        solution = Solution(problem, (0, 2), options, 1.0, 1.0, 0.0, "optimal", 0.1, {}, "HiGHS")
+        return [stage.prediction for stage in assemble(own, NAMES, solution)[0]]
+
+    without = dataclasses.replace(cpu, curves=cpu.curves | {"overheads": {}})
+    for schedule, backward in (("1f1b", 1), ("zero_bubble", 2)):
+        for now, before in zip(passes(slow, schedule), passes(without, schedule), strict=True):
+            new, old = now.passes, before.passes
+            assert new.forward_seconds - old.forward_seconds == pytest.approx(1)
+            assert new.backward_seconds - old.backward_seconds == pytest.approx(backward)
+            assert new.weight_seconds - old.weight_seconds == pytest.approx(backward - 1)
+            assert new.transfer_seconds == old.transfer_seconds
+            assert now.p2p_seconds - before.p2p_seconds == pytest.approx(1 + backward)
+
+
+def test_gradients_made_apart_cost_more_for_every_module():
+    cpu = Cluster.load("cpu")
+    curves = cpu.curves | {"overheads": {"split_module": {"seconds": 1.0}}}
+    slow = dataclasses.replace(cpu, curves=curves)
+    graph, classes = reduced("gpt")
+    own = Pricer(Shardings(graph, classes, slow), "fp32", "adamw", {}, slow.memory_bytes)
+    for schedule in ("1f1b", "zero_bubble"):
+        chosen = dataclasses.replace(config(pp=2), schedule=schedule)
+        block = own.problem(chosen).menus[1][0]
+        # Two norms, two products of attention, two of the MLP; the weight and bias of each are one.
+        assert (block.weight_seconds > 6) == (block.backward_seconds > 6) == chosen.splits_backward
+        assert block.weight_seconds < 7
