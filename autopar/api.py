@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from autopar.cluster import Cluster
 from autopar.errors import UsageError
+from autopar.garbage import spare_what_exists
 from autopar.heterogeneous import HeterogeneousCluster, load_cluster
 from autopar.planner import Request, make_plan
 from autopar.public_plan import Plan
@@ -77,7 +78,8 @@ def plan(
         work, world_size, _machines(cluster), optimizer, precision, memory_limit,
         plain(pin or {}), gap, time_limit, progress, solver, workload,
     )  # fmt: skip
-    return Plan.of(make_plan(request))
+    with spare_what_exists():
+        return Plan.of(make_plan(request))
 
 
 def _machines(

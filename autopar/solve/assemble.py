@@ -24,7 +24,6 @@ from autopar.plan import (
 from autopar.solve.menus import Pricer
 from autopar.solve.placements import parameter_name
 from autopar.solve.problem import Configuration, Option, Solution
-from autopar.strategies.patterns import restrict
 from autopar.strategies.states import placement_of
 
 
@@ -92,7 +91,7 @@ def _shared(pricer: Pricer, stages: list[tuple[str, ...]], stage: int) -> int:
     """Number of parameters that a stage holds together with other stages."""
     found = 0
     values = pricer.graph.values
-    for parts in (p for n, p in pricer.shared().items() if values[n].requires_grad):
+    for parts in (p for n, p in pricer.shared.items() if values[n].requires_grad):
         holders = [p for p, members in enumerate(stages) if set(members).intersection(parts)]
         found += stage in holders and len(holders) > 1
     return found
@@ -161,12 +160,10 @@ def _predict_stage(
 def _layer_plan(
     pricer: Pricer, config: Configuration, name: str, member: str, option: Option, stage: int
 ) -> LayerPlan:
-    classes = pricer.classes
+    pattern = pricer.classes.priced(member)
     offered = pricer.offered(member, config)[option.tp_option]
-    pattern = classes.priced(member)
-    own = restrict(offered.sharding, pattern, pricer.graph)
     placements = {}
-    for value, state in own.parameters.items():
+    for value, state in pricer.share(member, config, option.tp_option).parameters.items():
         source = parameter_name(pricer.graph, pattern, value, name)
         placements[source] = (placement_of(state),)
     taken = f"{config.layout}:{offered.aim}" if offered.aim else config.layout

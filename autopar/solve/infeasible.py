@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -136,23 +137,28 @@ def least_memory(chain: Chain) -> Shortfall | None:
 def _least_bytes(chain: Chain, depths: Depths) -> Floats:
     """Least peak of every content: each layer its leanest option, for every cap on transients."""
     best = np.full(len(chain.counts), np.inf)
-    for cap in np.unique(chain.transient_bytes):
-        leanest = _leanest(chain, depths, cap)
+    for cap, leanest in _leanest(chain, depths):
         missing = (chain.counts[:, leanest < 0] > 0).any(axis=1)
         held = chain.counts @ chain.held_bytes(depths)[leanest] + cap
         best = np.minimum(best, np.where(missing, np.inf, held))
     return best
 
 
-def _leanest(chain: Chain, depths: Depths, cap: float) -> Ints:
-    """The option of each class that holds least, among those with transients up to ``cap``."""
-    held = np.where(chain.transient_bytes <= cap, chain.held_bytes(depths), np.inf)
-    found = np.full(len(chain.menus), -1, dtype=np.int64)
-    for c in range(len(chain.menus)):
-        members = np.flatnonzero((chain.owner == c) & np.isfinite(held))
-        if len(members):
-            found[c] = members[held[members].argmin()]
-    return found
+def _leanest(chain: Chain, depths: Depths) -> Iterator[tuple[float, Ints]]:
+    """The option of each class that holds least, -1 for none, for every cap on transients.
+
+    With the cap; larger ones under which the options are the same are left out.
+    """
+    held, owner = chain.held_bytes(depths).tolist(), chain.owner.tolist()
+    transient = chain.transient_bytes.tolist()
+    found: dict[int, int] = {}
+    by_transient = sorted(range(len(held)), key=transient.__getitem__)
+    for cap, options in groupby(by_transient, key=transient.__getitem__):
+        before = dict(found)
+        for o in options:
+            found[owner[o]] = min(o, found.get(owner[o], o), key=lambda k: (held[k], k))
+        if found != before:
+            yield cap, np.array([found.get(c, -1) for c in range(len(chain.menus))], dtype=np.int64)
 
 
 def _rank(chain: Chain, rank: int, interval: tuple[int, int]) -> Shortfall:
@@ -180,7 +186,7 @@ def _leanest_options(chain: Chain, depths: Depths, interval: tuple[int, int]) ->
     """Options, one per class in the interval, that need least; and the layers of each."""
     counts = chain.counts[chain.content[interval]]
     present = counts > 0
-    choices = [_leanest(chain, depths, cap) for cap in np.unique(chain.transient_bytes)]
+    choices = [options for _, options in _leanest(chain, depths)]
     held, number = chain.held_bytes(depths), counts[present]
     options = min(
         (o[present] for o in choices if (o[present] >= 0).all()),

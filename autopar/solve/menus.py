@@ -29,7 +29,7 @@ from autopar.solve.problem import Candidate, Configuration, Option, Problem
 from autopar.solve.shardings import Offered, Shardings, pinned_sharding
 from autopar.solve.space import FREE_ZERO, RECOMPUTE
 from autopar.strategies.patterns import ENDS, Classes, restrict
-from autopar.strategies.sharding import local_elements
+from autopar.strategies.sharding import Sharding, local_elements
 from autopar.trace.inplace import is_inplace
 
 FIGURES = (
@@ -57,6 +57,7 @@ class Pricer:
     peers: tuple[Pricer, ...] = ()
     _costs: dict[tuple[str, int, str, int, int], LayerCost] = field(default_factory=dict)
     _useful: dict[tuple[str, int, str, int, Demand], tuple[int, ...]] = field(default_factory=dict)
+    _shares: dict[tuple[str, int, str, int], Sharding] = field(default_factory=dict)
     _ops: OpCosts = field(default_factory=dict)
     _crossing: dict[tuple[int, str, int], tuple[int, ...]] = field(default_factory=dict)
 
@@ -83,13 +84,19 @@ class Pricer:
         """The price of one layer of class ``member`` without data parallelism."""
         key = (member, config.tp, config.layout, tp_option, config.microbatch_size)
         if key not in self._costs:
-            pattern = self.classes.priced(member)
-            whole = self.offered(member, config)[tp_option].sharding
-            own = restrict(whole, pattern, self.graph)
+            pattern, own = self.classes.priced(member), self.share(member, config, tp_option)
             self._costs[key] = layer_cost(
                 self.graph, pattern, own, self.cluster, config.microbatch_size, self._ops
             )
         return self._costs[key].contended(self.cluster.contention(config.tp, config.world_size))
+
+    def share(self, member: str, config: Configuration, tp_option: int) -> Sharding:
+        """What of a sharding that class ``member`` is offered belongs to it alone."""
+        key = (member, config.tp, config.layout, tp_option)
+        if key not in self._shares:
+            whole = self.offered(member, config)[tp_option].sharding
+            self._shares[key] = restrict(whole, self.classes.priced(member), self.graph)
+        return self._shares[key]
 
     def useful(
         self, member: str, config: Configuration, demand: Demand | None = None
@@ -123,7 +130,7 @@ class Pricer:
         """All that makes a sharding dearer, whatever zero mode and recomputation come on top."""
         costs = [self.cost(member, config, tp_option) for member in members]
         own = [getattr(cost, name) for cost in costs for name in FIGURES]
-        names = list(self.shared()) if len(members) > 1 else []
+        names = list(self.shared) if len(members) > 1 else []
         shared = self.shared_elements(names, config, tp_option)
         return [*own, shared, sum(c.parameter_elements for c in costs) - shared]
 
@@ -257,7 +264,9 @@ class Pricer:
         cost = self.cost(member, config, tp_option)
         if config.pp > 1:
             return cost
-        again = [n for n, parts in self.shared().items() if member in parts[1:]]
+        again = [n for n, parts in self.shared.items() if member in parts[1:]]
+        if not again:
+            return cost
         frozen = [n for n in again if not self.graph.values[n].requires_grad]
         held, idle = (self.shared_elements(names, config, tp_option) for names in (again, frozen))
         return dataclasses.replace(
@@ -266,6 +275,7 @@ class Pricer:
             frozen_elements=cost.frozen_elements - idle,
         )
 
+    @cached_property
     def shared(self) -> dict[str, tuple[str, ...]]:
         """Parameters that several parts outside the blocks read, and which parts these are."""
         readers: dict[str, list[str]] = {}
@@ -290,7 +300,7 @@ class Pricer:
             return 0.0
         slow = self.cluster.contention(2, config.world_size)
         total = 0.0
-        for name, parts in self.shared().items():
+        for name, parts in self.shared.items():
             if member in parts and self.graph.values[name].requires_grad:
                 payload = self.shared_elements([name], config, tp_option) * MASTER_BYTES
                 group = Group(min(len(parts), config.pp), 1)
@@ -440,7 +450,7 @@ class Pricer:
             return dataclasses.replace(self, pins=pins)
         shardings = self.shardings.under(demands)
         return dataclasses.replace(
-            self, pins=pins, shardings=shardings, _costs={}, _useful={}, _crossing={}
+            self, pins=pins, shardings=shardings, _costs={}, _useful={}, _shares={}, _crossing={}
         )
 
     @property
@@ -460,7 +470,7 @@ class Pricer:
         return (
             tied
             and not self.classes.runs
-            and all(parts == (members[0], members[-1]) for parts in self.shared().values())
+            and all(parts == (members[0], members[-1]) for parts in self.shared.values())
         )
 
     def _pinned(self, layer: str) -> tuple[Any, ...]:

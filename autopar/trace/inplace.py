@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from autopar.errors import TraceError
 from autopar.graph import Op, Ref, Value
 from autopar.trace.interpret import exists
-from autopar.trace.simplify import substitute
+from autopar.trace.simplify import renamed
 
 Values = dict[str, Value]
 
@@ -95,8 +95,7 @@ def make_functional(ops: list[Op], values: Values) -> tuple[list[Op], dict[str, 
     plain = [part for whole in ops for part in _without_out(whole, values)]
     memory.last_read = {name: index for index, op in enumerate(plain) for name in op.inputs()}
     for memory.now, op in enumerate(plain):
-        args, kwargs = substitute(op.args, memory.names), substitute(op.kwargs, memory.names)
-        op = dataclasses.replace(op, args=args, kwargs=kwargs)
+        op = renamed(op, memory.names)
         first = op.args[0].name if op.args and isinstance(op.args[0], Ref) else ""
         if memory.stale.intersection(op.inputs()):
             raise _refusal(op)

@@ -14,6 +14,7 @@ from autopar.trace.simplify import remove_dead
 ATTENTION = "aten.scaled_dot_product_attention.default"
 # Evaluating a mask takes rows x columns bytes a few times over.
 LARGEST_MASK_ELEMENTS = 2**28
+ROWS_AT_ONCE = 128
 
 
 def simplify_masks(ops: list[Op], values: dict[str, Value]) -> tuple[list[Op], set[str]]:
@@ -61,8 +62,22 @@ def _kind(mask: Tensor) -> str:
     if bool(allowed.all()):
         return "full"
     square = mask.shape[-1] == mask.shape[-2]
-    triangle = torch.ones(mask.shape[-2:], dtype=torch.bool).tril()
-    return "causal" if square and bool((allowed == triangle).all()) else "other"
+    return "causal" if square and _is_triangle(allowed) else "other"
+
+
+def _is_triangle(allowed: Tensor) -> bool:
+    """Whether exactly what is on and below the diagonal is allowed.
+
+    A few rows at a time: a second mask of a long sequence would not stay in the cache.
+    """
+    for start in range(0, allowed.shape[-1], ROWS_AT_ONCE):
+        rows = allowed[..., start : start + ROWS_AT_ONCE, :]
+        end = start + rows.shape[-2]
+        before, at, behind = rows[..., :start], rows[..., start:end], rows[..., end:]
+        corner = torch.ones(at.shape[-2:], dtype=torch.bool).tril()
+        if not (bool(before.all()) and bool((at == corner).all()) and not bool(behind.any())):
+            return False
+    return True
 
 
 def _hides(values: Tensor) -> bool:

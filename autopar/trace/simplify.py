@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from autopar.graph import Op, Ref, Value, refs
+from autopar.graph import Op, Ref, Value
 from autopar.trace.opaque import OPAQUE, OpaqueCall
 
 Values = dict[str, Value]
@@ -30,12 +30,20 @@ _ASSERTIONS = ("_assert", "sym_constrain", "_guard")
 def substitute(tree: Any, names: dict[str, str]) -> Any:
     """Renames the references of a nest of arguments."""
     if isinstance(tree, Ref):
-        return Ref(names.get(tree.name, tree.name))
+        return Ref(names[tree.name]) if tree.name in names else tree
     if isinstance(tree, tuple):
         return tuple(substitute(item, names) for item in tree)
     if isinstance(tree, dict):
         return {key: substitute(item, names) for key, item in tree.items()}
     return tree
+
+
+def renamed(op: Op, names: dict[str, str]) -> Op:
+    """The operation with its references renamed; the very same one where none has a new name."""
+    if names.keys().isdisjoint(op.inputs()):
+        return op
+    args, kwargs = substitute(op.args, names), substitute(op.kwargs, names)
+    return dataclasses.replace(op, args=args, kwargs=kwargs)
 
 
 def remove_identities(ops: list[Op], values: Values) -> tuple[list[Op], dict[str, str]]:
@@ -45,9 +53,7 @@ def remove_identities(ops: list[Op], values: Values) -> tuple[list[Op], dict[str
     made: dict[str, int] = {}
     changing = _changing(ops)
     for op in ops:
-        op = dataclasses.replace(
-            op, args=substitute(op.args, same), kwargs=substitute(op.kwargs, same)
-        )
+        op = renamed(op, same)
         if op.target.split(".")[1].startswith(_ASSERTIONS):
             continue
         if op.target in _BROADCASTS and _fits(op, values):
@@ -201,7 +207,7 @@ def remove_dead(ops: list[Op], wanted: set[str]) -> list[Op]:
     for op in reversed(ops):
         if needed.intersection(op.outputs):
             kept.append(op)
-            needed.update(refs((op.args, op.kwargs)))
+            needed.update(op.inputs())
     return kept[::-1]
 
 

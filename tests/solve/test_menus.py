@@ -95,11 +95,11 @@ def test_zero_trades_state_for_time(mode):
 
 def test_shared_embedding_is_held_once_on_one_rank():
     held = shared().cost("head", ALONE).parameter_elements
-    table = shared().shared_elements(list(shared().shared()), ALONE, 0)
+    table = shared().shared_elements(list(shared().shared), ALONE, 0)
     assert shared().layer("head", ALONE, 0).parameter_elements == held - table
     assert shared().layer("head", STAGES, 0).parameter_elements == held
     assert shared().layer("embedding", ALONE, 0) == shared().cost("embedding", ALONE)
-    assert pricer("llama").shared() == {}
+    assert pricer("llama").shared == {}
 
 
 def test_shared_embedding_is_summed_over_stages():
