@@ -228,18 +228,24 @@ def _candidates(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> list[G
             expected=f"pp * dp * tp = {task.world_size}, pp <= {task.blocks} blocks, dp dividing"
             f" the batch of {task.global_batch_size}, tp dividing the heads {list(task.heads)};"
             " micro-batches that pp divides for interleaved_1f1b and zero_bubble"
-            + (
-                ""
-                if task.splits
-                else "; another schedule than zero_bubble, as parameters behind"
-                " the first layer are used at several places"
-            )
+            + _other_schedules(pricer, task)
             + _one_replica(task.statistics)
             + (f"; {kinds_rule(task.devices)}" if task.devices else ""),
             where=f"pins {pins}" if pins else "world_size, global_batch_size",
             hint="change the global batch, the number of devices or the pins",
         )
     return found
+
+
+def _other_schedules(pricer: Pricer, task: Task) -> str:
+    """The schedules that the model does not allow, and why."""
+    found = "" if task.splits else (
+        "; another schedule than zero_bubble, as parameters behind the first layer are used at"
+        " several places"
+    )  # fmt: skip
+    return found if pricer.interleaves else found + (
+        "; one stage per rank, as two stages of a rank would share a parameter"
+    )  # fmt: skip
 
 
 def _one_replica(statistics: Statistics) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
@@ -303,24 +305,33 @@ CASES = {
 def build(name: str) -> nn.Module:
     """The same model on every rank. Norms and biases are off their start, so that they count.
 
-    "gpt:5" is a GPT of five blocks.
+    "gpt:5" is a GPT of five blocks; in "gpt/*.h.0.*" the parameters that match are frozen.
     """
-    kind, _, layers = name.partition(":")
+    kind, _, frozen = name.partition("/")
+    kind, _, layers = kind.partition(":")
     torch.manual_seed(7)
     model = CASES[kind].make(*[int(layers)] if layers else ())
     for parameter in model.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
+    for own, parameter in model.named_parameters():
+        if fnmatchcase(own, frozen):
+            parameter.requires_grad_(requires_grad=False)
     return model
+
+
+def case_of(name: str) -> Case:
+    """What ``build`` makes of the name, without number of blocks and frozen parameters."""
+    return CASES[re.split("[:/]", name)[0]]
 
 
 def batch(name: str, step: int, samples: int = SAMPLES) -> tuple[Any, Tensor | None]:
     """(inputs, target) of the global batch of a step."""
-    return CASES[name.partition(":")[0]].batch(torch.Generator().manual_seed(step), samples)
+    return case_of(name).batch(torch.Generator().manual_seed(step), samples)
 
 
 def loss_fn(name: str) -> Any:
     """The user's loss function, None where the model returns its loss."""
-    return CASES[name.partition(":")[0]].loss_fn
+    return case_of(name).loss_fn
 
 
 def loss_of(name: str, model: nn.Module, inputs: Any, target: Tensor | None) -> Tensor:

@@ -3,6 +3,7 @@ with the collectives that the plan foretells."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
@@ -54,21 +55,23 @@ def references() -> dict[str, dict[str, Any]]:
 
 
 def single_device(
-    name: str, microbatch: int = SAMPLES, dp: int = 1, *, exact: bool = False, nudge: int = 0
-) -> dict[str, Any]:
+    name: str, microbatch: int = 0, dp: int = 1, *, exact: bool = False, nudge: int = 0,
+    samples: int = SAMPLES,
+) -> dict[str, Any]:  # fmt: skip
     """Losses, first gradients and last parameters; micro-batches run one after the other.
 
-    They are global ones: what ``dp`` ranks with ``microbatch`` samples each run at a time.
-    ``exact`` computes in float64, ``nudge`` is the seed of another start (``nudged``).
+    A step has ``samples`` of them, in one micro-batch unless told otherwise. They are global ones:
+    what ``dp`` ranks with ``microbatch`` samples each run at a time. ``exact`` computes in float64,
+    ``nudge`` is the seed of another start (``nudged``).
     """
-    cast = in_float64 if exact else unchanged
+    cast, microbatch = in_float64 if exact else unchanged, microbatch or samples
     model = cast(nudged(build(name), nudge))
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
     losses, gradients, unused = [], {}, []
     for step in range(STEPS):
         total = 0.0
-        for inputs, target in split(cast(batch(name, step)), microbatch, dp):
-            loss = loss_of(name, model, inputs, target) * (dp * microbatch / SAMPLES)
+        for inputs, target in split(cast(batch(name, step, samples)), microbatch, dp, samples):
+            loss = loss_of(name, model, inputs, target) * (dp * microbatch / samples)
             loss.backward()
             total += loss.item()
         if step == 0:
@@ -84,19 +87,20 @@ def single_device(
     }  # fmt: skip
 
 
-def split(value: Any, size: int, dp: int = 1) -> list[Any]:
+def split(value: Any, size: int, dp: int = 1, samples: int = SAMPLES) -> list[Any]:
     """The global micro-batches of a nest of tensors; what is no tensor belongs to each.
 
     Each of ``dp`` ranks has a contiguous share, of which a micro-batch takes ``size`` samples.
     """
     if isinstance(value, torch.Tensor):
         return list(value.unflatten(0, (dp, -1, size)).transpose(0, 1).flatten(1, 2))
-    parts = SAMPLES // (size * dp)
+    parts = samples // (size * dp)
     if isinstance(value, dict):
-        columns = [split(item, size, dp) for item in value.values()]
+        columns = [split(item, size, dp, samples) for item in value.values()]
         return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
     if isinstance(value, tuple):
-        return list(zip(*(split(item, size, dp) for item in value), strict=True)) or [()] * parts
+        columns = [split(item, size, dp, samples) for item in value]
+        return list(zip(*columns, strict=True)) or [()] * parts
     return [value] * parts
 
 
@@ -121,7 +125,7 @@ def read(program: Any, parallel: Any, whole: Any) -> Any:
     return program.share_of(equal, step=0)
 
 
-def train(path: str, name: str, *, exact: bool = False) -> dict[str, Any]:
+def train(path: str, name: str, *, exact: bool = False, samples: int = SAMPLES) -> dict[str, Any]:
     """Runs on every rank; collectives are counted in the second step.
 
     ``exact`` computes in float64.
@@ -133,16 +137,18 @@ def train(path: str, name: str, *, exact: bool = False) -> dict[str, Any]:
     program = load_in_float64(path) if exact else load_program(path)
     parallel = program.parallelize(cast(build(name)))
     optimizer = program.optimizer_for(parallel, RATE)
-    losses, gradients, counter = [], {}, CountCollectives()
+    losses, gradients, size, counter = [], {}, 0.0, CountCollectives()
     memory = PeakBytes([*parallel.parameters(), *parallel.buffers()])
     if hasattr(program, "host_like"):
         program.host_like = memory.elsewhere(program.host_like)
     for step in range(STEPS):
-        inputs, target = read(program, parallel, cast(batch(name, step)))
+        inputs, target = read(program, parallel, cast(batch(name, step, samples)))
         with memory, counter if step == 1 else nullcontext():
             loss = parallel.forward_backward(inputs, target)
         if step == 0:
             gradients = full_gradients(parallel)
+            # Nothing is clipped, so only the norm that all ranks agree on is computed.
+            size = parallel.clip_grad_norm_(math.inf).item()
         with memory:
             optimizer.step()
             optimizer.zero_grad()
@@ -150,7 +156,7 @@ def train(path: str, name: str, *, exact: bool = False) -> dict[str, Any]:
     state = parallel.full_state_dict()
     return {
         "losses": losses, "gradients": gradients, "parameters": state, "kinds": counter.kinds,
-        "peak_bytes": memory.peak, "host_bytes": memory.away_peak,
+        "peak_bytes": memory.peak, "host_bytes": memory.away_peak, "norm": size,
     }  # fmt: skip
 
 
@@ -164,13 +170,13 @@ def make_plan(
 
 def plan_freely(
     name: str, devices: int, pins: dict[str, Any], precision: str = "fp32",
-    cluster: str = "h100-80g",
+    cluster: str = "h100-80g", samples: int = SAMPLES,
 ) -> autopar.Plan:  # fmt: skip
     inputs, target = batch(name, 0)
     with traced_once(name):
         return autopar.plan(
             build(name), devices, inputs, loss_fn(name), target, cluster=cluster,
-            global_batch_size=SAMPLES, precision=precision, pin=pins,
+            global_batch_size=samples, precision=precision, pin=pins,
         )  # fmt: skip
 
 

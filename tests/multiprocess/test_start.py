@@ -13,7 +13,14 @@ from tests.multiprocess.pool import RankError
 from tests.multiprocess.programs import batch, build, full_gradients, load_program, share, train
 
 pytestmark = pytest.mark.multiprocess
-PLANS = [{}, {"pp": 2}, {"tp": 2}, {"dp": 2, "zero": (3,) * 4}, {"pp": 2, "dp": 2, "tp": 2}]
+PLANS = [
+    {},
+    {"pp": 2},
+    {"tp": 2},
+    {"dp": 2, "zero": (3,) * 4},
+    {"pp": 2, "dp": 2, "tp": 2},
+    {"dp": 4, "dp_shard": 2, "zero": (3,) * 4, "ends_zero": 3},
+]
 
 
 def write(folder, options):

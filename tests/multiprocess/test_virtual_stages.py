@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import autopar
+from autopar.errors import UsageError
 from tests.multiprocess.case import SAMPLES
 from tests.multiprocess.test_fidelity import (
     batch,
@@ -60,6 +61,12 @@ def test_equals_single_device_and_plan(
     assert (plan.schedule, plan.virtual_stages) == (schedule, pins["virtual_stages"])
     assert len(plan.stages) == pp * plan.virtual_stages
     check(ranks, tmp_path, references, name, plan)
+
+
+def test_says_why_a_rank_has_one_stage():
+    """T5's trunks read one embedding and one position bias."""
+    with pytest.raises(UsageError, match="two stages of a rank would share a parameter"):
+        make_plan("t5", 2, 1, 1, {"schedule": "interleaved_1f1b", "microbatch_size": 2})
 
 
 @pytest.mark.parametrize("schedule", ["interleaved_1f1b", "zero_bubble"])
