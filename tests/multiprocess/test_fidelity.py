@@ -215,14 +215,19 @@ def compare_collectives(plan: autopar.Plan, results: list[dict[str, Any]]) -> No
 
 
 def compare_memory(plan: autopar.Plan, results: list[dict[str, Any]]) -> None:
-    """Never short by more than 5 %; what is largest need not be there at the same moment."""
-    for rank, result in enumerate(results):
-        predicted = plan.rank_memory(rank // (plan.mesh.dp * plan.mesh.tp)).live
-        assert 0.95 * result["peak_bytes"] <= predicted <= 1.5 * result["peak_bytes"], (
-            f"rank {rank}"
-        )
-        host = plan.host_bytes(rank // (plan.mesh.dp * plan.mesh.tp))
-        assert 0.95 * result["host_bytes"] <= host <= 1.5 * result["host_bytes"], f"rank {rank}"
+    """No rank holds 5 % more than planned, the fullest of a stage no less than two thirds.
+
+    What is largest need not be there at the same moment, and others may hold less: a dim of 4 is
+    2, 2 and 0 rows on three ranks.
+    """
+    stage = plan.mesh.dp * plan.mesh.tp
+    for first in range(0, len(results), stage):
+        along = first // stage
+        foretold = plan.rank_memory(along).live, plan.host_bytes(along)
+        for kind, predicted in zip(("peak_bytes", "host_bytes"), foretold, strict=True):
+            seen = [result[kind] for result in results[first : first + stage]]
+            message = f"{kind} of ranks {first} to {first + stage - 1}: {seen}, not {predicted}"
+            assert 0.95 * max(seen) <= predicted <= 1.5 * max(seen), message
 
 
 @pytest.mark.parametrize("name", ["gpt", "gpt2", "llama"])
