@@ -113,7 +113,9 @@ class Killer:
         deadline: of the monotonic clock; when to give up.
         start_seconds: what ranks take from their start to their first step.
         step_seconds: what a step and a save take.
-        gone: ranks of earlier starts.
+        gone: ranks that were there when one was killed. On several nodes the others may stay, if
+            they had not met it yet: then they go on with the one that takes its place.
+        steps_then: how many steps there were at that moment.
     """
 
     run: Run
@@ -122,22 +124,31 @@ class Killer:
     start_seconds: float = 4.0
     step_seconds: float = 0.1
     gone: set[int] = field(default_factory=set)
+    steps_then: int = 0
 
     def kill(self) -> bool:
         """Kills a rank, unless the run ends before; in one of four cases before a first step."""
         before, more = len(self.run.steps()), self.random.randrange(4)
-        if not self.run.wait(lambda: len(self.run.ranks() - self.gone) == self.run.size,
-                             self.deadline):  # fmt: skip
+        if not self.run.wait(lambda: self.whole(self.run.ranks()), self.deadline):
             return False
         if not self.run.wait(lambda: len(self.run.steps()) >= before + more, self.deadline):
             return False
         time.sleep(self.random.uniform(0.0, self.step_seconds if more else self.start_seconds))
-        ranks = self.run.ranks() - self.gone
+        ranks, self.steps_then = self.run.ranks(), len(self.run.steps())
         if len(ranks) < self.run.size:
             return False
         self.gone |= ranks
         os.kill(self.random.choice(sorted(ranks)), signal.SIGKILL)
         return True
+
+    def whole(self, ranks: set[int]) -> bool:
+        """Whether these are all ranks, and none of them is about to follow one that was killed.
+
+        Without that one no more than the step that it was in can end, so whoever is there still
+        and has taken two goes on.
+        """
+        going_on = len(self.run.steps()) >= self.steps_then + 2
+        return len(ranks) == self.run.size and (going_on or not ranks & self.gone)
 
 
 def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:

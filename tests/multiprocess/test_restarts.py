@@ -7,6 +7,8 @@ import os
 import re
 import time
 from argparse import Namespace
+from random import Random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from benchmarks.bench_kills import disturb
 from examples.systems import find
 from tests.emit.gpt_program import gpt_program
 from tests.multiprocess.programs import load_program
-from tests.multiprocess.restarts import differing, started
+from tests.multiprocess.restarts import Killer, differing, started
 
 pytestmark = pytest.mark.multiprocess
 SAMPLES = 40
@@ -132,3 +134,16 @@ def test_random_kills(tmp_path):
     found = disturb(find("1f1b"), 2, 0, tmp_path)
     assert found["kills"] > 0, "the run may end before the second"
     assert found["different"] == []
+
+
+def test_a_rank_that_stays_is_killed_again_when_it_goes_on():
+    steps = [(0, "2.5"), (1, "2.4"), (2, "2.3")]
+    run = SimpleNamespace(size=2, steps=lambda: steps)
+    killer = Killer(run, Random(0), 0.0, gone={1, 2}, steps_then=3)
+    assert not killer.whole({2})
+    assert not killer.whole({2, 3}), "2 may be about to follow 1"
+    assert killer.whole({3, 4})
+    steps.append((3, "2.2"))
+    assert not killer.whole({2, 3}), "1 may have died behind its part of the step"
+    steps.append((4, "2.1"))
+    assert killer.whole({2, 3})
