@@ -252,6 +252,14 @@ def test_the_even_pipeline_is_a_baseline(plans):
     assert "pp=2 dp=2 tp=1" in even.description
 
 
+def test_stages_that_are_pinned_unevenly_have_an_even_baseline_that_breaks_the_pin():
+    plan = make(gpt(4), world_size=2, pin={"pp": 2, "tp": 1, "stages": [3, 1]})
+    assert [sum(".h." in name for name in stage.layers) for stage in plan.stages] == [3, 1]
+    (even,) = [b for b in plan.baselines if b.name == "Even pipeline"]
+    assert even.step_seconds is not None
+    assert even.reason
+
+
 def test_single_layers_are_pinned():
     pin = {"pp": 1, "recompute": {"transformer.h.0": "full"}, "zero": {"*.h.1": 3}}
     layers = {layer.name: layer for layer in make(pin=pin).layers}

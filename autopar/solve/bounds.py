@@ -41,6 +41,8 @@ def dense(chain: Chain, values: Floats, share: float = 0.0) -> Floats:
 
     With p2p seconds ``share`` times; infinite for intervals that are empty or not allowed.
     """
+    if not chain.allowed.any():  # pinned stages that are not the equal ones: no contents either
+        return np.full(chain.allowed.shape, np.inf)
     laid: Floats = np.where(chain.allowed, values[:, chain.content], np.inf)
     if share:
         begin, finish = chain.transfer_ends

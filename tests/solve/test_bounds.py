@@ -96,3 +96,13 @@ def test_intervals_that_are_not_allowed_are_infinite() -> None:
     laid = dense(chain, np.zeros((2, len(chain.counts))))
     finite = {(int(s), int(i), int(j)) for s, i, j in zip(*np.nonzero(laid == 0), strict=True)}
     assert finite == {(0, 0, 1), (0, 0, 2), (1, 1, 4), (1, 2, 4)}
+
+
+def test_cuts_that_leave_no_interval_have_no_path() -> None:
+    given = replace(
+        problem(random.Random(4), 4, 2), cuts=((0,), ()), turns=(),
+        configuration=Configuration(2, 1, 1, 1, 4, "1f1b"),
+    )  # fmt: skip
+    chain = relaxed_chain(given)
+    assert not chain.allowed.any()
+    assert cheapest_path(dense(chain, np.zeros((2, len(chain.counts))))) is None
