@@ -162,8 +162,9 @@ def _layer_plan(
 ) -> LayerPlan:
     pattern = pricer.classes.priced(member)
     offered = pricer.offered(member, config)[option.tp_option]
+    own = pricer.shardings.share(member, config.tp, config.layout, option.tp_option)
     placements = {}
-    for value, state in pricer.share(member, config, option.tp_option).parameters.items():
+    for value, state in own.parameters.items():
         source = parameter_name(pricer.graph, pattern, value, name)
         placements[source] = (placement_of(state),)
     taken = f"{config.layout}:{offered.aim}" if offered.aim else config.layout

@@ -28,8 +28,8 @@ from autopar.solve.price import time_bound
 from autopar.solve.problem import Candidate, Configuration, Option, Problem
 from autopar.solve.shardings import Offered, Shardings, pinned_sharding
 from autopar.solve.space import FREE_ZERO, RECOMPUTE
-from autopar.strategies.patterns import ENDS, Classes, restrict
-from autopar.strategies.sharding import Sharding, local_elements
+from autopar.strategies.patterns import ENDS, Classes
+from autopar.strategies.sharding import local_elements
 from autopar.trace.inplace import is_inplace
 
 FIGURES = (
@@ -57,7 +57,6 @@ class Pricer:
     peers: tuple[Pricer, ...] = ()
     _costs: dict[tuple[str, int, str, int, int], LayerCost] = field(default_factory=dict)
     _useful: dict[tuple[str, int, str, int, Demand], tuple[int, ...]] = field(default_factory=dict)
-    _shares: dict[tuple[str, int, str, int], Sharding] = field(default_factory=dict)
     _ops: OpCosts = field(default_factory=dict)
     _crossing: dict[tuple[int, str, int], tuple[int, ...]] = field(default_factory=dict)
 
@@ -84,19 +83,11 @@ class Pricer:
         """The price of one layer of class ``member`` without data parallelism."""
         key = (member, config.tp, config.layout, tp_option, config.microbatch_size)
         if key not in self._costs:
-            pattern, own = self.classes.priced(member), self.share(member, config, tp_option)
+            pattern, own = self.classes.priced(member), self.shardings.share(*key[:4])
             self._costs[key] = layer_cost(
                 self.graph, pattern, own, self.cluster, config.microbatch_size, self._ops
             )
         return self._costs[key].contended(self.cluster.contention(config.tp, config.world_size))
-
-    def share(self, member: str, config: Configuration, tp_option: int) -> Sharding:
-        """What of a sharding that class ``member`` is offered belongs to it alone."""
-        key = (member, config.tp, config.layout, tp_option)
-        if key not in self._shares:
-            whole = self.offered(member, config)[tp_option].sharding
-            self._shares[key] = restrict(whole, self.classes.priced(member), self.graph)
-        return self._shares[key]
 
     def useful(
         self, member: str, config: Configuration, demand: Demand | None = None
@@ -450,7 +441,7 @@ class Pricer:
             return dataclasses.replace(self, pins=pins)
         shardings = self.shardings.under(demands)
         return dataclasses.replace(
-            self, pins=pins, shardings=shardings, _costs={}, _useful={}, _shares={}, _crossing={}
+            self, pins=pins, shardings=shardings, _costs={}, _useful={}, _crossing={}
         )
 
     @property

@@ -13,7 +13,7 @@ from autopar.solve.intra import LAYOUTS, Sharder, Weights
 from autopar.solve.joint import Layout, propose_layouts
 from autopar.solve.opmodel import op_model
 from autopar.solve.placements import Demand, Demands
-from autopar.strategies.patterns import ENDS, Classes
+from autopar.strategies.patterns import ENDS, Classes, restrict
 from autopar.strategies.sharding import Sharding
 from autopar.strategies.spec import name_of
 from autopar.strategies.states import divides_batch
@@ -73,6 +73,7 @@ class Shardings:
     _sharders: dict[tuple[str, int], Sharder] = field(default_factory=dict)
     _open: dict[int, dict[str, Layout]] = field(default_factory=dict)
     _found: dict[tuple[str, int, str], tuple[Offered, ...]] = field(default_factory=dict)
+    _shares: dict[tuple[str, int, str, int], Sharding] = field(default_factory=dict)
 
     def of(self, pattern: str, tp: int, layout: str) -> tuple[Offered, ...]:
         """The different shardings of a pattern whose boundary has ``layout``; none if it cannot.
@@ -85,15 +86,23 @@ class Shardings:
             self._found[key] = sum((self._best(own) for own in each), ()) if all(each) else ()
         return self._found[key]
 
+    def share(self, member: str, tp: int, layout: str, offered: int) -> Sharding:
+        """What of a sharding that is offered belongs to class ``member`` alone."""
+        key = (member, tp, layout, offered)
+        if key not in self._shares:
+            whole = self.of(self.classes.home(member), tp, layout)[offered].sharding
+            self._shares[key] = restrict(whole, self.classes.priced(member), self.graph)
+        return self._shares[key]
+
     def _best(self, found: tuple[Offered, ...]) -> tuple[Offered, ...]:
         divided = tuple(o for o in found if self._divides(o.sharding, samples=True))
         return divided or found
 
     def under(self, demands: Demands) -> Shardings:
         """The same under other pins; the op-level models are shared."""
-        return (
-            self if demands == self.demands else replace(self, demands=demands, _open={}, _found={})
-        )
+        if demands == self.demands:
+            return self
+        return replace(self, demands=demands, _open={}, _found={}, _shares={})
 
     def layouts(self, tp: int, *, wanted: bool = False) -> list[str]:
         """Layouts that every class can have, with a sharding that divides the work of some block.
