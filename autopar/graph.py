@@ -152,6 +152,7 @@ class Layer:
     ``received`` are the learned activations that other layers make and this one reads, ``sent``
     those that it makes and others read. ``chained`` are those of both that the next layer alone
     reads: the hidden state, in contrast to an encoder's result or a skip connection.
+    ``buffer_bytes`` are those of the buffers of a block's module that no other module has.
     """
 
     name: str
@@ -164,6 +165,7 @@ class Layer:
     received: tuple[str, ...] = ()
     sent: tuple[str, ...] = ()
     chained: frozenset[str] = frozenset()
+    buffer_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,7 @@ class Graph:
         tied: groups of parameter names that are one tensor, first name first.
         saved: by op index, what autograd keeps for backward; filled for the first
             layer of each class.
+        buffer_bytes: of all buffers of the model that are no block's own.
     """
 
     values: dict[str, Value]
@@ -207,3 +210,4 @@ class Graph:
     loss: str
     tied: tuple[tuple[str, ...], ...] = ()
     saved: dict[int, Saved] = field(default_factory=dict)
+    buffer_bytes: int = 0

@@ -41,7 +41,8 @@ class Memory:
     """Peak bytes of one rank, by kind.
 
     ``reserve`` is what its device holds besides tensors: contexts, communicators, what the
-    allocator keeps between them, and a margin for the errors of such predictions.
+    allocator keeps between them, and a margin for the errors of such predictions. ``buffers`` are
+    the model's and those of a pipeline's stages.
     """
 
     parameters: int

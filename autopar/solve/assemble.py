@@ -138,6 +138,7 @@ def _predict_stage(
         reserve += beside
         transient = max(transient, option.transient_bytes)
     buffers = pricer.buffer_bytes(config, stage.cuts, first=stage.index < config.pp)
+    buffers += sum(pricer.classes.buffer_bytes.get(member, 0) for member in stage.members)
     for cut in stage.cuts[-1:] if stage.index < config.stages - 1 else ():
         buffers += pricer.sent_bytes(config, stage.index, cut)
     memory = Memory(parameters, gradients, state, activations, transient, buffers, reserve)

@@ -230,7 +230,7 @@ class HeterogeneousPricer(Pricer):
     def buffer_bytes(
         self, config: Configuration, cuts: Sequence[int] | None = None, first: bool = True
     ) -> int:
-        """The inputs of all micro-batches."""
+        """Buffers of no block, and the inputs of all micro-batches."""
         sizes = [k.buffer_bytes(own, cuts, first) for k, own in self.each(config)]
         return self._scaled(config, sizes)
 

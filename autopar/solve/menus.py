@@ -199,7 +199,7 @@ class Pricer:
                 forward_seconds=forward + parallel.forward_seconds + norms[0] + moved,
                 backward_seconds=backward + repeated + parallel.backward_seconds + norms[1] + moved,
                 step_seconds=parallel.sync_seconds + slow * parallel.optimizer_seconds + shared,
-                state_bytes=state.total,
+                state_bytes=state.total + self.classes.buffer_bytes.get(member, 0),
                 activation_bytes=again.held_bytes + beside,
                 transient_bytes=max(
                     state.transient + backward_bytes(cost, setting) + again.transient_bytes,
@@ -365,7 +365,7 @@ class Pricer:
     def buffer_bytes(
         self, config: Configuration, cuts: Sequence[int] | None = None, first: bool = True
     ) -> int:
-        """The inputs, and what torch's pipeline stage receives into, of all micro-batches.
+        """Buffers of no block, and the inputs and pipeline buffers of all micro-batches.
 
         Every rank holds all inputs, and its stages a buffer for each value that crosses their
         ``cuts``. Multi-stage schedules wait for what they have sent at the end of the step, and
@@ -379,7 +379,7 @@ class Pricer:
             moved = sum(self.cut_bytes(cut, config) for cut in whole)
             held += moved if config.schedule in SINGLE else 2 * moved
         sent = self.sent_bytes(config, 0, self.widest_cut(config)) if cuts is None else 0
-        return config.num_microbatches * held + sent
+        return config.num_microbatches * held + sent + first * self.graph.buffer_bytes
 
     def reserve_bytes(self, config: Configuration) -> int:
         """What every rank's device holds besides tensors, whatever is chosen."""

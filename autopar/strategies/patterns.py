@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from autopar.graph import Call, Graph, Layer, Ref, Saved
 from autopar.strategies.sharding import Pattern, Sharding
@@ -40,6 +40,7 @@ class Classes:
     ``reads[i]`` and ``writes[i]`` are the variables that hold what layer i receives and sends, in
     its pattern's order. ``cuts[i]`` is what crosses the cut behind layer i: all that is made at or
     before it and read behind it. ``runs`` are the parts that are runs of a module.
+    ``buffer_bytes`` are those of the buffers of one layer's module, by class.
     """
 
     patterns: dict[str, Pattern]
@@ -49,6 +50,7 @@ class Classes:
     writes: tuple[tuple[str, ...], ...] = ()
     cuts: tuple[tuple[Crossing, ...], ...] = ()
     runs: frozenset[str] = frozenset()
+    buffer_bytes: Mapping[str, int] = field(default_factory=dict)
 
     def home(self, member: str) -> str:
         """The pattern whose sharding holds for a member."""
@@ -98,7 +100,16 @@ def find_classes(graph: Graph) -> Classes:
         writes=tuple(tuple(slots[n] for n in layer.sent) for layer in graph.layers),
         cuts=_cuts(graph, classes, slots),
         runs=frozenset(layer.name for layer in graph.layers if layer.kind == "run"),
+        buffer_bytes=_buffer_bytes(graph),
     )
+
+
+def _buffer_bytes(graph: Graph) -> dict[str, int]:
+    """Layers of a class may differ in buffers that nothing reads; then the most counts."""
+    found: dict[str, int] = {}
+    for layer in graph.layers:
+        found[_member(layer)] = max(found.get(_member(layer), 0), layer.buffer_bytes)
+    return found
 
 
 def _member(layer: Layer) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autopar.errors import TraceError
-from autopar.graph import Call, Graph, Op, Value, refs
+from autopar.graph import Call, Graph, Layer, Op, Value, refs
 from autopar.trace.capture import Raw, capture
 from autopar.trace.factories import count_integers, plain_factories
 from autopar.trace.implied import without_causal_masks
@@ -63,6 +64,7 @@ def trace(
         calls = without_causal_masks(model, calls, repeats, causal, ops, raw, dtype)
     ops = _needed(ops, raw, calls)
     layers, context = build_layers(ops, raw.values, raw.blocks, calls, tied)
+    layers, outside = _with_buffers(layers, model)
     graph = Graph(
         values=_used_values(ops, raw),
         ops=tuple(ops),
@@ -73,6 +75,7 @@ def trace(
         loss=raw.loss,
         tied=tied,
         saved=_saved(layers, ops, raw.values),
+        buffer_bytes=outside,
     )
     verify(graph)
     return graph
@@ -140,6 +143,23 @@ def _name_tied(values: dict[str, Value], tied: tuple[tuple[str, ...], ...]) -> N
     for name, value in values.items():
         if value.source in first:
             values[name] = dataclasses.replace(value, source=first[value.source])
+
+
+def _with_buffers(layers: tuple[Layer, ...], model: nn.Module) -> tuple[tuple[Layer, ...], int]:
+    """The layers with the bytes of their own buffers, read or not, and the bytes of all others."""
+    blocks = {layer.name for layer in layers if layer.kind == "block"}
+    holders: dict[int, set[str]] = {}
+    sizes: dict[int, int] = {}
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        parts = name.split(".")
+        paths = {".".join(parts[:k]) for k in range(1, len(parts))}
+        holders.setdefault(id(buffer), set()).update(paths & blocks or {""})
+        sizes[id(buffer)] = buffer.nbytes
+    held: Counter[str] = Counter()
+    for key, names in holders.items():
+        held[next(iter(names)) if len(names) == 1 else ""] += sizes[key]
+    own = tuple(dataclasses.replace(layer, buffer_bytes=held[layer.name]) for layer in layers)
+    return own, held[""]
 
 
 def _saved(layers: Any, ops: list[Op], values: dict[str, Value]) -> dict[int, Any]:
