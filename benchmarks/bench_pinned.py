@@ -1,4 +1,4 @@
-"""The free plan against every pinned plan: all factorisations x micro-batches x recomputation.
+"""The free plan against every pinned plan: all degrees x micro-batches x recomputation.
 
     python benchmarks/bench_pinned.py [--devices 4 8] [--only bert]
 
@@ -105,13 +105,23 @@ def _kept(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def pins(devices: int, microbatches: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-    """Every factorisation, micro-batch and recomputation; some of them no plan can honour."""
-    divisors = [d for d in range(1, devices + 1) if devices % d == 0]
-    for pp, tp in itertools.product(divisors, divisors):
+    """Every factorisation, micro-batch, recomputation and number of ranks that divide state.
+
+    Some of them no plan can honour.
+    """
+    for pp, tp in itertools.product(divisors(devices), divisors(devices)):
         if devices % (pp * tp) == 0:
-            for size, recompute in itertools.product(microbatches, ("none", "full")):
-                yield {"pp": pp, "dp": devices // (pp * tp), "tp": tp, "microbatch_size": size,
-                       "recompute": recompute}  # fmt: skip
+            dp = devices // (pp * tp)
+            for size, recompute, shard in itertools.product(
+                microbatches, ("none", "full"), divisors(dp)
+            ):
+                yield {"pp": pp, "dp": dp, "tp": tp, "microbatch_size": size,
+                       "recompute": recompute, "dp_shard": shard}  # fmt: skip
+
+
+def divisors(number: int) -> list[int]:
+    """All of them, 1 and the number included."""
+    return [d for d in range(1, number + 1) if number % d == 0]
 
 
 def compare(
