@@ -97,6 +97,7 @@ class Program:
         cuts: per cut between stages, the variables that cross it.
         hidden: per cut between stages, (shape, dtype) of each of them on one rank. Sizes are
             source text, so that ``MICROBATCH`` can be among them.
+        loss: dtype of what the user's code makes; stages return it in float32 at least.
         context: statements that every stage runs first (masks, rotary tables).
         flow: the blocks and the code around them, in order; the last is a part.
         tokens_per_sample: to print tokens per second; 0 if samples have none.
@@ -136,6 +137,7 @@ class Program:
     shared: dict[str, tuple[int, ...]] = field(default_factory=dict)
     cuts: tuple[tuple[str, ...], ...] = ()
     hidden: tuple[tuple[Tensor, ...], ...] = ()
+    loss: str = "float32"
     context: str = ""
     schedule: str = "1f1b"
     virtual_stages: int = 1
@@ -388,6 +390,9 @@ def flow_text(program: Program) -> str:
         if number == len(program.flow) - 1 and program.pp > 1:
             lines += ["if not self.last:", f"    return {_sent(program)}"]
         lines += _part(program, item) if isinstance(item, Part) else _loop(program, item)
+    if program.pp > 1 and program.loss in ("bfloat16", "float16"):
+        # Of the dtype that the stage is declared with, also where helpers made it in float32.
+        lines.append("loss = loss.float()")
     if program.one_loop:
         lines = [re.sub(r"self\.run\(index,? ?", "block(", line) for line in lines]
     elif program.one_call:

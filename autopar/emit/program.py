@@ -113,6 +113,7 @@ def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
         shared=_shared(plan, graph, classes),
         cuts=tuple(tuple(crossing.slot for crossing in cut) for cut in data.cuts),
         hidden=tuple(_hidden(graph, classes, shardings, cut) for cut in data.cuts),
+        loss=graph.values[graph.loss].dtype,
         context="\n".join(text.context),
         schedule=plan.schedule,
         virtual_stages=plan.virtual_stages,

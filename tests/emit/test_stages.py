@@ -70,3 +70,15 @@ def test_stages_in_turn_equal_the_model(name, pp, tmp_path):
             assert key not in gradients
         else:
             torch.testing.assert_close(gradients[key], parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_a_loss_in_bf16_is_returned_as_declared(tmp_path):
+    """In float32: torch 2.11 compares what a stage returns with the dtype that it was told."""
+    pins = {"microbatch_size": SAMPLES, "schedule": "gpipe"}
+    make_plan("gpt", 2, 1, 1, pins, "bf16").emit(str(tmp_path / "program.py"), model="tests:none")
+    program, model = load_program(str(tmp_path / "program.py")), build("gpt").bfloat16()
+    program.drop_other_stages(model, 1)
+    stage = program.Stage(model, 1)
+    stage.feed = iter(program.microbatches(*batch("gpt", 0)))
+    ((shape, dtype),) = program.HIDDEN[0]
+    assert stage(torch.zeros(shape, dtype=dtype)).dtype == torch.float32
