@@ -72,7 +72,7 @@ def leg(path: str, model: str, first: int, source: str, again: str, save: str) -
         parallel.save(again, optimizer)
     losses = []
     for step in range(first, first + STEPS):
-        share = program.GLOBAL_BATCH // program.DP
+        share = program.GLOBAL_BATCH // parallel.dp_size
         batch = work.batches(step, share, parallel.dp_rank, parallel.dp_size)
         losses.append(parallel.forward_backward(*batch).item())
         optimizer.step()
