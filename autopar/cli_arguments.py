@@ -46,20 +46,20 @@ def pins(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """All pins of a command line; "recompute@model.layers.3" is one for these layers alone.
 
     Raises:
-        UsageError: a decision is pinned both for the whole model and for single layers.
+        UsageError: a decision is pinned both for the whole model and for single layers, or twice.
     """
     found: dict[str, Any] = {}
     for key, value in pairs:
         kind, at, layer = key.partition("@")
-        known = found.setdefault(kind, {} if at else value)
-        if isinstance(known, dict) != bool(at):
+        if isinstance(found.get(kind, {} if at else value), dict) != bool(at):
             raise UsageError(f"--pin {kind}=... and --pin {kind}@...", where="--pin",
                              expected="one for the whole model, or those for single layers",
                              hint=f"--pin '{kind}@*=...' behind the others")  # fmt: skip
-        if at:
-            known[layer] = value
-        else:
-            found[kind] = value
+        known, name = (found.setdefault(kind, {}), layer) if at else (found, kind)
+        first = known.setdefault(name, value)
+        if first != value:
+            raise UsageError(f"--pin {key}={first} and --pin {key}={value}", where="--pin",
+                             expected="one of them", hint="remove the other")  # fmt: skip
     return found
 
 

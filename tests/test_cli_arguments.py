@@ -4,7 +4,8 @@ import argparse
 
 import pytest
 
-from autopar.cli_arguments import memory_limit, optimizer, pin, positive
+from autopar.cli_arguments import memory_limit, optimizer, pin, pins, positive
+from autopar.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,27 @@ def test_pin(text, value):
 def test_pin_refuses(text):
     with pytest.raises(argparse.ArgumentTypeError, match="KEY=VALUE"):
         pin(text)
+
+
+def test_pins_of_models_and_layers():
+    pairs = [("tp", 4), ("zero@*.0", 3), ("zero@*", 0), ("tp", 4)]
+    assert pins(pairs) == {"tp": 4, "zero": {"*.0": 3, "*": 0}}
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [("pp", 1), ("pp", 2)],
+        [("stages", [3, 1]), ("stages", [1, 3])],
+        [("zero@*.0", 3), ("zero@*.0", 2)],
+        [("zero", 3), ("zero@*.0", 2)],
+        [("zero@*.0", 3), ("zero", 3)],
+    ],
+    ids=str,
+)
+def test_pins_that_contradict_each_other_are_named(pairs):
+    with pytest.raises(UsageError, match=rf"--pin {pairs[0][0].partition('@')[0]}.* and --pin"):
+        pins(pairs)
 
 
 def test_positive():
