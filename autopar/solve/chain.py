@@ -113,6 +113,9 @@ class Chain:
             begin[s % pp] &= np.isin(fold.begins[:, s // pp], places)
         begin[pp] = np.arange(len(self.layers) + 1) == len(self.layers)
         filled = (fold.taken[None] > fold.taken[:, None]).all(axis=2)
+        learning = [self.problem.layers[i] not in self.problem.idle for i in fold.layers]
+        before = np.cumsum([0, *learning])
+        filled &= (self.pp == 1) | (before[None] > before[:, None])
         starts, ends = begin[:-1, :, None], begin[1:, None, :]
         return np.asarray(filled & starts & (ends | (not cuts)))
 

@@ -93,7 +93,8 @@ def diagnose(
     if not found:
         return NothingLegalError(
             "no configuration is legal",
-            expected="degrees that divide the world size, the batch and the layers",
+            expected="degrees that divide the world size, the batch and the layers, and layers that"
+            " have parameters on every rank",
             where=f"{len(problems)} configurations",
             hint="fewer pins, or another world size",
         )

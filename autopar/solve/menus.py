@@ -409,6 +409,7 @@ class Pricer:
             linked=tuple(pairwise(i for i, m in enumerate(members) if m in parts)),
             cuts=(cuts := self.cuts(config)),
             turns=turns(self.classes.spread(), len(members), config, cuts),
+            idle=frozenset(k for k, own in enumerate(first) if own[0] in self.classes.idle),
         )
 
     @cached_property

@@ -152,6 +152,11 @@ def _misplaced(problem: Problem, boundaries: Sequence[int]) -> list[str]:
     for s, (start, allowed) in enumerate(zip(boundaries, problem.cuts, strict=False)):
         if start not in allowed:
             broken.append(f"stage {s} may begin with layers {allowed}, not {start}")
+    pp, learns = problem.configuration.pp, [c not in problem.idle for c in problem.layers]
+    found = enumerate(stages(problem, boundaries))
+    busy = {s % pp for s, layers in found if any(learns[i] for i in layers)}
+    if pp > 1 and len(busy) < pp:
+        broken.append(f"ranks {sorted(set(range(pp)) - busy)} have no parameters")
     if not problem.fold.is_cut_by(boundaries):
         broken.append(f"stages {tuple(boundaries)} are no intervals of {problem.turns}")
     return broken

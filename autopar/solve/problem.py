@@ -177,6 +177,8 @@ class Problem:
             kind has it. They differ in prices, limits and baselines alone; ``cut_seconds`` are then
             those of boundaries between devices of two kinds.
         rank_kinds: the kind of each rank, as its position in ``kinds``.
+        idle: classes of layers without parameters. No rank of a pipeline has these alone, for
+            torch's optimizers refuse to have nothing to update.
     """
 
     configuration: Configuration
@@ -192,6 +194,7 @@ class Problem:
     device: str = ""
     kinds: tuple[Problem, ...] = ()
     rank_kinds: tuple[int, ...] = ()
+    idle: frozenset[int] = frozenset()
 
     def kind(self, rank: int) -> int:
         """The kind of device of a rank; 0 where all are of one."""

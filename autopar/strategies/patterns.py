@@ -40,7 +40,8 @@ class Classes:
     ``reads[i]`` and ``writes[i]`` are the variables that hold what layer i receives and sends, in
     its pattern's order. ``cuts[i]`` is what crosses the cut behind layer i: all that is made at or
     before it and read behind it. ``runs`` are the parts that are runs of a module.
-    ``buffer_bytes`` are those of the buffers of one layer's module, by class.
+    ``buffer_bytes`` are those of the buffers of one layer's module, by class; those in ``idle``
+    read no parameters.
     """
 
     patterns: dict[str, Pattern]
@@ -51,6 +52,7 @@ class Classes:
     cuts: tuple[tuple[Crossing, ...], ...] = ()
     runs: frozenset[str] = frozenset()
     buffer_bytes: Mapping[str, int] = field(default_factory=dict)
+    idle: frozenset[str] = frozenset()
 
     def home(self, member: str) -> str:
         """The pattern whose sharding holds for a member."""
@@ -101,6 +103,7 @@ def find_classes(graph: Graph) -> Classes:
         cuts=_cuts(graph, classes, slots),
         runs=frozenset(layer.name for layer in graph.layers if layer.kind == "run"),
         buffer_bytes=_buffer_bytes(graph),
+        idle=frozenset(_member(layer) for layer in graph.layers if not layer.parameters),
     )
 
 

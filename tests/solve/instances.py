@@ -38,6 +38,7 @@ def problem(rng: random.Random, layers: int, classes: int, most: int = 4) -> Pro
         cuts=_cuts(rng, starts, layers),
         turns=turns_through(starts, (1,) * layers, configuration.pp)
         if count > configuration.pp else (),
+        idle=frozenset(c for c, menu in enumerate(menus) if menu[0].state_bytes % 5 == 0),
     )  # fmt: skip
 
 

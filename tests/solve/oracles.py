@@ -36,8 +36,17 @@ def _all_boundaries(problem: Problem) -> Iterator[tuple[int, ...]]:
     for rest in itertools.combinations(range(1, layers), stages - 1):
         starts = (0, *rest)
         free = not problem.cuts or all(b in c for b, c in zip(starts, problem.cuts, strict=True))
-        if free and problem.fold.is_cut_by(starts):
+        if free and problem.fold.is_cut_by(starts) and _all_learn(problem, starts):
             yield starts
+
+
+def _all_learn(problem: Problem, starts: Sequence[int]) -> bool:
+    """Whether every rank of a pipeline has a layer with parameters."""
+    pp, ends = problem.configuration.pp, [*starts[1:], len(problem.layers)]
+    learns = [False] * pp
+    for s, (begin, end) in enumerate(zip(starts, ends, strict=True)):
+        learns[s % pp] |= any(c not in problem.idle for c in problem.layers[begin:end])
+    return pp == 1 or all(learns)
 
 
 def _least(problem: Problem, choices: Any, starts: tuple[int, ...]) -> float:
@@ -163,12 +172,13 @@ def _intervals(problem: Problem, rank: int) -> dict[tuple[int, int], Any]:
     """A variable for each interval that a rank may take, with a layer for each of its stages."""
     layers, ranks = len(problem.layers), problem.configuration.pp
     stage, number = _stages(problem), problem.configuration.virtual_stages
+    learns = [problem.layers[i] not in problem.idle for i in problem.fold.layers]
     return {
         (i, j): pulp.LpVariable(f"x_{rank}_{i}_{j}", cat="Binary")
         for i in range(layers)
         for j in range(i + 1, layers + 1)
         if (i == 0) == (rank == 0) and (j == layers) == (rank == ranks - 1)
-        and len(set(stage[i:j])) == number
+        and len(set(stage[i:j])) == number and (ranks == 1 or any(learns[i:j]))
     }  # fmt: skip
 
 
