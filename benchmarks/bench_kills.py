@@ -33,6 +33,9 @@ from tests.multiprocess.restarts import Killer, Run, differing, started
 KILLS_PER_RUN = 10
 STEPS_PER_KILL = 5
 SECONDS_PER_KILL = 60.0
+# Agents of several nodes restart on their own. Ranks that start while one of the other node, which
+# has not noticed yet, is about to end may lose it while they connect, and are started once more.
+RESTARTS_PER_KILL = 3
 
 
 def disturb(system: System, kills: int, seed: int, folder: Path) -> dict[str, Any]:
@@ -45,8 +48,8 @@ def disturb(system: System, kills: int, seed: int, folder: Path) -> dict[str, An
     with training(system, program, steps, folder / "plain", 0) as run:
         finish(run, patience)
         wanted = dict(run.steps())
-    begun = time.monotonic()
-    with training(system, program, steps, folder / "killed", kills) as run:
+    begun, restarts = time.monotonic(), kills * (RESTARTS_PER_KILL if system.nodes > 1 else 1)
+    with training(system, program, steps, folder / "killed", restarts) as run:
         killer = Killer(run, Random(seed), begun + patience * kills)
         done = sum(killer.kill() for _ in range(kills))
         finish(run, patience)

@@ -21,6 +21,7 @@ MESSAGES = ("c10d::send", "c10d::recv_", "c10d::recv_any_source_")
 # How long a collective is waited for to let go of its tensors; and one of a kind that did not,
 # because the program keeps the handles of such.
 RETURN_SECONDS, KEPT_SECONDS = 2.0, 0.02
+FREED_SECONDS = 2e-4
 
 
 class PeakBytes(TorchDispatchMode):
@@ -118,6 +119,8 @@ class PeakBytes(TorchDispatchMode):
                 self.kept |= held
                 break
             time.sleep(1e-5)  # lets other threads have the interpreter
+        if self.lent:  # what is gone for Python is freed by its thread right after
+            time.sleep(FREED_SECONDS)
         self.lent.clear()
 
 

@@ -23,7 +23,7 @@ DEGREES = {"one": (1, 1, 1), "dp": (1, 2, 1), "pp": (2, 1, 1), "tp": (1, 1, 2), 
 # Lines of whole programs. 400 were wanted; docs/results.md says what the others are for.
 LONGEST = {
     "llama": {"one": 418, "dp": 457, "pp": 484, "tp": 653, "3d": 682},
-    "gpt": {"one": 430, "dp": 469, "pp": 538, "tp": 693, "3d": 749},
+    "gpt": {"one": 430, "dp": 469, "pp": 539, "tp": 693, "3d": 750},
 }
 
 

@@ -66,7 +66,7 @@ def test_the_suggested_limit_is_just_enough() -> None:
 @pytest.mark.parametrize("seed", range(15))
 def test_least_memory_is_the_least_of_all_plans(seed: int) -> None:
     drawn = problem(random.Random(seed), 4, 2, 3)
-    given = replace(drawn, linked=(), memory_limit_bytes=10**6)
+    given = replace(drawn, linked=(), idle=frozenset(), memory_limit_bytes=10**6)
     found = least_memory(relaxed_chain(given))
     assert found is not None
     least = min(max(rank_memory_bytes(given, *plan)) for plan in legal_plans(given))
