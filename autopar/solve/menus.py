@@ -339,8 +339,7 @@ class Pricer:
     def p2p_seconds(self, config: Configuration, cut: int, *, apart: bool = False) -> float:
         """What a boundary costs either side: the wire, both ways, and the runtime's actions.
 
-        A stage has actions however many boundaries it has; the search charges them by boundary,
-        which is exact for the first stage and the last, and counts those between once more.
+        Charged by boundary, actions are exact for the first and the last stage, else twice as many.
         """
         wire = self.wire_seconds(config, cut, apart=apart)
         return wire + self.action_seconds(config) * config.actions
