@@ -16,6 +16,7 @@ from autopar.solve.kinds import EQUAL
 from autopar.solve.pins import entries
 from autopar.solve.price import rank_memory_bytes
 from autopar.solve.problem import Solution
+from autopar.solve.space import divisors
 
 Pins = dict[str, Any]
 SolvePinned = Callable[[Pins, bool], Solution]
@@ -53,10 +54,6 @@ class Recipe:
     even: bool = False
 
 
-def _divisors(number: int) -> list[int]:
-    return [d for d in range(1, number + 1) if number % d == 0]
-
-
 def _ddp(machines: Machines) -> Iterator[Pins]:
     yield {"dp": machines.world_size, "tp": 1, "pp": 1, "zero": 0, "recompute": "none"}
 
@@ -87,15 +84,15 @@ def _sharded(machines: Machines, shard: int, recompute: str) -> Pins:
 
 def _tensor_in_node(machines: Machines) -> Iterator[Pins]:
     """The whole node, or the largest part of it that divides the heads."""
-    for tp in reversed(_divisors(machines.node)[1:]):
+    for tp in reversed(divisors(machines.node)[1:]):
         yield {"dp": machines.world_size // tp, "tp": tp, "pp": 1, "zero": 0, "recompute": "none"}
 
 
 def _megatron(machines: Machines) -> Iterator[Pins]:
     """Grows tp to the node, then pp; dp takes the rest; recomputes if that is not enough."""
-    tensor = _divisors(machines.node)
+    tensor = divisors(machines.node)
     degrees = [(tp, 1) for tp in tensor]
-    for pp in _divisors(machines.world_size)[1:]:
+    for pp in divisors(machines.world_size)[1:]:
         degrees += [(tp, pp) for tp in reversed(tensor) if machines.world_size % (tp * pp) == 0]
     for recompute in ("none", "full"):
         for tp, pp in degrees:
@@ -106,14 +103,14 @@ def _megatron(machines: Machines) -> Iterator[Pins]:
 
 def _gpipe(machines: Machines) -> Iterator[Pins]:
     """As many stages as devices, or the most that can run."""
-    for pp in reversed(_divisors(machines.world_size)[1:]):
+    for pp in reversed(divisors(machines.world_size)[1:]):
         dp = machines.world_size // pp
         yield {"dp": dp, "tp": 1, "pp": pp, "zero": 0, "recompute": "full", "schedule": "gpipe"}
 
 
 def _even_pipeline(machines: Machines) -> Iterator[Pins]:
     """A stage per node, or the next number of stages that can run; data parallel inside."""
-    for pp in sorted(_divisors(machines.world_size)[1:], key=lambda pp: abs(pp - machines.nodes)):
+    for pp in sorted(divisors(machines.world_size)[1:], key=lambda pp: abs(pp - machines.nodes)):
         dp = machines.world_size // pp
         yield {"dp": dp, "tp": 1, "pp": pp, "zero": 0, "recompute": "none", "schedule": "1f1b"}
 

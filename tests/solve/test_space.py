@@ -49,6 +49,15 @@ def test_every_configuration_is_legal(task):
         assert c.layout in (LAYOUTS if c.tp > 1 else ("replicate",))
 
 
+def test_divisors_are_all_of_them_in_order():
+    for number in range(1, 400):
+        assert divisors(number) == [d for d in range(1, number + 1) if number % d == 0]
+
+
+def test_divisors_of_a_large_batch_are_not_tried_one_by_one():
+    assert divisors(2**44) == [2**k for k in range(45)]  # ends in this century
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(TASKS)
 def test_every_factorisation_is_there(task):
