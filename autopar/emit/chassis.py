@@ -171,6 +171,11 @@ class Program:
         return self.precision == "bf16"
 
     @property
+    def summed_loss(self) -> str:
+        """Of what dtype losses are added up: the same on every rank, whatever stage it has."""
+        return "float64" if self.loss == "float64" else "float32"
+
+    @property
     def nested(self) -> bool:
         """Whether tensors stand deeper than among the inputs, or beside what is none."""
         return bool(self.constants) or any(

@@ -43,7 +43,7 @@ def compare_training(results: list[Training], reference: Training) -> None:
 
 
 def compare_in_float64(results: list[Training], exact: Training) -> None:
-    """Both sides in float64; the program still adds up its losses in float32."""
+    """Both sides in float64."""
     for result in results:
         assert result["losses"] == pytest.approx(exact["losses"], rel=EXACT)
     assert not beyond(results[0], exact, EXACT)

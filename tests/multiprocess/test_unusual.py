@@ -29,6 +29,8 @@ RUNS = [
     ("hooked", (2, 1, 1), 2),
     # modules with keywords, nests and several results, and a loss, all run whole
     ("transcribing", (1, 1, 2), 2),
+    # a loss in float64, summed over stages that hold none
+    ("loss-float64", (2, 1, 1), 2),
     # a counter that nothing reads
     ("ema", (1, 1, 2), 2),
 ]

@@ -10,6 +10,7 @@ import pytest
 import autopar
 from autopar.errors import UsageError
 from tests.multiprocess.case import SAMPLES
+from tests.multiprocess.precision import compare_in_float64
 from tests.multiprocess.test_fidelity import (
     batch,
     build,
@@ -79,6 +80,16 @@ def test_bf16_follows_the_single_device(ranks, tmp_path, references, schedule):
     reference = references.setdefault("gpt:4", single_device("gpt:4"))
     for result in results:
         assert result["losses"] == pytest.approx(reference["losses"], rel=1e-2)
+
+
+def test_in_float64(ranks, tmp_path):
+    """What tells rounding from mistakes runs on pipelines, too."""
+    pins = {"schedule": "interleaved_1f1b", "virtual_stages": 2, "microbatch_size": 2}
+    plan = make_plan("gpt:4", 2, 1, 1, pins)
+    path = str(tmp_path / "program.py")
+    plan.emit(path, model="tests:none")
+    results = ranks(2).run(train, path, "gpt:4", exact=True, timeout=120.0)
+    compare_in_float64(results, single_device("gpt:4", exact=True))
 
 
 # Devices so slow that micro-batches pay, on links so slow that pipelines do.

@@ -442,6 +442,10 @@ def contrastive_loss(scores: Tensor, target: Any) -> Tensor:
     return (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2
 
 
+def loss_in_float64(scores: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(scores.double(), target)
+
+
 CASES = {
     "configured": Case(Configured, configured, F.cross_entropy),
     "tasks-dict": Case(lambda: Tasks("dict"), vectors, tasks_loss),
@@ -454,6 +458,7 @@ CASES = {
     "lora": Case(Adapted, next_tokens, token_loss),
     "frozen-trunk": Case(FrozenTrunk, vectors, F.cross_entropy),
     "siamese": Case(Siamese, two_vectors, F.mse_loss),
+    "loss-float64": Case(Recurring, vectors, loss_in_float64),
     "recurring": Case(Recurring, vectors, F.cross_entropy),
     "byol": Case(Target, two_vectors, itself),
     "ema": Case(Averaged, vectors, F.cross_entropy, mixes=True),
