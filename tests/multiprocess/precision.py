@@ -15,7 +15,8 @@ of any of them is its rounding error.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from tests.multiprocess.programs import load_program
 
@@ -130,6 +132,34 @@ def in_float64(value: Any) -> Any:
         return value.double()
     floating = isinstance(value, torch.Tensor) and value.is_floating_point()
     return value.double() if floating else value
+
+
+class Widened(TorchFunctionMode):
+    """What asks for float32 gets float64: norms and losses of libraries cast to float32."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        called = Tensor.double if func is Tensor.float else func
+        named = {key: widened(value) for key, value in (kwargs or {}).items()}
+        return called(*map(widened, args), **named)
+
+
+def widened(value: Any) -> Any:
+    """float64 for float32, all else as it is."""
+    return torch.float64 if value is torch.float32 else value
+
+
+@contextmanager
+def computing_in_float64() -> Iterator[None]:
+    """Nothing that runs inside is rounded to float32, neither by name nor by default."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with Widened():
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def load_in_float64(path: str) -> ModuleType:

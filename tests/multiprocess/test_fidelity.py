@@ -17,6 +17,7 @@ import autopar
 from tests.multiprocess.models import SAMPLES, batch, build, loss_fn, loss_of
 from tests.multiprocess.precision import (
     compare_training,
+    computing_in_float64,
     in_float64,
     load_in_float64,
     nudged,
@@ -65,14 +66,16 @@ def single_device(
     ``nudge`` is the seed of another start (``nudged``).
     """
     cast, microbatch = in_float64 if exact else unchanged, microbatch or samples
+    precise = computing_in_float64 if exact else nullcontext
     model = cast(nudged(build(name), nudge))
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
     losses, gradients, unused = [], {}, []
     for step in range(STEPS):
         total = 0.0
         for inputs, target in split(cast(batch(name, step, samples)), microbatch, dp, samples):
-            loss = loss_of(name, model, inputs, target) * (dp * microbatch / samples)
-            loss.backward()
+            with precise():
+                loss = loss_of(name, model, inputs, target) * (dp * microbatch / samples)
+                loss.backward()
             total += loss.item()
         if step == 0:
             found = {n: p.grad for n, p in model.named_parameters()}
@@ -134,6 +137,7 @@ def train(path: str, name: str, *, exact: bool = False, samples: int = SAMPLES) 
     from tests.multiprocess.collectives import CountCollectives
 
     cast = in_float64 if exact else unchanged
+    precise = computing_in_float64 if exact else nullcontext
     program = load_in_float64(path) if exact else load_program(path)
     parallel = program.parallelize(cast(build(name)))
     optimizer = program.optimizer_for(parallel, RATE)
@@ -143,7 +147,7 @@ def train(path: str, name: str, *, exact: bool = False, samples: int = SAMPLES) 
         program.host_like = memory.elsewhere(program.host_like)
     for step in range(STEPS):
         inputs, target = read(program, parallel, cast(batch(name, step, samples)))
-        with memory, counter if step == 1 else nullcontext():
+        with precise(), memory, counter if step == 1 else nullcontext():
             loss = parallel.forward_backward(inputs, target)
         if step == 0:
             gradients = full_gradients(parallel)

@@ -12,6 +12,7 @@ from tests.multiprocess.precision import (
     compare_in_float64,
     compare_rounded,
     compare_training,
+    computing_in_float64,
     in_float64,
     nudged,
 )
@@ -66,3 +67,14 @@ def test_other_starts_are_a_millionth_away():
     moved = (nudged(model, 1).weight - start.weight).norm() / start.weight.norm()
     assert 0.5e-6 < moved.item() < 2e-6
     assert torch.equal(nudged(copy.deepcopy(start), 0).weight, start.weight)
+
+
+def test_nothing_is_rounded_to_float32_in_float64():
+    x = torch.rand(8, dtype=torch.float64)
+    with computing_in_float64():
+        casts = (x.float(), x.to(torch.float32), x.softmax(0, dtype=torch.float32))
+        made = torch.zeros(2), torch.zeros(2, dtype=torch.float32)
+    assert torch.equal(casts[0], x)
+    assert torch.equal(casts[1], x)
+    assert {tensor.dtype for tensor in (*casts, *made)} == {torch.float64}
+    assert x.float().dtype == torch.zeros(2).dtype == torch.float32
