@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopar.cost.schedule import Depth
-from autopar.solve.problem import Option, Problem
+from autopar.solve.fold import Fold
+from autopar.solve.problem import Option, Problem, crossing_seconds
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -71,16 +72,8 @@ class Chain:
     @cached_property
     def places(self) -> tuple[Place, ...]:
         """Depths and kind of each rank."""
-        configuration = self.problem.configuration
-        return tuple(
-            Place(tuple(map(configuration.depth, own)), self.problem.kind(rank))
-            for rank, own in enumerate(self._stages)
-        )
-
-    @property
-    def _stages(self) -> list[range]:
-        """The stages of each rank."""
-        return [range(rank, self.problem.configuration.stages, self.pp) for rank in range(self.pp)]
+        depths, kind = self.problem.configuration.depths, self.problem.kind
+        return tuple(Place(depths[rank :: self.pp], kind(rank)) for rank in range(self.pp))
 
     def held_bytes(self, depths: Depths) -> Floats:
         """Bytes of one layer with each option on a rank of these depths, without transients."""
@@ -95,8 +88,19 @@ class Chain:
 
     def _depths(self, depths: Depths) -> Floats:
         """Micro-batches that each option holds forwarded and waiting, [2, options]."""
-        each = np.array([(d.forwarded, d.waiting) for d in depths], dtype=np.float64)
-        return np.asarray(each[np.array(self.chunks, dtype=np.int64)[self.owner]].T)
+        return np.asarray(_numbers(depths)[self._chunk].T)
+
+    def held_on(self, ranks: Ints) -> Floats:
+        """``held_bytes`` on each of these ranks, [ranks, options]."""
+        each = _numbers(self.problem.configuration.depths).reshape(-1, self.pp, 2)
+        forwarded, waiting = each[self._chunk][:, ranks].transpose(2, 1, 0)
+        held = self.state_bytes + forwarded * self.activation_bytes
+        return np.asarray(held + waiting * self.waiting_bytes)
+
+    @cached_property
+    def _chunk(self) -> Ints:
+        """The chunk that each option's class is in."""
+        return np.array(self.chunks, dtype=np.int64)[self.owner]
 
     def twins(self, depths: Depths) -> Ints:
         """For each class the first one with the same options on a stage as deep, [classes]."""
@@ -125,12 +129,16 @@ class Chain:
 
         A cut between two ranks is one of every chunk.
         """
-        begins, found = self.problem.fold.begins, np.zeros((2, self.pp, len(self.layers) + 1))
-        for rank, own in enumerate(self._stages):
-            for chunk, stage in enumerate(own):
-                for side, seconds in enumerate(self.problem.sides(stage)):
-                    found[side, rank] += np.array([*seconds, 0.0])[begins[:, chunk]]
-        return found[0], found[1]
+        fold, boundaries = self.problem.fold, self.problem.boundary_seconds
+        rows = {id(own): own for own in boundaries}  # few objects, and long ones to compare
+        order = {key: number for number, key in enumerate(rows)}
+        which = np.array([order[id(own)] for own in boundaries])  # [stages + 1]
+        seconds = np.pad(np.array(list(rows.values()), dtype=np.float64), ((0, 0), (0, 1)))
+        moved = seconds[:, fold.begins]  # [rows, layers+1, chunks]
+        before, after = (own.reshape(-1, self.pp) for own in (which[:-1], which[1:]))
+        chunk = np.arange(len(before))[:, None]
+        begin, finish = (moved[own, :, chunk].sum(axis=0) for own in (before, after))
+        return begin, finish
 
     def transfer_seconds(self, rank: Ints, start: Ints, end: Ints) -> Floats:
         """p2p seconds of these ranks with these intervals."""
@@ -141,9 +149,10 @@ class Chain:
     def least_transfer_seconds(self) -> Floats:
         """p2p seconds of each rank at least, wherever it begins and ends; [ranks]."""
         (begin, finish), n = self.transfer_ends, len(self.layers)
-        inner = range(1, self.pp)  # a layer at least is on each rank
-        first = np.array([begin[0, 0], *(begin[p, p : n - self.pp + p + 1].min() for p in inner)])
-        last = [*(finish[p - 1, p : n - self.pp + p + 1].min() for p in inner), finish[-1, n]]
+        inner = np.arange(1, self.pp)[:, None]  # a layer at least is on each rank
+        places = inner + np.arange(n - self.pp + 1)
+        first = np.append(begin[0, 0], begin[inner, places].min(axis=1))
+        last = np.append(finish[inner - 1, places].min(axis=1), finish[-1, n])
         return np.asarray(first + last)
 
     @cached_property
@@ -258,6 +267,11 @@ def _intervals_of(
     return rows, content
 
 
+def _numbers(depths: Depths) -> Floats:
+    """Micro-batches forwarded and waiting, [depths, 2]."""
+    return np.array([(d.forwarded, d.waiting) for d in depths], dtype=np.float64)
+
+
 def _column(options: Sequence[Option], name: str) -> Floats:
     return np.array([getattr(option, name) for option in options], dtype=np.float64)
 
@@ -318,10 +332,8 @@ def _folded(
 
     Without options that another beats in every figure. ``each`` are the menus of each kind.
     """
-    fold = problem.fold
-    pairs = [(layers[i], k) for i, k in zip(fold.layers.tolist(), fold.turns, strict=True)]
-    classes = sorted(set(pairs))
-    order, chunks = tuple(map(classes.index, pairs)), tuple(k for _, k in classes)
+    order, classes = _places(tuple(layers), problem.fold)
+    chunks = tuple(k for _, k in classes)
     first, *others = (
         Chain(own, order, _useful(own, classes, menus), chunks)
         for own, menus in zip(problem.kinds or (problem,), each, strict=True)
@@ -331,23 +343,43 @@ def _folded(
     return Chain(problem, order, first.menus, chunks, (first, *others))
 
 
+@lru_cache(maxsize=256)
+def _places(
+    layers: tuple[int, ...], fold: Fold
+) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+    """The number of each place's class in the order of the fold, and what each is.
+
+    A class of the chain is a class of the layers in one chunk.
+    """
+    pairs = [(layers[i], k) for i, k in zip(fold.layers.tolist(), fold.turns, strict=True)]
+    classes = sorted(set(pairs))
+    number = {pair: n for n, pair in enumerate(classes)}
+    return tuple(number[pair] for pair in pairs), tuple(classes)
+
+
 def _useful(
     problem: Problem, classes: Sequence[tuple[int, int]], offered: Sequence[tuple[Option, ...]]
 ) -> tuple[tuple[Option, ...], ...]:
     """The options of each class and chunk that no other beats in every figure."""
-    menus = {c: offered[c] for c, _ in classes}
-    whole = Chain(problem, (), tuple(menus.values()), (0,) * len(menus))
-    figures = np.stack(
-        [whole.seconds, whole.lead_seconds, whole.step_seconds, whole.state_bytes,
-         whole.activation_bytes, whole.transient_bytes, whole.waiting_bytes],
-        axis=1,
-    )  # fmt: skip
-    kept = [undominated(figures[whole.owner == n]) for n in range(len(menus))]
-    useful = {
-        c: tuple(o for o, good in zip(menu, own, strict=True) if good)
-        for (c, menu), own in zip(menus.items(), kept, strict=True)
-    }
+    config = problem.configuration
+    alone = config.num_microbatches if config.pp == 1 else 0
+    useful = {c: _unbeaten(offered[c], alone, config.splits_backward) for c, _ in classes}
     return tuple(useful[c] for c, _ in classes)
+
+
+@lru_cache(maxsize=1 << 12)
+def _unbeaten(menu: tuple[Option, ...], alone: int, splits_backward: bool) -> tuple[Option, ...]:
+    """The options that no other beats; configurations of one mesh and micro-batch share menus.
+
+    ``alone`` are the micro-batches of a step where there is one stage, 0 with several: then
+    seconds per micro-batch and per step are one figure.
+    """
+    seconds, step = _column(menu, "microbatch_seconds"), _column(menu, "step_seconds")
+    lead = [crossing_seconds(option, splits_backward) for option in menu]
+    time = [seconds + step / alone] if alone else [seconds, step, np.array(lead)]
+    held = ("state_bytes", "activation_bytes", "transient_bytes", "waiting_bytes")
+    kept = undominated(np.stack([*time, *(_column(menu, name) for name in held)], axis=1))
+    return tuple(itertools.compress(menu, kept))
 
 
 def undominated(figures: Floats) -> Bools:

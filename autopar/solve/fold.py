@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,3 +85,9 @@ class Fold:
         places = (stages - self.first[:-1]).sum(axis=1)
         inside = (places >= 0) & (places <= len(self.turns))
         return bool(inside.all() and (self.begins[places] == stages).all())
+
+
+@lru_cache(maxsize=256)
+def fold_of(turns: tuple[int, ...], chunks: int) -> Fold:
+    """The fold with these turns: many configurations of a model have the same one."""
+    return Fold(turns, chunks)

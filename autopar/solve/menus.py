@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,6 +31,7 @@ from autopar.solve.shardings import Offered, Shardings, pinned_sharding
 from autopar.solve.space import FREE_ZERO, RECOMPUTE
 from autopar.strategies.patterns import ENDS, Classes
 from autopar.strategies.sharding import local_elements
+from autopar.strategies.sharing import may_interleave, shared_parameters
 from autopar.trace.inplace import is_inplace
 
 FIGURES = (
@@ -59,6 +61,7 @@ class Pricer:
     _useful: dict[tuple[str, int, str, int, Demand], tuple[int, ...]] = field(default_factory=dict)
     _ops: OpCosts = field(default_factory=dict)
     _crossing: dict[tuple[int, str, int], tuple[int, ...]] = field(default_factory=dict)
+    _listed: dict[Configuration, tuple[tuple[Option, ...], ...]] = field(default_factory=dict)
 
     @property
     def graph(self) -> Graph:
@@ -269,12 +272,7 @@ class Pricer:
     @cached_property
     def shared(self) -> dict[str, tuple[str, ...]]:
         """Parameters that several parts outside the blocks read, and which parts these are."""
-        readers: dict[str, list[str]] = {}
-        for member, part in self.classes.parts.items():
-            read = {n for i in part.ops for n in self.graph.ops[i].inputs()}
-            for name in sorted(n for n in read if self.graph.values[n].kind == "parameter"):
-                readers.setdefault(name, []).append(member)
-        return {name: tuple(parts) for name, parts in readers.items() if len(parts) > 1}
+        return shared_parameters(self.graph, self.classes)
 
     def shared_elements(self, names: Sequence[str], config: Configuration, tp_option: int) -> int:
         """Elements on one rank of parameters outside the blocks."""
@@ -334,7 +332,7 @@ class Pricer:
         if config.pp == 1:
             return ()
         each = {size: self.p2p_seconds(config, crossing.index(size)) for size in set(crossing)}
-        return (0.0, *(each[size] for size in crossing))
+        return (0.0, *map(each.__getitem__, crossing))
 
     def p2p_seconds(self, config: Configuration, cut: int, *, apart: bool = False) -> float:
         """What a boundary costs either side: the wire, both ways, and the runtime's actions.
@@ -400,7 +398,7 @@ class Pricer:
         return Problem(
             configuration=config,
             layers=layers,
-            menus=tuple(self.menu(member, config, name, own) for member, name, own in first),
+            menus=self._menus(config.of_layers),
             memory_limit_bytes=self.memory_limit_bytes,
             cut_seconds=self.cut_seconds(config),
             baseline_bytes=self.buffer_bytes(config) + self.reserve_bytes(config),
@@ -410,6 +408,14 @@ class Pricer:
             turns=turns(self.classes.spread(), len(members), config, cuts),
             idle=frozenset(k for k, own in enumerate(first) if own[0] in self.classes.idle),
         )
+
+    def _menus(self, config: Configuration) -> tuple[tuple[Option, ...], ...]:
+        """The menu of each kind of layer; ``config`` is ``Configuration.of_layers``."""
+        if config not in self._listed:
+            self._listed[config] = tuple(
+                self.menu(member, config, name, own) for member, name, own in self._alike[1]
+            )
+        return self._listed[config]
 
     @cached_property
     def _alike(self) -> tuple[tuple[int, ...], tuple[tuple[str, str, Demand | None], ...]]:
@@ -438,31 +444,16 @@ class Pricer:
         """The same prices under other pins."""
         demands = find_demands(self.graph, self.classes, self.names, pins)
         if demands == self.shardings.demands:
-            return dataclasses.replace(self, pins=pins)
+            return dataclasses.replace(self, pins=pins, _listed={})
         shardings = self.shardings.under(demands)
         return dataclasses.replace(
-            self, pins=pins, shardings=shardings, _costs={}, _useful={}, _crossing={}
+            self, pins=pins, shardings=shardings, _costs={}, _useful={}, _crossing={}, _listed={}
         )
 
     @property
     def interleaves(self) -> bool:
-        """Whether no parameter can be on two stages of one rank.
-
-        At most the first and the last layer may share some; those are on different ranks.
-        """
-        graph, members = self.graph, self.classes.members
-        outside = {
-            graph.values[name].source
-            for part in self.classes.parts.values()
-            for i in part.ops
-            for name in graph.ops[i].inputs()
-        }
-        tied = all(outside.intersection(group) for group in graph.tied)
-        return (
-            tied
-            and not self.classes.runs
-            and all(parts == (members[0], members[-1]) for parts in self.shared.values())
-        )
+        """Whether no parameter can be on two stages of one rank."""
+        return may_interleave(self.graph, self.classes, self.shared)
 
     def _pinned(self, layer: str) -> tuple[Any, ...]:
         """What the pins say of a layer."""
@@ -470,11 +461,16 @@ class Pricer:
 
     def candidate(self, config: Configuration) -> Candidate:
         """A configuration with a bound that ignores memory, rounding and data parallelism."""
-        each = self.demanded
-        least = {key: self.least_seconds(*key, config) for key in dict.fromkeys(each)}
-        seconds, crossing = ([least[key][k] for key in each] for k in (0, 1))
-        bound = time_bound(config, seconds, [0.0], self.cut_seconds(config), crossing)
+        least = [self.least_seconds(*key, config) for key in self._numbers]
+        seconds, crossing = ([own[k] for own in least] for k in (0, 1))
+        numbers, step = list(self._numbers.values()), [0.0] * len(least)
+        bound = time_bound(config, numbers, seconds, step, self.cut_seconds(config), crossing)
         return Candidate(config, bound, lambda: self.problem(config))
+
+    @cached_property
+    def _numbers(self) -> Counter[tuple[str, Demand | None]]:
+        """How many layers there are of each class and demand."""
+        return Counter(self.demanded)
 
     @cached_property
     def demanded(self) -> list[tuple[str, Demand | None]]:

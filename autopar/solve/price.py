@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from operator import mul
 
 from autopar.solve.problem import Configuration, Option, Problem
 
@@ -84,23 +86,28 @@ def objective_seconds(
 
 
 def time_bound(
-    config: Configuration, seconds: Sequence[float], step_seconds: Sequence[float],
-    cut_seconds: Sequence[float], crossing: Sequence[float] | None = None,
+    config: Configuration, numbers: Sequence[int], seconds: Sequence[float],
+    step_seconds: Sequence[float], cut_seconds: Sequence[float], crossing: Sequence[float],
 ) -> float:  # fmt: skip
     """No plan is faster whose layers take at least these seconds per micro-batch and per step.
 
-    The stages meet at the narrowest of the cuts. ``crossing`` are those of
-    ``Configuration.crossing_seconds``, which are ``seconds`` unless backward is split. Lead and
-    pace of all ranks add up to m times the work; no rank's pace is below their mean, nor below that
-    of the rank with the largest layer.
+    Figures are those of a layer of each class, of which there are ``numbers``. The stages meet at
+    the narrowest of the cuts. ``crossing`` are those of ``Configuration.crossing_seconds``, which
+    are ``seconds`` unless backward is split. Lead and pace of all ranks add up to m times the work;
+    no rank's pace is below their mean, nor below that of the rank with the largest layer.
     """
     m, v = config.num_microbatches, config.virtual_stages
-    leads = [c / v for c in (seconds if crossing is None else crossing)]
     transfers = 2 * narrowest(cut_seconds, config.stages - 1)
-    lead, work = sum(leads) + transfers / v, sum(seconds) + transfers
+    lead = (_total(numbers, crossing) + transfers) / v
+    work = _total(numbers, seconds) + transfers
     mean = (1 - 1 / config.pp) * lead + m * work / config.pp
-    largest = max(lead - own + m * t for own, t in zip(leads, seconds, strict=True))
-    return max(mean, largest) + max(sum(step_seconds) / config.pp, *step_seconds)
+    largest = max(lead - own / v + m * t for own, t in zip(crossing, seconds, strict=True))
+    step = max(_total(numbers, step_seconds) / config.pp, *step_seconds)
+    return max(mean, largest) + step
+
+
+def _total(numbers: Sequence[int], each: Sequence[float]) -> float:
+    return float(sum(map(mul, numbers, each)))
 
 
 def narrowest(cut_seconds: Sequence[float], boundaries: int) -> float:
@@ -110,17 +117,16 @@ def narrowest(cut_seconds: Sequence[float], boundaries: int) -> float:
 
 def problem_bound(problem: Problem) -> float:
     """A bound on every plan of a problem that ignores memory and stage boundaries."""
-    config = problem.configuration
+    config, numbers = problem.configuration, Counter(problem.layers)
     fastest, crossing, cheapest = (
-        [min(map(figure, menu), default=0.0) for menu in problem.menus]
+        [min(map(figure, problem.menus[c]), default=0.0) for c in numbers]
         for figure in (
             lambda o: o.microbatch_seconds, config.crossing_seconds, lambda o: o.step_seconds
         )
     )  # fmt: skip
     return time_bound(
-        config, [fastest[c] for c in problem.layers], [cheapest[c] for c in problem.layers],
-        problem.cut_seconds, [crossing[c] for c in problem.layers],
-    )  # fmt: skip
+        config, list(numbers.values()), fastest, cheapest, problem.cut_seconds, crossing
+    )
 
 
 def violations(problem: Problem, boundaries: Sequence[int], options: Sequence[Option]) -> list[str]:

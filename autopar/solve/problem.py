@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from autopar.cost.schedule import Depth, schedule_depths
-from autopar.solve.fold import Fold
+from autopar.solve.fold import Fold, fold_of
 
 
 @dataclass(frozen=True)
@@ -134,27 +135,48 @@ class Configuration:
         """Passes of a micro-batch through a stage: forward, and backward in one part or in two."""
         return 3 if self.splits_backward else 2
 
+    @property
+    def of_layers(self) -> Configuration:
+        """As single layers see it: equal for schedules that make no difference to any of them.
+
+        What does is a backward in two parts, and stages that torch's schedule itself gathers, see
+        ``cost/data_parallel.py: gathers``.
+        """
+        if self.virtual_stages > 3:
+            return self
+        schedule = self.schedule if self.splits_backward else "1f1b"
+        return replace(self, schedule=schedule, virtual_stages=1)
+
+    @property
+    def depths(self) -> tuple[Depth, ...]:
+        """What each stage holds at its peak, in micro-batches."""
+        if self.pp == 1:
+            return (Depth(1, 0),)
+        return schedule_depths(self.schedule, self.pp, self.num_microbatches, self.virtual_stages)
+
     def depth(self, stage: int) -> Depth:
         """What stage ``stage`` holds at its peak, in micro-batches."""
-        if self.pp == 1:
-            return Depth(1, 0)
-        found = schedule_depths(self.schedule, self.pp, self.num_microbatches, self.virtual_stages)
-        return found[stage]
+        return self.depths[stage]
 
     def in_flight(self, stage: int) -> int:
         """Micro-batches whose activations stage ``stage`` holds at its peak."""
         return self.depth(stage).forwarded
 
     def crossing_seconds(self, option: Option) -> float:
-        """What a micro-batch takes on its way through a layer while others wait for it.
+        """What a micro-batch takes on its way through a layer while others wait for it."""
+        return crossing_seconds(option, self.splits_backward)
 
-        A zero bubble schedule fills the time in which I takes longer than F by making gradients
-        of parameters, which nothing waits for.
-        """
-        if not self.splits_backward:
-            return option.microbatch_seconds
-        gradient = option.backward_seconds - option.weight_seconds
-        return option.forward_seconds + max(0.0, gradient - option.weight_seconds)
+
+def crossing_seconds(option: Option, splits_backward: bool) -> float:
+    """``Configuration.crossing_seconds``, of which ``splits_backward`` is all that matters.
+
+    A zero bubble schedule fills the time in which I takes longer than F by making gradients
+    of parameters, which nothing waits for.
+    """
+    if not splits_backward:
+        return option.microbatch_seconds
+    gradient = option.backward_seconds - option.weight_seconds
+    return option.forward_seconds + max(0.0, gradient - option.weight_seconds)
 
 
 @dataclass(frozen=True)
@@ -212,20 +234,28 @@ class Problem:
 
     def sides(self, stage: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """``cut_seconds`` of a stage's boundary with the one before, and with the one behind."""
-        before, behind = (self._boundary(stage, other) for other in (stage - 1, stage + 1))
+        before, behind = self.boundary_seconds[stage : stage + 2]
         return before, behind
 
-    def _boundary(self, stage: int, other: int) -> tuple[float, ...]:
-        pp, none = self.configuration.pp, (0.0,) * len(self.layers)
-        if other not in range(self.configuration.stages):
-            return none
-        same = self.kind(stage % pp) == self.kind(other % pp)
-        return (self.on(stage % pp) if same else self).cut_seconds or none
+    @cached_property
+    def boundary_seconds(self) -> tuple[tuple[float, ...], ...]:
+        """``cut_seconds`` in front of each stage, and behind the last; [stages + 1].
+
+        Nothing is sent in front of the first and behind the last.
+        """
+        pp, stages = self.configuration.pp, self.configuration.stages
+        none = (0.0,) * len(self.layers)
+        if not self.kinds:
+            return (none, *[self.cut_seconds or none] * (stages - 1), none)
+        sides = ((self.rank_kinds[s % pp], self.rank_kinds[(s + 1) % pp]) for s in range(stages))
+        inner = ((self.kinds[a] if a == b else self).cut_seconds or none for a, b in sides)
+        return (none, *list(inner)[:-1], none)
 
     @property
     def fold(self) -> Fold:
         """The order in which ranks take the layers: the chain's own with one stage per rank."""
-        return Fold(self.turns or (0,) * len(self.layers), self.configuration.virtual_stages)
+        turns = self.turns or (0,) * len(self.layers)
+        return fold_of(turns, self.configuration.virtual_stages)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from autopar.solve.pooled import may_reach
 from autopar.solve.price import objective_seconds, violations
 from autopar.solve.problem import Candidate, Group, Option, Problem, Solution
 from autopar.solve.queue import Queue
-from autopar.solve.runners import PER_FAMILY, family, runners_up
+from autopar.solve.runners import PER_FAMILY, Family, family, runners_up
 from autopar.solve.windows import Open
 
 Progress = Callable[[int, int, float | None, float], None]
@@ -59,8 +59,8 @@ class _Search:
     ``unexplored`` (candidates not built yet) and the bounds of the chains in ``open``.
     ``proven`` is the highest bound so far, ``told`` when it was reported. ``problems`` are those
     built while there was no plan, to explain why there is none; ``seen`` are those that were tried,
-    the most promising first, a few of each family. ``beaten`` are the plans that were the best
-    before ``best``.
+    the most promising first, a few of each family; ``tried`` is how many of each there were.
+    ``beaten`` are the plans that were the best before ``best``.
     """
 
     queue: Queue
@@ -78,6 +78,7 @@ class _Search:
     told: float = -np.inf
     problems: list[Problem] = field(default_factory=list)
     seen: list[Problem] = field(default_factory=list)
+    tried: Counter[Family] = field(default_factory=Counter)
     beaten: list[_Incumbent] = field(default_factory=list)
 
     @property
@@ -196,7 +197,8 @@ def _try_what_is_built(search: _Search) -> None:
 def _try(search: _Search, number: int, problem: Problem) -> str:
     """Opens the chains of a problem; returns what became of it so far."""
     kind = family(problem.configuration)
-    if sum(family(p.configuration) == kind for p in search.seen) < PER_FAMILY:
+    search.tried[kind] += 1
+    if search.tried[kind] <= PER_FAMILY:
         search.seen.append(problem)
     if search.best is None:
         search.problems.append(problem)

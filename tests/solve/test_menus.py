@@ -220,5 +220,19 @@ def test_no_option_undercuts_the_bound_of_its_configuration(schedule):
     assert 0 < candidate.lower_bound <= problem_bound(candidate.build()) * (1 + 1e-12)
 
 
+def test_schedules_share_menus_where_layers_cannot_tell_them_apart():
+    own, built = pricer("gpt", blocks=8), {}
+    each = {"1f1b": [1], "gpipe": [1], "interleaved_1f1b": [2, 4], "zero_bubble": [1, 2, 4]}
+    for schedule, v in ((name, v) for name, numbers in each.items() for v in numbers):
+        config = dataclasses.replace(SPLIT, schedule=schedule, virtual_stages=v)
+        built[schedule, v] = own.problem(config).menus
+        members = dict.fromkeys(own.classes.members)
+        assert built[schedule, v] == tuple(own.menu(member, config) for member in members)
+    assert built["gpipe", 1] is built["1f1b", 1] is built["interleaved_1f1b", 2]
+    assert built["zero_bubble", 1] is built["zero_bubble", 2]
+    assert built["zero_bubble", 1] != built["1f1b", 1]
+    assert own.with_pins({"zero": 2}).problem(config).menus != built[schedule, v]
+
+
 def test_tied_ends_may_be_on_different_ranks():
     assert shared().interleaves
