@@ -32,6 +32,7 @@ from autopar.solve.pins import conflict, contradiction
 from autopar.solve.placements import check_placements, dims_of, fewest_dims, legal_placements
 from autopar.solve.problem import Candidate, Configuration, Group, Solution
 from autopar.solve.relaxations import Asked, relaxations
+from autopar.solve.room import priced
 from autopar.solve.search import solve
 from autopar.solve.shardings import Offered, Shardings
 from autopar.solve.space import Task, check_pins, configurations, degrees, rules_of
@@ -260,7 +261,7 @@ def _expand(pricer: Pricer, task: Task) -> list[Candidate]:
     multiple = {layout: shardings.microbatch_multiple(tp, layout) for layout in layouts}
     batch, statistics = task.global_batch_size, task.statistics
     return [
-        pricer.candidate(config)
+        priced(pricer, config)
         for mean in configurations(task, layouts)
         for config in divided(pricer, mean, batch // mean.num_microbatches)
         if all(size % multiple.get(config.layout, 1) == 0 for size in config.sizes)

@@ -233,7 +233,6 @@ _HELD = {"F": (1, 0), "B": (-1, 0), "I": (0, 1), "W": (-1, -1)}
 _HELD_FIRST = {**_HELD, "I": (0, 0), "W": (-1, 0)}
 
 
-@lru_cache(maxsize=4096)
 def schedule_depths(
     schedule: str, pp: int, num_microbatches: int, virtual_stages: int = 1
 ) -> tuple[Depth, ...]:
@@ -241,15 +240,24 @@ def schedule_depths(
 
     With one stage per rank gpipe holds all micro-batches, 1f1b those of its warm-up.
     """
-    if schedule in SINGLE:
-        check_schedule(schedule, pp, num_microbatches, virtual_stages)
-        whole = schedule == "gpipe" and pp > 1
-        warm_up = [num_microbatches if whole else min(num_microbatches, pp - r) for r in range(pp)]
-        return tuple(Depth(most, 0) for most in warm_up)
     check_schedule(schedule, pp, num_microbatches, virtual_stages)
-    few = min(num_microbatches, ROUNDS * pp)
-    each = [_rank_depths(schedule, _Chunks(pp, r, few, virtual_stages)) for r in range(pp)]
-    return tuple(rank[chunk] for chunk in range(virtual_stages) for rank in each)
+    if schedule in SINGLE:
+        most = num_microbatches if schedule == "gpipe" and pp > 1 else 0
+        return _single_depths(pp, min(num_microbatches, pp), most)
+    return _multi_depths(schedule, pp, min(num_microbatches, ROUNDS * pp), virtual_stages)
+
+
+@lru_cache(maxsize=4096)
+def _single_depths(pp: int, warm_up: int, whole: int) -> tuple[Depth, ...]:
+    """With one stage per rank; ``whole`` is what each holds if it is not its ``warm_up``."""
+    return tuple(Depth(whole or min(warm_up, pp - rank), 0) for rank in range(pp))
+
+
+@lru_cache(maxsize=4096)
+def _multi_depths(schedule: str, pp: int, few: int, v: int) -> tuple[Depth, ...]:
+    """With v stages per rank and a ``few`` micro-batches, which more do not exceed."""
+    each = [_rank_depths(schedule, _Chunks(pp, r, few, v)) for r in range(pp)]
+    return tuple(rank[chunk] for chunk in range(v) for rank in each)
 
 
 def _rank_depths(schedule: str, chunks: _Chunks) -> list[Depth]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from autopar.errors import AutoparError
 from autopar.plan import Baseline
+from autopar.solve.infeasible import UndiagnosedError
 from autopar.solve.kinds import EQUAL
 from autopar.solve.pins import entries
 from autopar.solve.price import rank_memory_bytes
@@ -187,18 +188,19 @@ def _run(
 ) -> Baseline:  # fmt: skip
     attempts = list(recipe.attempts(machines))
     honouring = [pins for own in attempts if (pins := combined(given, own)) is not None]
-    reason = "needs more than one device"
+    failed = AutoparError("needs more than one device")
     for pins in [*honouring, *(attempts if given else [])]:
         result = once(pins, recipe.even)
         if isinstance(result, AutoparError):
-            reason = str(result).splitlines()[0]
+            failed = result
             continue
         memory = max(rank_memory_bytes(result.problem, result.boundaries, result.options))
         described = f"{recipe.description} ({_degrees(pins)})"
         breaks = _disagreements(given, pins) or ["pins under which it cannot run"]
         remark = "" if combined(given, pins) == pins else f"breaks {', '.join(breaks)}"
         return Baseline(recipe.name, described, result.objective_seconds, memory, remark)
-    return Baseline(recipe.name, recipe.description, None, None, reason)
+    last = failed.diagnose() if isinstance(failed, UndiagnosedError) else failed
+    return Baseline(recipe.name, recipe.description, None, None, str(last).splitlines()[0])
 
 
 def _degrees(pins: Mapping[str, Any]) -> str:

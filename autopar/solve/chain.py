@@ -133,7 +133,8 @@ class Chain:
         rows = {id(own): own for own in boundaries}  # few objects, and long ones to compare
         order = {key: number for number, key in enumerate(rows)}
         which = np.array([order[id(own)] for own in boundaries])  # [stages + 1]
-        seconds = np.pad(np.array(list(rows.values()), dtype=np.float64), ((0, 0), (0, 1)))
+        seconds = np.zeros((len(rows), len(self.layers) + 1))
+        seconds[:, :-1] = list(rows.values())
         moved = seconds[:, fold.begins]  # [rows, layers+1, chunks]
         before, after = (own.reshape(-1, self.pp) for own in (which[:-1], which[1:]))
         chunk = np.arange(len(before))[:, None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -109,6 +110,45 @@ def turns(blocks: Sequence[int], layers: int, config: Configuration, cuts: Cuts)
     units = sorted({*blocks[1:], *starts})
     lengths = [end - start for start, end in pairwise([*units, layers])]
     return turns_through([units.index(start) for start in starts], lengths, config.pp)
+
+
+@dataclass
+class Cutter:
+    """Where the stages of one model may begin, and the order of its layers that ranks divide.
+
+    Each is worked out once: many configurations have as many stages.
+
+    Attributes:
+        pins: all pins.
+        names: of the layers, in order.
+        spread: the layers that stages may begin with.
+        even: whether blocks are divided equally.
+    """
+
+    pins: dict[str, Any]
+    names: Sequence[str]
+    spread: list[int]
+    even: bool
+    _known: dict[tuple[int, int], tuple[Cuts, tuple[int, ...]]] = field(default_factory=dict)
+
+    def of(self, config: Configuration) -> tuple[Cuts, tuple[int, ...]]:
+        """The cuts and the turns of a configuration."""
+        key = config.pp, config.virtual_stages
+        if key not in self._known:
+            cuts = self._cuts(config)
+            self._known[key] = cuts, turns(self.spread, len(self.names), config, cuts)
+        return self._known[key]
+
+    def _cuts(self, config: Configuration) -> Cuts:
+        """Where stages may begin: where pins say, and else where the schedule likes it."""
+        spread = set(self.spread)
+        blocks = [i in spread for i in range(len(self.names))]
+        wanted = pinned_cuts(self.pins, self.names, blocks, config.stages)
+        if wanted is None:
+            return ((),) * config.stages
+        if self.even:
+            return common(wanted, equal_cuts(self.spread, config))
+        return narrowed(wanted, near_cuts(self.spread, config))
 
 
 def _ascending(cuts: Sequence[Sequence[int]]) -> Cuts | None:

@@ -28,6 +28,14 @@ class NothingLegalError(InfeasiblePlanError):
     """No configuration has an option for every layer, whatever the memory."""
 
 
+class UndiagnosedError(InfeasiblePlanError):
+    """No plan fits; by how much, ``diagnose`` says: to find out takes as long as the search."""
+
+    def __init__(self, diagnose: Callable[[], InfeasiblePlanError]) -> None:
+        super().__init__("no plan fits")
+        self.diagnose = diagnose
+
+
 @dataclass(frozen=True)
 class Relaxation:
     """One thing that the user could give up.

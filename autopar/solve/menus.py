@@ -15,24 +15,23 @@ import numpy as np
 from autopar.cluster import Cluster
 from autopar.cost.collectives import Group, collective_seconds
 from autopar.cost.data_parallel import MASTER_BYTES, Setting, backward_bytes, dp_cost, state_bytes
-from autopar.cost.layer import LayerCost, OpCosts, Recomputed, boundary_bytes, can_keep, layer_cost
+from autopar.cost.layer import LayerCost, OpCosts, Recomputed, boundary_bytes, layer_cost
 from autopar.cost.offload import activation_seconds, offloaded, offloads
 from autopar.cost.reserve import beside_bytes, fixed_bytes
 from autopar.cost.schedule import SINGLE
 from autopar.cost.statistics import statistics_seconds
 from autopar.graph import Graph
 from autopar.solve.chain import undominated
-from autopar.solve.cuts import Cuts, common, equal_cuts, narrowed, near_cuts, pinned_cuts, turns
+from autopar.solve.cuts import Cutter
+from autopar.solve.modes import Modes, recompute_modes, repeatable, zero_modes
 from autopar.solve.pins import LAYERED, pin_of
 from autopar.solve.placements import Demand, find_demands
 from autopar.solve.price import time_bound
-from autopar.solve.problem import Candidate, Configuration, Option, Problem
+from autopar.solve.problem import Candidate, Configuration, Menus, Option, Problem
 from autopar.solve.shardings import Offered, Shardings, pinned_sharding
-from autopar.solve.space import FREE_ZERO, RECOMPUTE
 from autopar.strategies.patterns import ENDS, Classes
 from autopar.strategies.sharding import local_elements
 from autopar.strategies.sharing import may_interleave, shared_parameters
-from autopar.trace.inplace import is_inplace
 
 FIGURES = (
     "forward_seconds", "backward_seconds", "tp_forward_seconds", "tp_backward_seconds",
@@ -61,7 +60,8 @@ class Pricer:
     _useful: dict[tuple[str, int, str, int, Demand], tuple[int, ...]] = field(default_factory=dict)
     _ops: OpCosts = field(default_factory=dict)
     _crossing: dict[tuple[int, str, int], tuple[int, ...]] = field(default_factory=dict)
-    _listed: dict[Configuration, tuple[tuple[Option, ...], ...]] = field(default_factory=dict)
+    _listed: dict[Configuration, Menus] = field(default_factory=dict)
+    leanest: dict[Configuration, Menus] = field(default_factory=dict)
 
     @property
     def graph(self) -> Graph:
@@ -143,34 +143,26 @@ class Pricer:
 
         ``demand`` are the placements that they ask for, as in ``useful``.
         """
-        pinned = pin_of(self.pins.get("zero"), layer)
-        wrapped = config.dp > 1 and config.exchange == "collective"
-        free = FREE_ZERO["pipeline" if config.pp > 1 else "alone"] if wrapped else (0,)
-        whole = not config.splits_backward  # see space.py
-        once = not whole or offloads(config.offload, "activations")
-        modes = [r for r in self.recomputes(member, layer) if r == "none" or not once]
+        zeros, modes = self.modes(member, config, layer)
         return tuple(
             option
             for k in self.useful(member, config, demand)
-            for zero in (free if pinned is None else [pinned])
-            if (whole or zero != 3) and config.has_mode(zero)
+            for zero in zeros
             for option in self.options(member, config, k, zero, modes)
         )
 
-    def recomputes(self, member: str, layer: str = "") -> Sequence[str]:
-        """How a layer may be recomputed.
+    def modes(self, member: str, config: Configuration, layer: str = "") -> Modes:
+        """The zero modes, and the ways to recompute it, that the layer of this name may have."""
+        zero, recompute = (pin_of(self.pins.get(kind), layer) for kind in ("zero", "recompute"))
+        return zero_modes(config, zero), recompute_modes(
+            config, self._repeatable[member], recompute
+        )
 
-        The parts outside the blocks never are, nor are layers whose code changes a buffer: it would
-        read another one when it runs again.
-        """
-        if member in self.classes.parts:
-            return ("none",)
-        whole = self.classes.patterns[member]
-        if any(is_inplace(self.graph.ops[i]) for i in whole.ops):
-            return ("none",)
-        modes = [r for r in RECOMPUTE if r != "selective" or can_keep(self.graph, whole)]
-        pinned = pin_of(self.pins.get("recompute"), layer)
-        return [r for r in modes if pinned in (None, r)]
+    @cached_property
+    def _repeatable(self) -> dict[str, tuple[str, ...]]:
+        """How the layers of each class may be recomputed."""
+        members = dict.fromkeys(self.classes.members)
+        return {member: repeatable(self.graph, self.classes, member) for member in members}
 
     def options(
         self, member: str, config: Configuration, tp_option: int, zero: int,
@@ -373,7 +365,8 @@ class Pricer:
         if config.pp > 1:
             most = 2 * config.virtual_stages - (config.pp == 2)
             whole = [self.widest_cut(config)] * most if cuts is None else cuts
-            moved = sum(self.cut_bytes(cut, config) for cut in whole)
+            crossing = self.crossing_bytes(config)
+            moved = sum(crossing[cut] for cut in whole)
             held += moved if config.schedule in SINGLE else 2 * moved
         sent = self.sent_bytes(config, 0, self.widest_cut(config)) if cuts is None else 0
         return config.num_microbatches * held + sent + first * self.graph.buffer_bytes
@@ -386,39 +379,49 @@ class Pricer:
         """What a rank with one stage has sent across a cut and keeps until its backward."""
         if config.pp == 1 or config.schedule not in SINGLE:
             return 0
-        return config.depth(stage).forwarded * self.cut_bytes(cut, config)
+        return config.depth(stage).forwarded * self.crossing_bytes(config)[cut]
 
     def problem(self, config: Configuration) -> Problem:
         """The model-level problem under one configuration.
 
         Layers of one class that are pinned differently have menus of their own.
         """
-        members, parts = self.classes.members, self.classes.parts
-        layers, first = self._alike
+        return self.outline(config, self._menus(config.of_layers))
+
+    def outline(self, config: Configuration, menus: Menus) -> Problem:
+        """The problem with these menus for each kind of layer, see ``alike``."""
+        layers, first = self.alike
+        cuts, order = self._cutter.of(config)
         return Problem(
             configuration=config,
             layers=layers,
-            menus=self._menus(config.of_layers),
+            menus=menus,
             memory_limit_bytes=self.memory_limit_bytes,
             cut_seconds=self.cut_seconds(config),
             baseline_bytes=self.buffer_bytes(config) + self.reserve_bytes(config),
             reserve_bytes=self.reserve_bytes(config),
-            linked=tuple(pairwise(i for i, m in enumerate(members) if m in parts)),
-            cuts=(cuts := self.cuts(config)),
-            turns=turns(self.classes.spread(), len(members), config, cuts),
+            linked=self._linked,
+            cuts=cuts,
+            turns=order,
             idle=frozenset(k for k, own in enumerate(first) if own[0] in self.classes.idle),
         )
 
-    def _menus(self, config: Configuration) -> tuple[tuple[Option, ...], ...]:
+    @cached_property
+    def _linked(self) -> tuple[tuple[int, int], ...]:
+        """Parts behind each other: they take the same options."""
+        parts = self.classes.parts
+        return tuple(pairwise(i for i, m in enumerate(self.classes.members) if m in parts))
+
+    def _menus(self, config: Configuration) -> Menus:
         """The menu of each kind of layer; ``config`` is ``Configuration.of_layers``."""
         if config not in self._listed:
             self._listed[config] = tuple(
-                self.menu(member, config, name, own) for member, name, own in self._alike[1]
+                self.menu(member, config, name, own) for member, name, own in self.alike[1]
             )
         return self._listed[config]
 
     @cached_property
-    def _alike(self) -> tuple[tuple[int, ...], tuple[tuple[str, str, Demand | None], ...]]:
+    def alike(self) -> tuple[tuple[int, ...], tuple[tuple[str, str, Demand | None], ...]]:
         """For each layer the number of its kind, and for each kind class, first name and demand.
 
         Layers of one class that are pinned differently are of several kinds.
@@ -429,25 +432,27 @@ class Pricer:
         first = tuple((key[0], names[each.index(key)], key[1]) for key in kinds)
         return tuple(kinds[key] for key in each), first
 
-    def cuts(self, config: Configuration) -> Cuts:
-        """Where stages may begin: where pins say, and else where the schedule likes it."""
-        members, spread = self.classes.members, set(self.classes.spread())
-        blocks = [i in spread for i in range(len(members))]
-        wanted = pinned_cuts(self.pins, self.names or members, blocks, config.stages)
-        if wanted is None:
-            return ((),) * config.stages
-        if self.equal_stages:
-            return common(wanted, equal_cuts(self.classes.spread(), config))
-        return narrowed(wanted, near_cuts(self.classes.spread(), config))
+    @cached_property
+    def _cutter(self) -> Cutter:
+        """Where stages may begin."""
+        members = self.classes.members
+        return Cutter(self.pins, self.names or members, self.classes.spread(), self.equal_stages)
 
     def with_pins(self, pins: dict[str, Any]) -> Self:
         """The same prices under other pins."""
         demands = find_demands(self.graph, self.classes, self.names, pins)
         if demands == self.shardings.demands:
-            return dataclasses.replace(self, pins=pins, _listed={})
+            return dataclasses.replace(self, pins=pins, _listed={}, leanest={})
         shardings = self.shardings.under(demands)
         return dataclasses.replace(
-            self, pins=pins, shardings=shardings, _costs={}, _useful={}, _crossing={}, _listed={}
+            self,
+            pins=pins,
+            shardings=shardings,
+            _costs={},
+            _useful={},
+            _crossing={},
+            _listed={},
+            leanest={},
         )
 
     @property

@@ -57,6 +57,8 @@ def _pace(chain: Chain, wanted: Ints, target: float) -> Floats:
 
     ``wanted`` are the layers of each class.
     """
+    if np.isinf(target):
+        return np.full(chain.pp, np.inf)
     views, moved = chain.views or (chain,), chain.least_transfer_seconds
     leads = np.min([_least(view, view.lead_seconds) for view in views], axis=0)
     lead = leads @ wanted + chain.lead_share * moved.sum()

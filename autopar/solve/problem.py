@@ -56,6 +56,9 @@ class Option:
         return self.forward_seconds + self.backward_seconds
 
 
+Menus = tuple[tuple[Option, ...], ...]
+
+
 @dataclass(frozen=True)
 class Configuration:
     """The model-wide choices. ``layout`` is the tp layout of the activations between layers.
@@ -205,7 +208,7 @@ class Problem:
 
     configuration: Configuration
     layers: tuple[int, ...]
-    menus: tuple[tuple[Option, ...], ...]
+    menus: Menus
     memory_limit_bytes: int
     cut_seconds: tuple[float, ...] = ()
     linked: tuple[tuple[int, int], ...] = ()
@@ -260,11 +263,15 @@ class Problem:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A configuration that may never be built; its optimum is at least ``lower_bound`` seconds."""
+    """A configuration that may never be built; its optimum is at least ``lower_bound`` seconds.
+
+    Where ``has_room`` denies it nothing fits, which is known at less cost than the problem.
+    """
 
     configuration: Configuration
     lower_bound: float
     build: Callable[[], Problem]
+    has_room: Callable[[], bool] = lambda: True
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ class Queue:
     """Two heaps by lower bound; of each thing only what its bound calls for is made.
 
     A group is listed when no other bound is lower, a configuration likewise built, and its
-    problem, whose own bound is sharper, goes back into the queue.
+    problem, whose own bound is sharper, goes back into the queue. Configurations without room for
+    their layers are ``crowded``: they are not built.
     """
 
     def __init__(self, items: Sequence[Candidate | Group]) -> None:
@@ -38,6 +39,7 @@ class Queue:
         self._numbers = 0
         self._tries = PATIENCE
         self.considered = 0
+        self.crowded: list[Candidate] = []
         for item in items:
             self._add(item)
 
@@ -74,6 +76,9 @@ class Queue:
             for candidate in item.expand():
                 self._add(candidate)
             return None
+        if not item.has_room():
+            self.crowded.append(item)
+            return None
         problem = item.build()
         own = (kinds_bound if problem.kinds else problem_bound)(problem)
         self._push(max(bound, own), Entry(self._numbers, problem))
@@ -91,7 +96,7 @@ class Queue:
         """Takes what has been listed but not built, least bound first; groups stay closed."""
         while self._listed:
             item = heapq.heappop(self._listed)[2]
-            if isinstance(item, Candidate):
+            if isinstance(item, Candidate) and item.has_room():
                 yield item.build()
 
     def built(self) -> list[Entry]:

@@ -17,7 +17,7 @@ from autopar.solve.chain import Chain, chains, relaxed_chain
 from autopar.solve.columns import may_fit, relax, rounded_pattern
 from autopar.solve.engine import solver_name
 from autopar.solve.fronts import spread
-from autopar.solve.infeasible import Relaxation, diagnose
+from autopar.solve.infeasible import Relaxation, UndiagnosedError, diagnose
 from autopar.solve.optimum import solve_chain
 from autopar.solve.patterns import OutOfTimeError
 from autopar.solve.pooled import may_reach
@@ -92,12 +92,17 @@ class _Search:
         lowest = min(self.dropped, self.unexplored, *(o.bound for o in self.open), np.inf)
         return min(lowest, self.best.seconds) if self.best else lowest
 
+    @property
+    def done(self) -> int:
+        """Configurations of which it is known what becomes of them."""
+        return len(self.fate) + len(self.queue.crowded)
+
     def report(self) -> None:
         """Tells the caller how far the search is; what was once proven stays so."""
         self.proven, self.told = max(self.proven, self.bound), time.monotonic()
         if self.progress:
             seconds = self.best.seconds if self.best else None
-            self.progress(len(self.fate), self.queue.considered, seconds, float(self.proven))
+            self.progress(self.done, self.queue.considered, seconds, float(self.proven))
 
 
 def solve(
@@ -118,7 +123,8 @@ def solve(
         advise: whether the reason why nothing fits comes with what would fit, verified by solves.
 
     Raises:
-        InfeasiblePlanError: nothing fits, or nothing was found in time.
+        InfeasiblePlanError: nothing fits, or nothing was found in time; without advice an
+            ``UndiagnosedError``.
     """
     begun = time.monotonic()
     search = _Search(Queue(candidates), gap, begun + time_limit, progress, solver)
@@ -359,8 +365,16 @@ def _failure(
         )
     if relaxations is None:
         return InfeasiblePlanError("no plan fits")
-    return diagnose(search.problems, relaxations=relaxations,
-                    verify=_verify if advise else None)  # fmt: skip
+    return (
+        UndiagnosedError(lambda: diagnose(_problems(search)))
+        if not advise
+        else diagnose(_problems(search), relaxations=relaxations, verify=_verify)
+    )
+
+
+def _problems(search: _Search) -> list[Problem]:
+    """All that were looked at while there was no plan."""
+    return [*search.problems, *(candidate.build() for candidate in search.queue.crowded)]
 
 
 def _verify(candidates: Sequence[Candidate | Group], seconds: float) -> Solution:
@@ -387,6 +401,7 @@ def _counts(search: _Search) -> dict[str, int]:
     fates = Counter(search.fate.values())
     untried = "not reached" if search.stopped else "bounded out"
     considered = search.queue.considered
-    fates[untried] += considered - len(search.fate)
+    fates["infeasible"] += len(search.queue.crowded)
+    fates[untried] += considered - search.done
     counts = {"considered": considered, "bounded out": 0, "infeasible": 0, "solved": 0}
     return counts | {name: number for name, number in fates.items() if number}

@@ -415,10 +415,11 @@ def _pinned_chunks(task: Task, pp: int) -> int | None:
 
 def _pinned_layers(task: Task, kind: str, values: set[Any]) -> bool:
     """Whether any layer is pinned to one of these values; of recomputation, any block."""
-    pinned = task.pins.get(kind)
+    if kind not in task.pins:
+        return False
     own = task.names or ("",)
     return any(
-        pin_of(pinned, name) in values
+        pin_of(task.pins[kind], name) in values
         for name in own
         if kind != "recompute" or name not in task.parts
     )
