@@ -68,6 +68,18 @@ FUNCTIONAL: dict[str, tuple[str, tuple[str | None, ...]]] = {
     **{name: (name, _LOSS) for name in ("mse_loss", "l1_loss", "kl_div")},
     "smooth_l1_loss": ("smooth_l1_loss", (*_LOSS, "beta=")),
     "huber_loss": ("huber_loss", (*_LOSS, "delta=")),
+    # Called as torch.* these four take no mean unless told so, other than their operators.
+    "cosine_embedding_loss": (
+        "cosine_embedding_loss", ("input1", "input2", "target", "margin", "reduction="),
+    ),
+    "hinge_embedding_loss": ("hinge_embedding_loss", ("input", "target", "margin", "reduction=")),
+    "margin_ranking_loss": (
+        "margin_ranking_loss", ("input1", "input2", "target", "margin", "reduction="),
+    ),
+    "triplet_margin_loss": (
+        "triplet_margin_loss",
+        ("anchor", "positive", "negative", "margin", "p", "epsilon", "swap", "reduction="),
+    ),
     "binary_cross_entropy": ("binary_cross_entropy", ("input", "target", "weight", "reduction=")),
     "binary_cross_entropy_with_logits": (
         "binary_cross_entropy_with_logits",
