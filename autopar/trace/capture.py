@@ -324,9 +324,9 @@ class _Reader:
         self.names[node] = tuple(Ref(o) for o in outputs) if many else Ref(outputs[0])
         if str(node.target).count(".") != 2:  # namespace, name, overload
             raise self._unknown(node)
-        args = tuple(self._arg(a) for a in node.args)
+        target, args = _here(str(node.target), tuple(self._arg(a) for a in node.args))
         kwargs = {k: self._arg(v) for k, v in node.kwargs.items() if k not in _DROPPED}
-        op = Op(str(node.target), args, kwargs, tuple(outputs), "", _where(node), no_grad)
+        op = Op(target, args, kwargs, tuple(outputs), "", _where(node), no_grad)
         self.raw.ops.append(read_call(as_torch_does(op)))
         self.statements.append(statement_of(node.meta.get("stack_trace") or ""))
 
@@ -370,6 +370,13 @@ class _Reader:
         if isinstance(argument, (torch.dtype, torch.layout, torch.memory_format)):
             return str(argument)
         return None if isinstance(argument, torch.device) else argument
+
+
+def _here(target: str, args: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
+    """``x.to(device, dtype)`` without the device: a rank computes on its own."""
+    if target == "aten.to.device":
+        return "aten.to.dtype", (args[0], *args[2:])
+    return target, args
 
 
 _DROPPED = ("device", "pin_memory", "layout", "memory_format")

@@ -72,6 +72,23 @@ def test_makes_tensors_where_its_inputs_are():
     assert graph_of(Chain(Shifted)).ops
 
 
+def test_a_cast_that_names_a_device_too():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x):
+            kept = torch.ones(WIDTH, dtype=torch.bool).to(x.device, torch.float32)
+            return self.linear(x) * kept
+
+    graph = trace(
+        Masked(), (torch.ones(2, WIDTH),), {}, target=torch.ones(2, WIDTH), loss_fn=F.mse_loss
+    )
+    casts = [op for op in graph.ops if op.target.startswith("aten.to.")]
+    assert [(op.target, op.args[1:]) for op in casts] == [("aten.to.dtype", ("torch.float32",))]
+
+
 def test_a_number_of_samples_that_is_plain_in_the_trace():
     class Counting(Chain):
         def forward(self, x):
