@@ -152,7 +152,7 @@ TRACED = {
                      max_position_embeddings=TOKENS),
     "hf-mpnet": case("MPNetForMaskedLM", **BERT_DROPOUT),
     "hf-levit": Case(partial(
-        make, "LevitForImageClassification", image_size=64, hidden_sizes=[16, 32],
+        make, "LevitForImageClassification", image_size=32, hidden_sizes=[16, 32],
         num_attention_heads=[2, 4], depths=[1, 1], key_dim=[8, 8], drop_path_rate=0,
         mlp_ratio=[2, 2], attention_ratio=[2, 2], down_ops=[["Subsample", 8, 2, 4, 2, 2], [""]],
         num_labels=CLASSES), seen, mixes=True),

@@ -151,11 +151,25 @@ class Depths(Projected):
         return torch.zeros_like(x).scatter_add(1, index, y * weights)
 
 
+class Headed(nn.Module):
+    """Weights with a dim for heads, whose gradients einsum makes in another order than theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ways = nn.ParameterList(torch.randn(WIDTH, HEADS, 6) / 4 for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (torch.einsum("btw,wnd->bntd", x, self.ways[i]) for i in range(3))
+        heads = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return torch.einsum("bntd,wnd->btw", heads, self.ways[3])
+
+
 CASES = {
     "linear-attention": Case(lambda: Sequence(Linear), next_tokens, token_loss),
     "retention": Case(lambda: Sequence(Retention), next_tokens, token_loss),
     "rwkv": Case(lambda: Sequence(Recurrence), next_tokens, token_loss),
     "hyena": Case(lambda: Sequence(Hyena), next_tokens, token_loss),
     "alibi": Case(lambda: Sequence(Alibi), next_tokens, token_loss),
+    "headed": Case(lambda: Sequence(Headed), next_tokens, token_loss),
     "depths": Case(lambda: Sequence(Depths), next_tokens, token_loss),
 }
