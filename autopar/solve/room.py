@@ -7,6 +7,7 @@ that is divided among few ranks. To price all of their options would take longer
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -40,7 +41,16 @@ def has_room(pricer: Pricer, config: Configuration) -> bool:
     menus = _leanest(pricer, replace(config, virtual_stages=1).of_layers)
     if not all(menus):  # a layer without any option: the problem tells why
         return True
+    # Each layer holds one micro-batch at the least; the order of all ranks is not needed for that.
+    numbers = Counter(pricer.alike[0])
+    least = sum(n * _held_once(menus[kind][0]) for kind, n in numbers.items())
+    if least > config.pp * (pricer.memory_limit_bytes - pricer.reserve_bytes(config)):
+        return False
     return may_reach(relaxed_chain(pricer.outline(config, menus)))
+
+
+def _held_once(option: Option) -> int:
+    return option.state_bytes + option.activation_bytes
 
 
 def _leanest(pricer: Pricer, config: Configuration) -> Menus:

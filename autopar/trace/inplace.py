@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from autopar.errors import TraceError
 from autopar.graph import Op, Ref, Value
@@ -25,7 +26,12 @@ _SCATTERS = {"slice": "aten.slice_scatter.default", "select": "aten.select_scatt
 
 def is_inplace(op: Op) -> bool:
     """Whether the op changes its first argument: ``relu_`` does, ``__and__`` does not."""
-    name = op.target.split(".")[1]
+    return _is_inplace(op.target)
+
+
+@lru_cache(maxsize=4096)
+def _is_inplace(target: str) -> bool:
+    name = target.split(".")[1]
     return name.endswith("_") and not name.endswith("__")
 
 
@@ -90,6 +96,9 @@ def make_functional(ops: list[Op], values: Values) -> tuple[list[Op], dict[str, 
     Raises:
         TraceError: x shares its memory with another tensor, which would have to change too.
     """
+    targets = {op.target for op in ops}
+    if not any(_is_inplace(target) or target.endswith(".out") for target in targets):
+        return ops, {}
     memory = _Memory(values)
     result = []
     plain = [part for whole in ops for part in _without_out(whole, values)]
