@@ -27,7 +27,7 @@ from autopar.solve.infeasible import NothingLegalError, Relaxation
 from autopar.solve.intra import LAYOUTS
 from autopar.solve.kinds import kinds_notes, kinds_rule
 from autopar.solve.menus import Pricer
-from autopar.solve.notes import extrapolated, move_notes, provenance, undivided
+from autopar.solve.notes import extrapolated, move_notes, provenance, undivided, unseen
 from autopar.solve.pins import conflict, contradiction
 from autopar.solve.placements import check_placements, dims_of, fewest_dims, legal_placements
 from autopar.solve.problem import Candidate, Configuration, Group, Solution
@@ -48,6 +48,7 @@ from autopar.strategies.sharding_json import encode_pattern, encode_sharding
 from autopar.strategies.splitting import splits_backward
 from autopar.trace import trace
 from autopar.trace.norms import has_sync_norms
+from autopar.trace.saved import saved_on_cpu
 from autopar.workload import Workload, parameters_of
 
 # What a search gets at least: even a time limit that the trace has used up may find a plan.
@@ -194,6 +195,8 @@ def _trace(request: Request) -> _Traced:
     work = request.workload
     whole = trace(work.model, args, kwargs, target=work.example_target, loss_fn=work.loss_fn,
                   precision=request.precision)  # fmt: skip
+    if all(kind.device == "cpu" for kind in request.kinds):
+        whole = saved_on_cpu(whole)
     statistics = find_statistics(whole)
     check_precision(statistics, request.precision)
     graph, classes = reduce(whole, find_classes(whole))
@@ -415,7 +418,8 @@ def _plan(traced: _Traced, pricer: Pricer, solution: Solution, baselines: tuple[
                *statistics_notes(traced.task.statistics, config.microbatch_size, config.dp),
                *kinds_notes(request.devices, traced.task.blocks),
                *_other_order(traced, pricer, solution, prediction.step_seconds),
-               *undivided(pricer, config), *extrapolated(request.kinds, config)),
+               *undivided(pricer, config), *extrapolated(request.kinds, config),
+               *unseen(pricer)),
         workload=request.source,
         runners_up=runner_plans(pricer, traced.names, solution, prediction),
         offload=config.offload,  # type: ignore[arg-type]

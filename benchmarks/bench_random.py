@@ -51,6 +51,7 @@ from tests.multiprocess.test_fidelity import (
     compare_memory,
     plan_freely,
     single_device,
+    these_cpus,
     train,
 )
 
@@ -103,7 +104,10 @@ def outcome(try_out: Callable[..., tuple[str, str]], case: Drawn) -> tuple[str, 
         case: what is planned.
     """
     try:
-        plan = plan_freely(case.name, case.ranks, case.pins, samples=case.samples)
+        cluster = these_cpus() if case.name in FAMILIES["recurrent"] else "h100-80g"
+        plan = plan_freely(
+            case.name, case.ranks, case.pins, samples=case.samples, cluster=cluster
+        )  # fmt: skip
     except AutoparError as error:
         text = str(error).replace("\n", ";")
         clean = all(part in text for part in ("expected: ", "try: "))

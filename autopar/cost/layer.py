@@ -9,28 +9,15 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from autopar.cluster import Cluster
+from autopar.cost import activations
 from autopar.cost.moves import inner_seconds, move_seconds
 from autopar.cost.ops import OpCost, op_cost
-from autopar.graph import DTYPE_BYTES, Graph, Op
+from autopar.graph import DTYPE_BYTES, Graph
 from autopar.strategies.choices import uniform
 from autopar.strategies.sharding import Pattern, Sharding, local_elements, local_shape
 from autopar.strategies.states import R, V
 from autopar.strategies.statistics import is_synchronised
 from autopar.strategies.strategy import Strategy
-
-# Ops whose result shares the memory of their input.
-_ALIASES = frozenset({
-    "view", "reshape", "_unsafe_view", "flatten", "transpose", "permute", "t", "unsqueeze",
-    "squeeze", "expand", "slice", "select", "split", "chunk", "split_with_sizes", "alias",
-    "detach",
-})  # fmt: skip
-
-
-# What selective recomputation keeps the results of, as KEEP does in the emitted program.
-KEPT = frozenset({
-    "linear", "matmul", "mm", "bmm", "addmm", "conv1d", "conv2d", "conv3d", "convolution",
-    "scaled_dot_product_attention",
-})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,6 +57,8 @@ class LayerCost:
     ``transient_bytes`` are on top of all that while backward runs, ``summed_bytes`` where it adds
     gradients of parameters to those of earlier micro-batches.
     ``saved_tensors`` counts what is saved; ``handed_bytes`` of it are results for further layers.
+    Where activations wait in host memory, ``hosted_bytes`` do, and backward has at most
+    ``fetched_bytes`` of them and of their gradients at one moment.
     ``frozen_elements`` and ``frozen_tensors`` are those of parameters that need no gradient;
     ``learns`` says whether anything in the layer has one, and ``trained_modules`` counts the
     modules that have such parameters of their own.
@@ -101,6 +90,8 @@ class LayerCost:
     norms: tuple[Norm, ...] = ()
     saved_tensors: int = 0
     handed_bytes: int = 0
+    hosted_bytes: int = 0
+    fetched_bytes: int = 0
     frozen_elements: int = 0
     frozen_tensors: int = 0
     learns: bool = True
@@ -154,10 +145,11 @@ OpCosts = dict[tuple[int, Strategy, int, int], OpCost]
 
 def layer_cost(
     graph: Graph, pattern: Pattern, sharding: Sharding, cluster: Cluster, batch: int,
-    known: OpCosts | None = None,
+    away: bool = False, known: OpCosts | None = None,
 ) -> LayerCost:  # fmt: skip
     """Prices ``pattern`` under ``sharding`` for micro-batches of ``batch`` samples.
 
+    Where activations are ``away``, in host memory, it counts what of them is when here.
     Most operations run alike in many shardings: ``known`` keeps what they cost on ``cluster``.
     """
     known = {} if known is None else known
@@ -168,10 +160,11 @@ def layer_cost(
     ]
     inner = _inner_seconds(graph, sharding, cluster, batch)
     again = _moves_again(graph, pattern, sharding)
-    saved = _saved(graph, pattern, sharding, batch)
-    kept, kept_extra = _kept(graph, pattern, sharding, batch)
-    boundary = _boundary_bytes(graph, pattern, sharding, batch)
-    transient, summed = _transient_bytes(graph, pattern, sharding, batch)
+    saved = activations.saved_tensors(graph, pattern, sharding, batch)
+    kept, kept_extra = activations.kept_tensors(graph, pattern, sharding, batch)
+    boundary = activations.crossing_bytes(graph, pattern, sharding, batch)
+    hosted = activations.hosted(graph, pattern, sharding, batch, saved) if away else (0, 0)
+    transient, summed = activations.transient_bytes(graph, pattern, sharding, batch)
     tp_forward, tp_backward = sum(s[0] for _, s in comm) + inner, sum(s[1] for _, s in comm)
     inner_count = sum(len(s.collectives) for s in sharding.strategies.values())
     calls = sum(s[0] > 0 for _, s in comm) + inner_count, sum(s[1] > 0 for _, s in comm)
@@ -192,7 +185,7 @@ def layer_cost(
         parameter_elements=_parameter_elements(graph, sharding, sharding.parameters),
         parameter_tensors=len(sharding.parameters),
         partial_elements=_partial_elements(graph, sharding),
-        saved_bytes=sum(saved.values()) + _extra_bytes(graph, pattern, sharding, batch),
+        saved_bytes=sum(saved.values()) + activations.extra_bytes(graph, pattern, sharding, batch),
         input_bytes=boundary[0],
         output_bytes=boundary[1],
         transient_bytes=transient,
@@ -203,13 +196,15 @@ def layer_cost(
         tp_again_seconds=sum(comm[k][1][0] for k in again) + inner,
         input_seconds=sum(c.input_seconds for c in compute) + backward - computed_backward,
         weight_seconds=sum(c.weight_seconds for c in compute),
-        waiting_bytes=_waiting_bytes(graph, pattern, sharding, batch),
+        waiting_bytes=activations.waiting_bytes(graph, pattern, sharding, batch),
         kept_seconds=_kept_seconds(graph, pattern, compute),
         kept_bytes=sum(kept.values()) + kept_extra,
         kept_saved_bytes=sum(saved.get(key, 0) for key in kept) + kept_extra,
         norms=_norms(graph, pattern, sharding, batch),
-        saved_tensors=len(saved) + sum(_has_extra(graph, i) for i in pattern.ops),
-        handed_bytes=sum(_handed(graph, pattern, sharding, batch).values()),
+        saved_tensors=len(saved) + sum(activations.has_extra(graph, i) for i in pattern.ops),
+        handed_bytes=sum(activations.handed_bytes(graph, pattern, sharding, batch).values()),
+        hosted_bytes=hosted[0],
+        fetched_bytes=hosted[1],
     )
     return _learning(found, graph, pattern, sharding)
 
@@ -223,7 +218,7 @@ def _inner_seconds(graph: Graph, sharding: Sharding, cluster: Cluster, batch: in
 def _kept_seconds(graph: Graph, pattern: Pattern, compute: list[OpCost]) -> float:
     """Forward of the ops that selective recomputation does not repeat."""
     pairs = zip(pattern.ops, compute, strict=True)
-    return sum(cost.forward_seconds for i, cost in pairs if is_kept(graph.ops[i]))
+    return sum(cost.forward_seconds for i, cost in pairs if activations.is_kept(graph.ops[i]))
 
 
 def _op(
@@ -302,174 +297,10 @@ def _partial_elements(graph: Graph, sharding: Sharding) -> int:
 
 def _moves_again(graph: Graph, pattern: Pattern, sharding: Sharding) -> list[int]:
     """Moves whose result an op reads before the last one that keeps something for backward."""
-    saving = [i for i in pattern.ops if graph.saved[i].values or _has_extra(graph, i)]
+    saving = [i for i in pattern.ops if graph.saved[i].values or activations.has_extra(graph, i)]
     early = [i for i in pattern.ops if saving and i <= saving[-1]]
     read = {pair for i in early for pair in sharding.strategies[i].inputs}
     return [k for k, m in enumerate(sharding.moves) if (m.value, m.target) in read]
-
-
-def _boundary_bytes(
-    graph: Graph, pattern: Pattern, sharding: Sharding, batch: int
-) -> tuple[int, int]:
-    """Bytes of the activations that enter and that leave, on one rank.
-
-    What several layers read is counted where it is made.
-    """
-    chained = (n for n in pattern.received if n in pattern.chained)
-    received, sent = (
-        sum(boundary_bytes(graph, sharding, n, batch) for n in names)
-        for names in (chained, pattern.sent)
-    )
-    return received, sent
-
-
-def boundary_bytes(graph: Graph, sharding: Sharding, name: str, batch: int) -> int:
-    """Bytes on one rank of an activation between layers."""
-    value = graph.values[name]
-    elements = local_elements(value, sharding.boundary[name], sharding.tp, batch)
-    return elements * DTYPE_BYTES[value.dtype]
-
-
-def _roots(ops: list[Op], graph: Graph) -> dict[str, str]:
-    """The value whose memory each value shares; an expanded view that is reshaped is a copy."""
-    roots: dict[str, str] = {}
-    for op in ops:
-        if op.target.split(".")[1] not in _ALIASES:
-            continue
-        source = op.args[0].name
-        root = roots.get(source, source)
-        for out in op.outputs:
-            if graph.values[out].elements(1) <= graph.values[root].elements(1):
-                roots[out] = root
-    return roots
-
-
-Tensors = dict[tuple[str, bool], int]
-
-
-def _saved(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> Tensors:
-    """Bytes of what backward needs: each tensor once, in the state in which it is kept.
-
-    By the value whose memory it is, and whether that is a shard. What several layers read is
-    kept where it is made, or where it was received into.
-    """
-    ops = [graph.ops[i] for i in pattern.ops]
-    roots = _roots(ops, graph)
-    elsewhere = set(pattern.received) - pattern.chained
-    kept: Tensors = {}
-    for name, size in _handed(graph, pattern, sharding, batch).items():
-        kept[roots.get(name, name), False] = size
-    for index in pattern.ops:
-        op, strategy, saved = graph.ops[index], sharding.strategies[index], graph.saved[index]
-        states = {**dict(zip(op.outputs, strategy.outputs, strict=True)), **dict(strategy.inputs)}
-        for name in saved.values:
-            value = graph.values[name]
-            if value.kind != "activation" or not value.requires_grad:
-                continue
-            root = graph.values[roots.get(name, name)]
-            split = states[name].kind == "S"
-            if split or root.name not in elsewhere:
-                kept[root.name, split] = root.bytes(batch) // (sharding.tp if split else 1)
-    return kept
-
-
-def _handed(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> dict[str, int]:
-    """Bytes of the results that not only the next layer reads."""
-    names = set(pattern.sent) - pattern.chained
-    return {name: boundary_bytes(graph, sharding, name, batch) for name in names}
-
-
-def _extra_bytes(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> int:
-    """Bytes that ops make inside and keep for their backward."""
-    return sum(_extra(graph, sharding, index, batch) for index in pattern.ops)
-
-
-def _has_extra(graph: Graph, index: int) -> bool:
-    return graph.saved[index].extra_bytes + graph.saved[index].fixed_bytes > 0
-
-
-def _extra(graph: Graph, sharding: Sharding, index: int, batch: int) -> int:
-    """Bytes that one op makes inside and keeps; those of any batch are a parameter's in a copy."""
-    strategy, saved = sharding.strategies[index], graph.saved[index]
-    split = strategy.outputs[0].kind == "S" or strategy.special
-    divided = any(s.kind == "S" and graph.values[n].kind == "parameter" for n, s in strategy.inputs)
-    grown = saved.extra_bytes * batch // (sharding.tp if split else 1)
-    return grown + saved.fixed_bytes // (sharding.tp if divided else 1)
-
-
-def is_kept(op: Op) -> bool:
-    """Whether selective recomputation keeps the results of the op."""
-    return op.target.split(".")[1] in KEPT
-
-
-def can_keep(graph: Graph, pattern: Pattern) -> bool:
-    """Whether selective recomputation works: something is kept, and nothing changes it in place."""
-    ops = [graph.ops[i] for i in pattern.ops]
-    roots = _roots(ops, graph)
-    kept = {out for op in ops if is_kept(op) for out in op.outputs}
-    changed = {roots.get(n, n) for op in ops if op.inplace for n in op.inputs()}
-    return bool(kept) and not kept & changed
-
-
-def _kept(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> tuple[Tensors, int]:
-    """Bytes of the results of the kept ops that have a gradient, and of what comes with them."""
-    kept: Tensors = {}
-    extra = 0
-    for index in pattern.ops:
-        op, strategy = graph.ops[index], sharding.strategies[index]
-        if not is_kept(op) or not any(graph.values[n].requires_grad for n in op.outputs):
-            continue
-        extra += _extra(graph, sharding, index, batch)
-        for name, state in zip(op.outputs, strategy.outputs, strict=True):
-            split = state.kind == "S"
-            kept[name, split] = graph.values[name].bytes(batch) // (sharding.tp if split else 1)
-    return kept, extra
-
-
-def _transient_bytes(
-    graph: Graph, pattern: Pattern, sharding: Sharding, batch: int
-) -> tuple[int, int]:
-    """Largest working set of one op's backward: gradients of its results and of its inputs.
-
-    Of activations alone, and with the gradients of parameters, which are new beside their sum.
-    """
-    largest = summed = 0
-    for index in pattern.ops:
-        op, strategy = graph.ops[index], sharding.strategies[index]
-        if op.target.split(".")[1] in _ALIASES:
-            continue
-        states = [*strategy.inputs, *zip(op.outputs, strategy.outputs, strict=True)]
-        total, fresh = _extra(graph, sharding, index, batch), 0
-        for name, state in states:
-            value = graph.values[name]
-            if not value.requires_grad:
-                continue
-            held = local_elements(value, state, sharding.tp, batch) * DTYPE_BYTES[value.dtype]
-            if value.kind == "parameter":
-                fresh += held
-            else:
-                total += held
-        largest, summed = max(largest, total), max(summed, total + fresh)
-    return largest, summed
-
-
-def _waiting_bytes(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> int:
-    """Gradients that torch keeps for those of the parameters: one per op that reads any.
-
-    Those of what only adds a parameter are those of the sum, and exist once.
-    """
-    total = 0
-    for index in pattern.ops:
-        op, strategy = graph.ops[index], sharding.strategies[index]
-        reads = any(graph.values[n].kind == "parameter" for n in op.inputs())
-        if not reads or op.target.split(".")[1] in _ALIASES | {"add"}:
-            continue
-        for name, state in zip(op.outputs, strategy.outputs, strict=True):
-            value = graph.values[name]
-            if value.requires_grad:
-                held = local_elements(value, state, sharding.tp, batch)
-                total += held * DTYPE_BYTES[value.dtype]
-    return total
 
 
 def replicated(graph: Graph, pattern: Pattern) -> Sharding:

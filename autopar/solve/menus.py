@@ -13,9 +13,10 @@ from typing import Any, Self
 import numpy as np
 
 from autopar.cluster import Cluster
+from autopar.cost.activations import boundary_bytes
 from autopar.cost.collectives import Group, collective_seconds
 from autopar.cost.data_parallel import MASTER_BYTES, Setting, backward_bytes, dp_cost, state_bytes
-from autopar.cost.layer import LayerCost, OpCosts, Recomputed, boundary_bytes, layer_cost
+from autopar.cost.layer import LayerCost, OpCosts, Recomputed, layer_cost
 from autopar.cost.offload import activation_seconds, offloaded, offloads
 from autopar.cost.reserve import beside_bytes, fixed_bytes
 from autopar.cost.schedule import SINGLE
@@ -56,7 +57,7 @@ class Pricer:
     names: tuple[str, ...] = ()
     equal_stages: bool = False
     peers: tuple[Pricer, ...] = ()
-    _costs: dict[tuple[str, int, str, int, int], LayerCost] = field(default_factory=dict)
+    _costs: dict[tuple[str, int, str, int, int, bool], LayerCost] = field(default_factory=dict)
     _useful: dict[tuple[str, int, str, int, Demand], tuple[int, ...]] = field(default_factory=dict)
     _ops: OpCosts = field(default_factory=dict)
     _crossing: dict[tuple[int, str, int], tuple[int, ...]] = field(default_factory=dict)
@@ -84,12 +85,12 @@ class Pricer:
 
     def cost(self, member: str, config: Configuration, tp_option: int = 0) -> LayerCost:
         """The price of one layer of class ``member`` without data parallelism."""
-        key = (member, config.tp, config.layout, tp_option, config.microbatch_size)
+        away = self.moves_activations(member, config)
+        key = (member, config.tp, config.layout, tp_option, config.microbatch_size, away)
         if key not in self._costs:
             pattern, own = self.classes.priced(member), self.shardings.share(*key[:4])
-            self._costs[key] = layer_cost(
-                self.graph, pattern, own, self.cluster, config.microbatch_size, self._ops
-            )
+            of = self.graph, pattern, own, self.cluster
+            self._costs[key] = layer_cost(*of, *key[4:], self._ops)
         return self._costs[key].contended(self.cluster.contention(config.tp, config.world_size))
 
     def useful(
@@ -217,8 +218,7 @@ class Pricer:
 
     def moves_activations(self, member: str, config: Configuration) -> bool:
         """Whether what a layer saves is in host memory: only that of blocks ever is."""
-        blocks = member not in self.classes.parts
-        return blocks and offloads(config.offload, "activations")
+        return member not in self.classes.parts and offloads(config.offload, "activations")
 
     def offload_seconds(self, member: str, cost: LayerCost, config: Configuration) -> float:
         """Seconds of moving a micro-batch's activations of one layer to the host, or back."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from autopar.cost.layer import can_keep
+from autopar.cost.activations import can_keep
 from autopar.cost.offload import offloads
 from autopar.graph import Graph
 from autopar.solve.problem import Configuration

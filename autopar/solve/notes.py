@@ -17,6 +17,7 @@ from autopar.solve.problem import Configuration
 from autopar.strategies.choices import is_known
 from autopar.strategies.sharding import Sharding
 from autopar.trace.opaque import FUNCTION, OPAQUE, OpaqueCall
+from autopar.trace.saved import RECURRENT
 
 # A payload that every collective curve covers, to ask whether group sizes are covered.
 REFERENCE_PAYLOAD = 2**20
@@ -119,6 +120,18 @@ def _spoken(op: Op) -> str:
         return f"the {path}, which has no shapes without data,"
     name = f"the module {path}" if path else "the model"
     return f"{name}, which cannot be traced,"
+
+
+def unseen(pricer: Pricer) -> tuple[str, ...]:
+    """Recurrent operations on GPUs, whose kernels have never been asked what they keep."""
+    graph, patterns = pricer.graph, pricer.classes.patterns.values()
+    names = {graph.ops[i].target for pattern in patterns for i in pattern.ops}
+    found = sorted(name for name in names if name.split(".")[1] in RECURRENT)
+    return () if pricer.cluster.device == "cpu" else tuple(
+        f"what {name} keeps for backward is planned as that of torch's fused cells: cuDNN has a"
+        " reserve of its own, of a size that is known on a GPU alone"
+        for name in found
+    )  # fmt: skip
 
 
 def _whole_seconds(pricer: Pricer, op: Op, batch: int) -> float:

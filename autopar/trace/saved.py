@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from autopar.graph import Op, Saved, Value, refs
+from autopar.graph import Graph, Op, Saved, Value, refs
 from autopar.trace.interpret import run
 from autopar.trace.opaque import OPAQUE, OpaqueCall
 
@@ -15,6 +16,10 @@ from autopar.trace.opaque import OPAQUE, OpaqueCall
 # on meta torch shows the unfused kernel, which runs only where the bias needs a gradient.
 _ATTENTION = "aten.scaled_dot_product_attention.default"
 _BATCH = 2
+# On meta these take the fused cells of GPUs; a CPU has kernels of its own, whose workspace is
+# padded: few samples would not tell how it grows.
+RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+_FEW, _MANY = 4, 16
 
 
 def observe_saved(op: Op, values: dict[str, Value]) -> Saved:
@@ -28,10 +33,28 @@ def observe_saved(op: Op, values: dict[str, Value]) -> Saved:
         query = values[op.args[0].name]
         statistic = query.elements(1) // query.shape[-1].coefficient * 4
         return Saved((*(a.name for a in op.args[:3]), *op.outputs), statistic)
-    names, extra = _run_and_watch(op, values, _BATCH)
-    more = _run_and_watch(op, values, 2 * _BATCH)[1] if extra else 0
-    per_sample = max(0, more - extra) // _BATCH
-    return Saved(names, per_sample, max(0, extra - _BATCH * per_sample))
+    return _grown(op, values, "meta", _BATCH, 2 * _BATCH)
+
+
+def saved_on_cpu(graph: Graph) -> Graph:
+    """The graph with what recurrent operations keep on a CPU, seen by running them there.
+
+    They run on zeros, with weights of their own size.
+    """
+    seen = {
+        index: _grown(graph.ops[index], graph.values, "cpu", _FEW, _MANY)
+        for index, saved in graph.saved.items()
+        if graph.ops[index].target.split(".")[1] in RECURRENT and saved != Saved(())
+    }
+    return dataclasses.replace(graph, saved={**graph.saved, **seen}) if seen else graph
+
+
+def _grown(op: Op, values: dict[str, Value], device: str, few: int, many: int) -> Saved:
+    """What is kept of two batches: by value, and how the rest grows from one to the other."""
+    names, extra = _run_and_watch(op, values, few, device)
+    more = _run_and_watch(op, values, many, device)[1] if extra else 0
+    per_sample = max(0, more - extra) // (many - few)
+    return Saved(names, per_sample, max(0, extra - few * per_sample))
 
 
 def _bias(op: Op) -> tuple[str, ...]:
@@ -39,8 +62,10 @@ def _bias(op: Op) -> tuple[str, ...]:
     return tuple(dict.fromkeys(refs((op.args[3:], op.kwargs))))
 
 
-def _run_and_watch(op: Op, values: dict[str, Value], batch: int) -> tuple[tuple[str, ...], int]:
-    env = {name: _stand_in(values[name], batch) for name in op.inputs()}
+def _run_and_watch(
+    op: Op, values: dict[str, Value], batch: int, device: str
+) -> tuple[tuple[str, ...], int]:
+    env = {name: _stand_in(values[name], batch, device) for name in op.inputs()}
     kept: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -48,18 +73,18 @@ def _run_and_watch(op: Op, values: dict[str, Value], batch: int) -> tuple[tuple[
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs = run(op, env, batch, "meta")
+        outputs = run(op, env, batch, device)
     owners = {_storage(t): name for name, t in env.items()}
     owners.update({_storage(t): n for n, t in zip(op.outputs, outputs, strict=True)})
     names = dict.fromkeys(owners[_storage(t)] for t in kept if _storage(t) in owners)
-    extra = {_storage(t): t.numel() * t.element_size() for t in kept if _storage(t) not in owners}
+    extra = {_storage(t): t.untyped_storage().nbytes() for t in kept if _storage(t) not in owners}
     return tuple(names), sum(extra.values())
 
 
-def _stand_in(value: Value, batch: int) -> Tensor:
+def _stand_in(value: Value, batch: int, device: str) -> Tensor:
     shape = [size.at(batch) for size in value.shape]
     dtype = getattr(torch, value.dtype)
-    tensor = torch.empty(shape, dtype=dtype, device="meta")
+    tensor = torch.zeros(shape, dtype=dtype, device=device)
     return tensor.requires_grad_(value.requires_grad)
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autopar.cluster import Cluster
-from autopar.cost.layer import can_keep, is_kept, layer_cost, replicated
+from autopar.cost.activations import can_keep, is_kept
+from autopar.cost.layer import layer_cost, replicated
 from autopar.solve.intra import Weights, shard_pattern
 from autopar.strategies.patterns import ENDS, restrict
 from tests.zoo import CHANNELS, HEADS, MODELS, NAMES, TOKENS, VOCABULARY, block_of, reduced

@@ -24,7 +24,7 @@ RATE, LAUNCH = 57.61e9, 4e-6
 def cost():
     graph, classes = reduced("gpt")
     pattern = classes.patterns[block_of("gpt")]
-    return layer_cost(graph, pattern, replicated(graph, pattern), CLUSTER, 4)
+    return layer_cost(graph, pattern, replicated(graph, pattern), CLUSTER, 4, away=True)
 
 
 def test_a_copy_takes_its_bytes_over_pcie():
@@ -59,7 +59,8 @@ def test_state_leaves_the_device_but_for_one_layer(cost, choice):
 def test_activations_come_back_for_the_layers_backward(cost):
     moved = offloaded(cost)
     assert moved.held_bytes == cost.handed_bytes == 0
-    assert moved.transient_bytes == activation_bytes(cost) == cost.saved_bytes
+    assert activation_bytes(cost) == cost.saved_bytes
+    assert 0 < moved.transient_bytes == cost.fetched_bytes - cost.transient_bytes < cost.saved_bytes
     assert activation_seconds(CLUSTER, cost) == copy_seconds(
         CLUSTER, cost.saved_bytes, cost.saved_tensors
     )

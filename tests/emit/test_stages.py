@@ -6,6 +6,7 @@ the stages is the gradient of the whole model. Real ranks: tests/multiprocess/te
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -82,3 +83,15 @@ def test_a_loss_in_bf16_is_returned_as_declared(tmp_path):
     stage.feed = iter(program.microbatches(*batch("gpt", 0)))
     ((shape, dtype),) = program.HIDDEN[0]
     assert stage(torch.zeros(shape, dtype=dtype)).dtype == torch.float32
+
+
+def test_no_batch_is_held_when_a_step_is_over(tmp_path):
+    """The next one would be beside it otherwise."""
+    path = str(tmp_path / "program.py")
+    make_plan("mlp", 1, 1, 1, {"microbatch_size": 2}).emit(path, model="tests:none")
+    parallel = load_program(path).parallelize(build("mlp"))
+    inputs, target = batch("mlp", 0)
+    memory = weakref.ref(inputs[0].untyped_storage())
+    parallel.forward_backward(inputs, target)
+    del inputs
+    assert memory() is None

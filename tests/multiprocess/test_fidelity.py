@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import autopar
+from autopar.cluster import Cluster
 from tests.multiprocess.models import SAMPLES, batch, build, loss_fn, loss_of
 from tests.multiprocess.precision import (
     compare_training,
@@ -166,7 +167,7 @@ def train(path: str, name: str, *, exact: bool = False, samples: int = SAMPLES) 
 
 def make_plan(
     name: str, pp: int, dp: int, tp: int, pins: dict[str, Any], precision: str = "fp32",
-    cluster: str = "h100-80g",
+    cluster: str | Cluster = "h100-80g",
 ) -> autopar.Plan:  # fmt: skip
     degrees = {"pp": pp, "dp": dp, "tp": tp}
     return plan_freely(name, pp * dp * tp, degrees | pins, precision, cluster)
@@ -174,7 +175,7 @@ def make_plan(
 
 def plan_freely(
     name: str, devices: int, pins: dict[str, Any], precision: str = "fp32",
-    cluster: str = "h100-80g", samples: int = SAMPLES,
+    cluster: str | Cluster = "h100-80g", samples: int = SAMPLES,
 ) -> autopar.Plan:  # fmt: skip
     inputs, target = batch(name, 0)
     with traced_once(name):
@@ -182,6 +183,16 @@ def plan_freely(
             build(name), devices, inputs, loss_fn(name), target, cluster=cluster,
             global_batch_size=samples, precision=precision, pin=pins,
         )  # fmt: skip
+
+
+def these_cpus() -> Cluster:
+    """What the ranks run on, for models whose kernels on CPUs keep more than those of GPUs.
+
+    Its host memory is as far away as a GPU's, so that plans with it have a price.
+    """
+    data = Cluster.load("cpu").to_dict()
+    curves = {**data["curves"], "host_link": Cluster.load("h100-80g").curves["host_link"]}
+    return Cluster.from_dict({**data, "name": "cpu-and-host", "curves": curves})
 
 
 @pytest.mark.parametrize("name", ["gpt", "gpt2", "llama"])

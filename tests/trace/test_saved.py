@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from autopar.graph import Op, Ref, Saved, Size, Value
-from autopar.trace.saved import observe_saved
+from autopar.trace import trace
+from autopar.trace.saved import RECURRENT, observe_saved, saved_on_cpu
 
 B = Size(1, 1)
 VALUES = {
@@ -95,3 +97,36 @@ def test_dropout_keeps_its_mask():
     expected = sum(t.numel() * t.element_size() for t in kept)
     saved = observe_saved(op, VALUES)
     assert saved.extra_bytes == expected > 0
+
+
+class Recurrent(nn.Module):
+    """Two layers over sequences; the mean of the last results is the loss."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.rnn = kind(8, 16, num_layers=2, batch_first=True)
+
+    def forward(self, x):
+        return self.rnn(x)[0]
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_keep_what_the_kernels_of_cpus_do(kind):
+    """oneDNN's LSTM has a workspace, the cells of the others copies of the inputs."""
+    model, x = Recurrent(kind), torch.randn(2, 10, 8)
+    graph = trace(model, (x,), {}, target=x, loss_fn=lambda y, _: y.mean())
+    here = saved_on_cpu(graph)
+    index = next(i for i, op in enumerate(graph.ops) if op.target.split(".")[1] in RECURRENT)
+    assert {i for i in graph.saved if here.saved[i] != graph.saved[i]} == {index}
+    assert here.saved[index].extra_bytes > graph.saved[index].extra_bytes
+    for samples in (1, 2, 8, 32):
+        x = torch.randn(samples, 10, 8)
+        seen = kept_by(lambda x, *_: model(x), x, *model.parameters())
+        saved = here.saved[index].extra_bytes * samples + here.saved[index].fixed_bytes
+        assert 0.9 * seen <= saved <= 1.2 * seen, (samples, seen, saved)
+
+
+def test_nothing_is_run_without_recurrent_layers():
+    graph = trace(nn.Linear(8, 8), (torch.randn(2, 8),), {}, loss_fn=lambda y, _: y.mean(),
+                  target=torch.zeros(2))  # fmt: skip
+    assert saved_on_cpu(graph) is graph

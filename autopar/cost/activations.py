@@ -1,0 +1,278 @@
+"""Bytes of a sharded layer's activations: what backward needs, and what it has at one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import accumulate
+
+from autopar.graph import DTYPE_BYTES, Graph, Op, refs
+from autopar.strategies.sharding import Pattern, Sharding, local_elements
+from autopar.trace.saved import RECURRENT
+
+# Ops whose result shares the memory of their input.
+_ALIASES = frozenset({
+    "view", "reshape", "_unsafe_view", "flatten", "transpose", "permute", "t", "unsqueeze",
+    "squeeze", "expand", "slice", "select", "split", "chunk", "split_with_sizes", "alias",
+    "detach",
+})  # fmt: skip
+# Of these the ones whose gradient is new memory: zeros or sums of the whole input's size, or the
+# parts put together.
+_COPIED_BACK = frozenset({"expand", "slice", "select", "split", "chunk", "split_with_sizes"})
+
+# What selective recomputation keeps the results of, as KEEP does in the emitted program.
+KEPT = frozenset({
+    "linear", "matmul", "mm", "bmm", "addmm", "conv1d", "conv2d", "conv3d", "convolution",
+    "scaled_dot_product_attention",
+})  # fmt: skip
+
+Tensors = dict[tuple[str, bool], int]
+
+
+def crossing_bytes(
+    graph: Graph, pattern: Pattern, sharding: Sharding, batch: int
+) -> tuple[int, int]:
+    """Bytes of the activations that enter and that leave, on one rank.
+
+    What several layers read is counted where it is made.
+    """
+    chained = (n for n in pattern.received if n in pattern.chained)
+    received, sent = (
+        sum(boundary_bytes(graph, sharding, n, batch) for n in names)
+        for names in (chained, pattern.sent)
+    )
+    return received, sent
+
+
+def boundary_bytes(graph: Graph, sharding: Sharding, name: str, batch: int) -> int:
+    """Bytes on one rank of an activation between layers."""
+    value = graph.values[name]
+    elements = local_elements(value, sharding.boundary[name], sharding.tp, batch)
+    return elements * DTYPE_BYTES[value.dtype]
+
+
+def _roots(ops: list[Op], graph: Graph, views: frozenset[str] = _ALIASES) -> dict[str, str]:
+    """The value whose memory each value shares; an expanded view that is reshaped is a copy."""
+    roots: dict[str, str] = {}
+    for op in ops:
+        if op.target.split(".")[1] not in views:
+            continue
+        source = op.args[0].name
+        root = roots.get(source, source)
+        for out in op.outputs:
+            if graph.values[out].elements(1) <= graph.values[root].elements(1):
+                roots[out] = root
+    return roots
+
+
+def saved_tensors(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> Tensors:
+    """Bytes of what backward needs: each tensor once, in the state in which it is kept.
+
+    By the value whose memory it is, and whether that is a shard. What several layers read is
+    kept where it is made, or where it was received into.
+    """
+    ops = [graph.ops[i] for i in pattern.ops]
+    roots, made = _roots(ops, graph), {name for op in ops for name in op.outputs}
+    elsewhere = set(pattern.received) - pattern.chained
+    kept: Tensors = {}
+    for name, size in handed_bytes(graph, pattern, sharding, batch).items():
+        kept[roots.get(name, name), False] = size
+    for index in pattern.ops:
+        op, strategy, saved = graph.ops[index], sharding.strategies[index], graph.saved[index]
+        states = {**dict(zip(op.outputs, strategy.outputs, strict=True)), **dict(strategy.inputs)}
+        for name in saved.values:
+            root = graph.values[roots.get(name, name)]
+            # A view of a parameter stays anyway; what has no gradient is the layer's if it made it.
+            if root.kind != "activation" or not (root.requires_grad or root.name in made):
+                continue
+            split = states[name].kind == "S"
+            if split or root.name not in elsewhere:
+                kept[root.name, split] = root.bytes(batch) // (sharding.tp if split else 1)
+    return kept
+
+
+def handed_bytes(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> dict[str, int]:
+    """Bytes of the results that not only the next layer reads."""
+    names = set(pattern.sent) - pattern.chained
+    return {name: boundary_bytes(graph, sharding, name, batch) for name in names}
+
+
+def extra_bytes(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> int:
+    """Bytes that ops make inside and keep for their backward."""
+    return sum(_extra(graph, sharding, index, batch) for index in pattern.ops)
+
+
+def has_extra(graph: Graph, index: int) -> bool:
+    """Whether the op makes something inside and keeps it for its backward."""
+    return graph.saved[index].extra_bytes + graph.saved[index].fixed_bytes > 0
+
+
+def _extra(graph: Graph, sharding: Sharding, index: int, batch: int) -> int:
+    """Bytes that one op makes inside and keeps; those of any batch are a parameter's in a copy."""
+    strategy, saved = sharding.strategies[index], graph.saved[index]
+    split = strategy.outputs[0].kind == "S" or strategy.special
+    divided = any(s.kind == "S" and graph.values[n].kind == "parameter" for n, s in strategy.inputs)
+    grown = saved.extra_bytes * batch // (sharding.tp if split else 1)
+    return grown + saved.fixed_bytes // (sharding.tp if divided else 1)
+
+
+def is_kept(op: Op) -> bool:
+    """Whether selective recomputation keeps the results of the op."""
+    return op.target.split(".")[1] in KEPT
+
+
+def can_keep(graph: Graph, pattern: Pattern) -> bool:
+    """Whether selective recomputation works: something is kept, and nothing changes it in place."""
+    ops = [graph.ops[i] for i in pattern.ops]
+    roots = _roots(ops, graph)
+    kept = {out for op in ops if is_kept(op) for out in op.outputs}
+    changed = {roots.get(n, n) for op in ops if op.inplace for n in op.inputs()}
+    return bool(kept) and not kept & changed
+
+
+def kept_tensors(
+    graph: Graph, pattern: Pattern, sharding: Sharding, batch: int
+) -> tuple[Tensors, int]:
+    """Bytes of the results of the kept ops that have a gradient, and of what comes with them."""
+    kept: Tensors = {}
+    extra = 0
+    for index in pattern.ops:
+        op, strategy = graph.ops[index], sharding.strategies[index]
+        if not is_kept(op) or not any(graph.values[n].requires_grad for n in op.outputs):
+            continue
+        extra += _extra(graph, sharding, index, batch)
+        for name, state in zip(op.outputs, strategy.outputs, strict=True):
+            split = state.kind == "S"
+            kept[name, split] = graph.values[name].bytes(batch) // (sharding.tp if split else 1)
+    return kept, extra
+
+
+def transient_bytes(
+    graph: Graph, pattern: Pattern, sharding: Sharding, batch: int
+) -> tuple[int, int]:
+    """Largest working set of one op's backward: gradients of its results and of its inputs.
+
+    Of activations alone, and with the gradients of parameters, which are new beside their sum.
+    """
+    largest = summed = 0
+    roots = _roots([graph.ops[i] for i in pattern.ops], graph)
+    for index in pattern.ops:
+        op, strategy = graph.ops[index], sharding.strategies[index]
+        if op.target.split(".")[1] in _ALIASES - _COPIED_BACK:
+            continue
+        states = [*strategy.inputs, *zip(op.outputs, strategy.outputs, strict=True)]
+        # What an op makes inside has gradients, too; recurrent ones go back step by step.
+        stepwise = op.target.split(".")[1] in RECURRENT
+        total, fresh = 0 if stepwise else _extra(graph, sharding, index, batch), 0
+        for name, state in states:
+            value = graph.values[name]
+            if not value.requires_grad:
+                continue
+            held = local_elements(value, state, sharding.tp, batch) * DTYPE_BYTES[value.dtype]
+            if graph.values[roots.get(name, name)].kind == "parameter":
+                fresh += held
+            else:
+                total += held
+        largest, summed = max(largest, total), max(summed, total + fresh)
+    return largest, summed
+
+
+def hosted(
+    graph: Graph, pattern: Pattern, sharding: Sharding, batch: int, saved: Tensors
+) -> tuple[int, int]:
+    """Where activations wait in host memory: how many bytes do, and what backward has at most.
+
+    What is ``saved`` comes back with the first operation of backward that reads it and goes with
+    the last. The first tensor that a block is called with is moved too, if the block saves it, even
+    where further layers read it. What is handed on stays.
+    """
+    taken = _taken(graph, pattern, sharding, batch)
+    handed = handed_bytes(graph, pattern, sharding, batch)
+    moved = {key: size for key, size in {**taken, **saved}.items() if key[0] not in handed}
+    change = [0] * (len(pattern.ops) + 1)
+    spans = _saving(graph, pattern, sharding, moved)
+    for first, last, size in [*spans, *_gradients(graph, pattern, sharding, batch)]:
+        change[first] += size
+        change[last + 1] -= size
+    extra = [_extra(graph, sharding, index, batch) for index in pattern.ops]
+    back = (own // _turns(graph.ops[i]) for i, own in zip(pattern.ops, extra, strict=True))
+    there = [held + own for held, own in zip(accumulate(change), back, strict=False)]
+    return sum(moved.values()) + sum(extra), max(there, default=0)
+
+
+def _turns(op: Op) -> int:
+    """How many parts of an op go back one after the other: layers and directions."""
+    _, kind, form = op.target.split(".")
+    if kind not in RECURRENT:
+        return 1
+    layers, _, _, both_ways = op.args[-4:] if form == "data" else op.args[-5:-1]
+    return int(layers) * (2 if both_ways else 1)
+
+
+def _taken(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> Tensors:
+    """The first tensor that a block is called with, if further layers read it too."""
+    call = graph.calls.get(pattern.name)
+    first = next(refs((call.args, call.kwargs)), "") if call else ""
+    if first not in set(pattern.received) - pattern.chained:
+        return {}
+    roots = _roots([graph.ops[i] for i in pattern.ops], graph)
+    saved = {roots.get(name, name) for i in pattern.ops for name in graph.saved[i].values}
+    return {(first, False): boundary_bytes(graph, sharding, first, batch)} if first in saved else {}
+
+
+def _saving(
+    graph: Graph, pattern: Pattern, sharding: Sharding, moved: Tensors
+) -> Iterator[tuple[int, int, int]]:
+    """Of each tensor the first and the last operation that saves it, and its bytes."""
+    roots = _roots([graph.ops[i] for i in pattern.ops], graph)
+    by: dict[tuple[str, bool], list[int]] = {}
+    for place, index in enumerate(pattern.ops):
+        op, strategy = graph.ops[index], sharding.strategies[index]
+        states = {**dict(zip(op.outputs, strategy.outputs, strict=True)), **dict(strategy.inputs)}
+        for name in graph.saved[index].values:
+            split = name in states and states[name].kind == "S"
+            by.setdefault((roots.get(name, name), split), []).append(place)
+    return ((by[key][0], by[key][-1], size) for key, size in moved.items() if key in by)
+
+
+def _gradients(
+    graph: Graph, pattern: Pattern, sharding: Sharding, batch: int
+) -> Iterator[tuple[int, int, int]]:
+    """Of each gradient between which operations' backward it is there, and its bytes.
+
+    From that of the value's last reader, or of the layer, to that of its maker.
+    """
+    ops = [graph.ops[i] for i in pattern.ops]
+    roots = _roots(ops, graph, _ALIASES - _COPIED_BACK)
+    sent = {roots.get(name, name) for name in pattern.sent}
+    spans: dict[str, tuple[int, int, int]] = {}
+    for place, index in enumerate(pattern.ops):
+        strategy = sharding.strategies[index]
+        made = zip(ops[place].outputs, strategy.outputs, strict=True)
+        for name, state in (*strategy.inputs, *made):
+            root = graph.values[roots.get(name, name)]
+            if root.kind != "activation" or not root.requires_grad:
+                continue
+            held = local_elements(root, state, sharding.tp, batch) * DTYPE_BYTES[root.dtype]
+            first, _, size = spans.get(root.name, (0 if name in pattern.received else place, 0, 0))
+            last = len(ops) - 1 if root.name in sent else place
+            spans[root.name] = first, last, max(size, held)
+    return iter(spans.values())
+
+
+def waiting_bytes(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> int:
+    """Gradients that torch keeps for those of the parameters: one per op that reads any.
+
+    Those of what only adds a parameter are those of the sum, and exist once.
+    """
+    total = 0
+    for index in pattern.ops:
+        op, strategy = graph.ops[index], sharding.strategies[index]
+        reads = any(graph.values[n].kind == "parameter" for n in op.inputs())
+        if not reads or op.target.split(".")[1] in _ALIASES | {"add"}:
+            continue
+        for name, state in zip(op.outputs, strategy.outputs, strict=True):
+            value = graph.values[name]
+            if value.requires_grad:
+                held = local_elements(value, state, sharding.tp, batch)
+                total += held * DTYPE_BYTES[value.dtype]
+    return total
