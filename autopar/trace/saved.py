@@ -17,9 +17,9 @@ from autopar.trace.opaque import OPAQUE, OpaqueCall
 _ATTENTION = "aten.scaled_dot_product_attention.default"
 _BATCH = 2
 # On meta these take the fused cells of GPUs; a CPU has kernels of its own, whose workspace is
-# padded: few samples would not tell how it grows.
+# padded: few samples would not tell how it grows, nor many how much it is at least.
 RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
-_FEW, _MANY = 4, 16
+_SAMPLES = (1, 2, 4, 16)
 
 
 def observe_saved(op: Op, values: dict[str, Value]) -> Saved:
@@ -33,7 +33,7 @@ def observe_saved(op: Op, values: dict[str, Value]) -> Saved:
         query = values[op.args[0].name]
         statistic = query.elements(1) // query.shape[-1].coefficient * 4
         return Saved((*(a.name for a in op.args[:3]), *op.outputs), statistic)
-    return _grown(op, values, "meta", _BATCH, 2 * _BATCH)
+    return _grown(op, values, "meta", (_BATCH, 2 * _BATCH))
 
 
 def saved_on_cpu(graph: Graph) -> Graph:
@@ -42,19 +42,22 @@ def saved_on_cpu(graph: Graph) -> Graph:
     They run on zeros, with weights of their own size.
     """
     seen = {
-        index: _grown(graph.ops[index], graph.values, "cpu", _FEW, _MANY)
+        index: _grown(graph.ops[index], graph.values, "cpu", _SAMPLES)
         for index, saved in graph.saved.items()
         if graph.ops[index].target.split(".")[1] in RECURRENT and saved != Saved(())
     }
     return dataclasses.replace(graph, saved={**graph.saved, **seen}) if seen else graph
 
 
-def _grown(op: Op, values: dict[str, Value], device: str, few: int, many: int) -> Saved:
-    """What is kept of two batches: by value, and how the rest grows from one to the other."""
-    names, extra = _run_and_watch(op, values, few, device)
-    more = _run_and_watch(op, values, many, device)[1] if extra else 0
-    per_sample = max(0, more - extra) // (many - few)
-    return Saved(names, per_sample, max(0, extra - few * per_sample))
+def _grown(op: Op, values: dict[str, Value], device: str, batches: tuple[int, ...]) -> Saved:
+    """What is kept: by value, and a bound on the rest that grows as between the largest batches."""
+    names, first = _run_and_watch(op, values, batches[0], device)
+    if not first:
+        return Saved(names)
+    extra = {n: _run_and_watch(op, values, n, device)[1] for n in batches[1:]} | {batches[0]: first}
+    few, many = batches[-2:]
+    per_sample = max(0, extra[many] - extra[few]) // (many - few)
+    return Saved(names, per_sample, max(0, *(extra[n] - n * per_sample for n in batches)))
 
 
 def _bias(op: Op) -> tuple[str, ...]:
