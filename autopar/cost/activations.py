@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import accumulate
+from typing import NamedTuple
 
 from autopar.graph import DTYPE_BYTES, Graph, Op, refs
 from autopar.strategies.sharding import Pattern, Sharding, local_elements
@@ -26,6 +27,19 @@ KEPT = frozenset({
 })  # fmt: skip
 
 Tensors = dict[tuple[str, bool], int]
+
+
+class Hosted(NamedTuple):
+    """Bytes of a layer's activations in host memory, and what backward has at most at one moment.
+
+    ``fetched_bytes`` are those that came back, what operations kept inside, and gradients.
+    """
+
+    moved_bytes: int
+    fetched_bytes: int
+
+
+NOT_HOSTED = Hosted(0, 0)
 
 
 def crossing_bytes(
@@ -178,7 +192,7 @@ def transient_bytes(
 
 def hosted(
     graph: Graph, pattern: Pattern, sharding: Sharding, batch: int, saved: Tensors
-) -> tuple[int, int]:
+) -> Hosted:
     """Where activations wait in host memory: how many bytes do, and what backward has at most.
 
     What is ``saved`` comes back with the first operation of backward that reads it and goes with
@@ -196,7 +210,7 @@ def hosted(
     extra = [_extra(graph, sharding, index, batch) for index in pattern.ops]
     back = (own // _turns(graph.ops[i]) for i, own in zip(pattern.ops, extra, strict=True))
     there = [held + own for held, own in zip(accumulate(change), back, strict=False)]
-    return sum(moved.values()) + sum(extra), max(there, default=0)
+    return Hosted(sum(moved.values()) + sum(extra), max(there, default=0))
 
 
 def _turns(op: Op) -> int:

@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 from autopar.cluster import Cluster
 from autopar.cost import activations
+from autopar.cost.activations import NOT_HOSTED, Hosted
 from autopar.cost.moves import inner_seconds, move_seconds
 from autopar.cost.ops import OpCost, op_cost
 from autopar.graph import DTYPE_BYTES, Graph
 from autopar.strategies.choices import uniform
 from autopar.strategies.sharding import Pattern, Sharding, local_elements, local_shape
-from autopar.strategies.states import R, V
+from autopar.strategies.states import Move, R, V
 from autopar.strategies.statistics import is_synchronised
 from autopar.strategies.strategy import Strategy
 
@@ -57,8 +58,7 @@ class LayerCost:
     ``transient_bytes`` are on top of all that while backward runs, ``summed_bytes`` where it adds
     gradients of parameters to those of earlier micro-batches.
     ``saved_tensors`` counts what is saved; ``handed_bytes`` of it are results for further layers.
-    Where activations wait in host memory, ``hosted_bytes`` do, and backward has at most
-    ``fetched_bytes`` of them and of their gradients at one moment.
+    ``hosted`` says what of them waits in host memory, where they do.
     ``frozen_elements`` and ``frozen_tensors`` are those of parameters that need no gradient;
     ``learns`` says whether anything in the layer has one, and ``trained_modules`` counts the
     modules that have such parameters of their own.
@@ -90,8 +90,7 @@ class LayerCost:
     norms: tuple[Norm, ...] = ()
     saved_tensors: int = 0
     handed_bytes: int = 0
-    hosted_bytes: int = 0
-    fetched_bytes: int = 0
+    hosted: Hosted = NOT_HOSTED
     frozen_elements: int = 0
     frozen_tensors: int = 0
     learns: bool = True
@@ -154,16 +153,12 @@ def layer_cost(
     """
     known = {} if known is None else known
     compute = [_op(graph, sharding, cluster, i, batch, known) for i in pattern.ops]
-    comm = [
-        (m.move, move_seconds(cluster, m.move, graph.values[m.value], sharding.tp, batch))
-        for m in sharding.moves
-    ]
+    comm = _moved(graph, sharding, cluster, batch)
     inner = _inner_seconds(graph, sharding, cluster, batch)
     again = _moves_again(graph, pattern, sharding)
     saved = activations.saved_tensors(graph, pattern, sharding, batch)
     kept, kept_extra = activations.kept_tensors(graph, pattern, sharding, batch)
     boundary = activations.crossing_bytes(graph, pattern, sharding, batch)
-    hosted = activations.hosted(graph, pattern, sharding, batch, saved) if away else (0, 0)
     transient, summed = activations.transient_bytes(graph, pattern, sharding, batch)
     tp_forward, tp_backward = sum(s[0] for _, s in comm) + inner, sum(s[1] for _, s in comm)
     inner_count = sum(len(s.collectives) for s in sharding.strategies.values())
@@ -203,10 +198,19 @@ def layer_cost(
         norms=_norms(graph, pattern, sharding, batch),
         saved_tensors=len(saved) + sum(activations.has_extra(graph, i) for i in pattern.ops),
         handed_bytes=sum(activations.handed_bytes(graph, pattern, sharding, batch).values()),
-        hosted_bytes=hosted[0],
-        fetched_bytes=hosted[1],
+        hosted=activations.hosted(graph, pattern, sharding, batch, saved) if away else NOT_HOSTED,
     )
     return _learning(found, graph, pattern, sharding)
+
+
+def _moved(
+    graph: Graph, sharding: Sharding, cluster: Cluster, batch: int
+) -> list[tuple[Move, tuple[float, float]]]:
+    """Each move with its seconds in forward and in backward."""
+    return [
+        (m.move, move_seconds(cluster, m.move, graph.values[m.value], sharding.tp, batch))
+        for m in sharding.moves
+    ]
 
 
 def _inner_seconds(graph: Graph, sharding: Sharding, cluster: Cluster, batch: int) -> float:

@@ -78,7 +78,7 @@ def activation_bytes(cost: LayerCost) -> int:
 
     What further layers read stays on the device until the last of them has run.
     """
-    return cost.hosted_bytes
+    return cost.hosted.moved_bytes
 
 
 def activation_seconds(cluster: Cluster, cost: LayerCost) -> float:
@@ -88,5 +88,5 @@ def activation_seconds(cluster: Cluster, cost: LayerCost) -> float:
 
 def offloaded(cost: LayerCost) -> Recomputed:
     """A layer whose activations are on the host between forward and backward."""
-    fetched = max(0, cost.fetched_bytes - cost.transient_bytes)
+    fetched = max(0, cost.hosted.fetched_bytes - cost.transient_bytes)
     return Recomputed(0.0, 0.0, cost.handed_bytes, fetched)
