@@ -29,6 +29,10 @@ RUNS = [
     ("hooked", (2, 1, 1), 2),
     # modules with keywords, nests and several results, and a loss, all run whole
     ("transcribing", (1, 1, 2), 2),
+    # experts in blocks that are no layers, whose router's loss reads them all: no tp axis
+    ("hf-mixtral-router", (2, 1, 1), 2),
+    # a loss of margins, which torch's function of the operator's name leaves one per sample
+    ("triplet", (1, 1, 2), 2),
     # a loss in float64, summed over stages that hold none
     ("loss-float64", (2, 1, 1), 2),
     # a counter that nothing reads
