@@ -13,6 +13,7 @@ from tests.multiprocess.case import CLASSES, LAYERS, TOKENS, VOCABULARY, Case
 from tests.multiprocess.huggingface import (
     BART_SIZES,
     BERT_DROPOUT,
+    CLIP_TOWER,
     EXPERTS,
     HEADS,
     INNER,
@@ -122,6 +123,29 @@ TRACED = {
         num_attention_heads=[1, 2], mlp_ratios=[2, 2], decoder_hidden_size=16, num_labels=CLASSES,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, classifier_dropout_prob=0.0,
         drop_path_rate=0.0), drawn, mixes=True),
+    "hf-segformer-classes": Case(partial(
+        make, "SegformerForImageClassification", num_encoder_blocks=2, depths=[2, 2],
+        sr_ratios=[2, 1], hidden_sizes=[16, 32], patch_sizes=[7, 3], strides=[4, 2],
+        num_attention_heads=[1, 2], mlp_ratios=[2, 2], num_labels=CLASSES,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, drop_path_rate=0.0), seen),
+    "hf-clip-tower": Case(partial(
+        make, "CLIPForImageClassification", num_labels=CLASSES, vision_config=CLIP_TOWER | {
+            "image_size": 32, "patch_size": 8}), seen),
+    "hf-siglip": Case(partial(
+        make, "SiglipForImageClassification", num_labels=CLASSES, vision_config=CLIP_TOWER | {
+            "image_size": 32, "patch_size": 8}), seen),
+    "hf-mobilevit": Case(partial(
+        make, "MobileViTForImageClassification", image_size=32, hidden_sizes=[16, 24, 32],
+        neck_hidden_sizes=[4, 8, 8, 16, 16, 16, 32], num_attention_heads=2, mlp_ratio=2.0,
+        expand_ratio=2.0, num_labels=CLASSES, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0, classifier_dropout_prob=0.0), seen, mixes=True),
+    "hf-swinv2": Case(partial(
+        make, "Swinv2ForImageClassification", image_size=32, patch_size=4, embed_dim=16,
+        depths=[1, 2], num_heads=[2, 4], window_size=4, num_labels=CLASSES,
+        drop_path_rate=0.0), seen),
+    "hf-convnextv2": Case(partial(
+        make, "ConvNextV2ForImageClassification", hidden_sizes=[8, 16], depths=[2, 2],
+        num_stages=2, num_labels=CLASSES, drop_path_rate=0.0), seen),
     "hf-hubert": other("HubertForSequenceClassification", recorded, **SOUND),
     "hf-wavlm": other("WavLMForSequenceClassification", recorded, **SOUND),
     "hf-rwkv": other("RwkvForCausalLM", partial(labelled, length=8), vocab_size=VOCABULARY,
@@ -144,6 +168,18 @@ TRACED = {
     "hf-lfm2": case("Lfm2ForCausalLM", layer_types=["conv", "full_attention", "conv"], **GROUPED),
     "hf-minimax": case("MiniMaxForCausalLM", num_local_experts=4, head_dim=8, block_size=8,
                        layer_types=["full_attention", "linear_attention"], **EXPERTS),
+    "hf-cohere2": case("Cohere2ForCausalLM", sliding_window=8, **GROUPED),
+    "hf-olmo3": case("Olmo3ForCausalLM", sliding_window=8, **GROUPED),
+    "hf-exaone4": case("Exaone4ForCausalLM", sliding_window=8, **GROUPED),
+    "hf-ernie4": case("Ernie4_5ForCausalLM", head_dim=8, **GROUPED),
+    "hf-seed-oss": case("SeedOssForCausalLM", head_dim=8, attention_dropout=0.0,
+                        residual_dropout=0.0, **GROUPED),
+    "hf-helium": case("HeliumForCausalLM", head_dim=8, **GROUPED),
+    "hf-deepseek-v2": case("DeepseekV2ForCausalLM", n_routed_experts=4, num_key_value_heads=4,
+                           num_experts_per_tok=2, n_group=2, topk_group=1, kv_lora_rank=16,
+                           q_lora_rank=16, qk_rope_head_dim=4, qk_nope_head_dim=8, v_head_dim=8,
+                           moe_intermediate_size=INNER, first_k_dense_replace=1,
+                           num_hidden_layers=2),
     "hf-granitemoe": case("GraniteMoeForCausalLM", num_local_experts=4, **EXPERTS),
     "hf-olmoe": case("OlmoeForCausalLM", num_experts=4, **EXPERTS),
     "hf-biogpt": case("BioGptForCausalLM", activation_dropout=0.0, **BERT_DROPOUT),
