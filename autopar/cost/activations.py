@@ -26,6 +26,9 @@ KEPT = frozenset({
     "scaled_dot_product_attention",
 })  # fmt: skip
 
+# Collectives that put what arrives in order, or do so before they send it.
+_ORDERED = {"all_gather", "reduce_scatter", "all_to_all"}
+
 Tensors = dict[tuple[str, bool], int]
 
 
@@ -174,9 +177,7 @@ def transient_bytes(
         if op.target.split(".")[1] in _ALIASES - _COPIED_BACK:
             continue
         states = [*strategy.inputs, *zip(op.outputs, strategy.outputs, strict=True)]
-        # What an op makes inside has gradients, too; recurrent ones go back step by step.
-        stepwise = op.target.split(".")[1] in RECURRENT
-        total, fresh = 0 if stepwise else _extra(graph, sharding, index, batch), 0
+        total, fresh = 0 if _stepwise(op) else _extra(graph, sharding, index, batch), 0
         for name, state in states:
             value = graph.values[name]
             if not value.requires_grad:
@@ -208,16 +209,29 @@ def hosted(
         change[first] += size
         change[last + 1] -= size
     extra = [_extra(graph, sharding, index, batch) for index in pattern.ops]
-    back = (own // _turns(graph.ops[i]) for i, own in zip(pattern.ops, extra, strict=True))
+    pairs = [(graph.ops[i], own) for i, own in zip(pattern.ops, extra, strict=True)]
+    back = (own // _turns(op) + (0 if _stepwise(op) else own) for op, own in pairs)
     there = [held + own for held, own in zip(accumulate(change), back, strict=False)]
-    return Hosted(sum(moved.values()) + sum(extra), max(there, default=0))
+    # A gather over tp has the whole tensor twice: as it arrives, and in order.
+    sizes = [
+        graph.values[m.value].bytes(batch)
+        for m in sharding.moves
+        if _ORDERED & {m.move.forward, m.move.backward}
+    ]
+    most = max(there, default=0) + max(sizes, default=0)
+    return Hosted(sum(moved.values()) + sum(extra), most)
+
+
+def _stepwise(op: Op) -> bool:
+    """Whether what the op makes inside has no gradients of its size: it goes back step by step."""
+    return op.target.split(".")[1] in RECURRENT
 
 
 def _turns(op: Op) -> int:
     """How many parts of an op go back one after the other: layers and directions."""
-    _, kind, form = op.target.split(".")
-    if kind not in RECURRENT:
+    if not _stepwise(op):
         return 1
+    form = op.target.split(".")[2]
     layers, _, _, both_ways = op.args[-4:] if form == "data" else op.args[-5:-1]
     return int(layers) * (2 if both_ways else 1)
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from autopar.cluster import Cluster
+from autopar.cost.activations import hosted, saved_tensors
 from autopar.cost.data_parallel import Setting, dp_cost, state_bytes
 from autopar.cost.layer import layer_cost, replicated
 from autopar.cost.offload import (
@@ -14,7 +17,8 @@ from autopar.cost.offload import (
     state_seconds,
 )
 from autopar.errors import CostModelError
-from tests.zoo import block_of, reduced
+from autopar.solve.intra import Weights, shard_pattern
+from tests.zoo import CHANNELS, TOKENS, block_of, reduced
 
 CLUSTER = Cluster.load("h100-80g")
 RATE, LAUNCH = 57.61e9, 4e-6
@@ -65,6 +69,21 @@ def test_activations_come_back_for_the_layers_backward(cost):
     assert activation_seconds(CLUSTER, cost) == copy_seconds(
         CLUSTER, cost.saved_bytes, cost.saved_tensors
     )
+
+
+def test_gathers_over_tp_have_the_whole_twice():
+    """Between layers that keep shards of the sequence; not where sums stay whole."""
+    graph, classes = reduced("gpt")
+    pattern = classes.patterns[block_of("gpt")]
+    peaks = {}
+    for layout in ("replicate", "sequence"):
+        own = shard_pattern(graph, pattern, CLUSTER, tp=2, layout=layout, batch=1,
+                            weights=Weights(parameter=1e-7))  # fmt: skip
+        saved = saved_tensors(graph, pattern, own, 4)
+        still = dataclasses.replace(own, moves=())
+        peaks[layout] = [hosted(graph, pattern, s, 4, saved).fetched_bytes for s in (own, still)]
+    assert peaks["replicate"][0] == peaks["replicate"][1]
+    assert peaks["sequence"][0] - peaks["sequence"][1] == 4 * 4 * CHANNELS * TOKENS
 
 
 def test_a_machine_without_the_curve_is_named():
