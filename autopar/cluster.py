@@ -224,6 +224,17 @@ class Cluster:
             return 1.0
         return max(1.0, min(world_size, self.devices_per_node) / self.cores_per_node)
 
+    def computing_slowdown(self, world_size: int) -> float:
+        """By how much longer a rank computes while all others do, over one on an idle host.
+
+        Ranks that share a core take turns; those on cores of their own still share caches and
+        memory. The curve ``crowding`` has that for two ranks; more are priced like two. 1 on CUDA.
+        """
+        turns = self.oversubscription(world_size)
+        alone = min(world_size, self.devices_per_node, self.cores_per_node or 1) == 1
+        slowdown = 0.0 if alone else float(self.curves.get("crowding", {"slowdown": 0})["slowdown"])
+        return turns * (1.0 + slowdown)
+
     @property
     def overlap_slowdown(self) -> float:
         """Share of the shorter of computing and communication that shows when both run at once.

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 DTYPE_BYTES = {
@@ -26,6 +27,8 @@ DTYPE_BYTES = {
     "complex64": 8,
     "complex128": 16,
 }
+
+_LINEAR = "aten.linear.default"
 
 ValueKind = Literal["input", "parameter", "buffer", "activation"]
 
@@ -211,3 +214,29 @@ class Graph:
     tied: tuple[tuple[str, ...], ...] = ()
     saved: dict[int, Saved] = field(default_factory=dict)
     buffer_bytes: int = 0
+
+    @cached_property
+    def summed(self) -> dict[int, frozenset[str]]:
+        """By op: the values whose gradient is added to the one that an earlier reader gives."""
+        seen: set[str] = set()
+        found: dict[int, frozenset[str]] = {}
+        for index, op in enumerate(self.ops):
+            if any(self.values[n].requires_grad for n in op.outputs):
+                learned = {n for n in op.inputs() if self.values[n].requires_grad}
+                if learned & seen:
+                    found[index] = frozenset(learned & seen)
+                seen |= learned
+        return found
+
+    @cached_property
+    def biased(self) -> dict[int, int]:
+        """By the op that adds a bias: the linear map, right before it, that can add it along."""
+        found = {}
+        for (before, product), (index, op) in pairwise(enumerate(self.ops)):
+            added = [a.name for a in op.args if isinstance(a, Ref)]
+            is_sum = op.target == "aten.add.Tensor" and not op.kwargs and len(added) == 2
+            if is_sum and (product.target, *added[:1]) == (_LINEAR, *product.outputs):
+                bias = self.values[added[1]]
+                if bias.kind == "parameter" and len(bias.shape) == 1:
+                    found[index] = before
+        return found

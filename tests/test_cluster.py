@@ -189,6 +189,19 @@ def test_ranks_share_the_cores_of_a_cpu_host_only():
     assert Cluster.load("h100-80g").oversubscription(512) == 1
 
 
+def test_ranks_beside_others_compute_slower():
+    data = deepcopy(Cluster.load("cpu").to_dict())
+    data["cores_per_node"] = 4
+    data["curves"]["crowding"] = {"slowdown": 0.25}
+    cpu = Cluster.from_dict(data)
+    assert cpu.computing_slowdown(1) == 1
+    assert cpu.computing_slowdown(2) == cpu.computing_slowdown(4) == 1.25
+    assert cpu.computing_slowdown(8) == 2.5
+    del data["curves"]["crowding"]
+    assert Cluster.from_dict(data).computing_slowdown(2) == 1
+    assert Cluster.load("h100-80g").computing_slowdown(512) == 1
+
+
 def test_fit_errors_are_those_of_measured_curves():
     assert Cluster.load("h100-80g").fit_error() == {}
     errors = Cluster.load("cpu").fit_error()

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from autopar.calibration.fit import collective_curves, compute_curves, fit_errors
-from autopar.calibration.fit_overheads import overheads
+from autopar.calibration.fit_overheads import crowding, overheads
 from autopar.calibration.kernels import Kernels
 from autopar.calibration.points import COLLECTIVES, SWEEPS
 from autopar.calibration.ranks import group_sizes, measure_collectives
@@ -33,10 +33,11 @@ CPU_RANKS = 4
 _MOST_CPU_RANKS = 64
 # What the share of compute in the budget is; the rest goes to collectives.
 _COMPUTE_SHARE = 0.55
-_DETAIL = (
-    "low percentile of interleaved samples; error on held-out points",
-    "difference of toy steps on two ranks, less what other curves price",
-)
+_SAMPLED = "low percentile of interleaved samples; error on held-out points"
+_DETAIL = {
+    "overheads": "difference of toy steps on two ranks, less what other curves price",
+    "crowding": "steps of a toy on two ranks at once over those on one",
+}
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ def _model(host: Host, rows: Rows, ranks: int, name: str) -> dict[str, Any]:
     draft["provenance"] = _provenance(curves, {}, known, measured)
     if measured:
         curves["overheads"] = overheads(rows, Cluster.from_dict(draft))
+        curves |= {"crowding": found} if (found := crowding(rows, host.cores)) else {}
     elif known is not None and "overheads" in known.curves:
         curves["overheads"] = known.curves["overheads"]
     errors = fit_errors(rows, Cluster.from_dict(draft))
@@ -212,12 +214,13 @@ def _provenance(
     names += ["elementwise", "optimizer", "host_link"]
     names += [f"collectives.{kind}" for kind in COLLECTIVES] if measured else []
     names += [f"overheads.{name}" for name in curves.get("overheads", ())] if measured else []
+    names += ["crowding"] if measured and "crowding" in curves else []
     names += ["contention"] if "contention" in errors else []
     own = {
         name: {
             "source": "measured here",
             "date": _today(),
-            "detail": _DETAIL[name.startswith("overheads")],
+            "detail": _DETAIL.get(name.partition(".")[0], _SAMPLED),
             "fit_error": errors.get(name),
         }
         for name in names

@@ -59,6 +59,18 @@ _PER_PARAMETER = {
 }
 
 
+def crowding(rows: Rows, cores: int | None) -> dict[str, float]:
+    """By what share two ranks that compute at once are slower than one.
+
+    Empty on CUDA, where two ranks share a core, and where it was not measured.
+    """
+    times = _times(rows)
+    if (cores or 1) < 2 or not {"alone", "together"} <= times.keys():
+        return {}
+    alone, together = (min(times[toy].values()) for toy in ("alone", "together"))
+    return {"slowdown": _own(together / alone - 1.0)}
+
+
 def _times(rows: Rows) -> dict[str, Curve]:
     found: dict[str, Curve] = {}
     for point in rows.points():

@@ -32,6 +32,8 @@ from autopar.calibration.points import OVERHEAD_PARAMETERS, OVERHEAD_UNITS, Poin
 Step = Callable[[], object]
 _WARM_UP, _REPEATS = 2, 3
 _ROWS = 8
+# A block of a small model at a usual micro-batch; what eight of them save is 40 MB.
+_CROWD_WIDTH, _CROWD_ROWS, _CROWD_BLOCKS = 256, 1024, 8
 
 
 def overhead_seconds(point: Point, device: str, steps: dict[Point, Step]) -> float:
@@ -214,6 +216,15 @@ def _clip(payload: int, device: str) -> Step:
     return partial(_clip_all, parameters)
 
 
+def _crowd(_: int, device: str, *, ranks: int) -> Step:
+    """Steps of blocks that caches do not hold, on so many ranks while the others wait."""
+    if dist.get_rank() >= ranks:
+        return lambda: None
+    blocks = [_Block(_CROWD_WIDTH, device) for _ in range(_CROWD_BLOCKS)]
+    x = torch.rand(_CROWD_ROWS, _CROWD_WIDTH, device=device)
+    return partial(_train, list[nn.Module](blocks), x)
+
+
 _TOYS: dict[str, Callable[[int, str], Step]] = {
     "forward": _forward,
     "both": _both,
@@ -229,4 +240,6 @@ _TOYS: dict[str, Callable[[int, str], Step]] = {
     "update_plain": partial(_update, split=False),
     "update_split": partial(_update, split=True),
     "clip": _clip,
+    "alone": partial(_crowd, ranks=1),
+    "together": partial(_crowd, ranks=2),
 }

@@ -25,7 +25,7 @@ OVERHEAD_UNITS, OVERHEAD_PARAMETERS = 8, 16
 _SIZED_TOYS = ("both", "unreduced", "zero0", "zero2", "zero3")
 _SMALL_TOYS = (
     "forward", "checkpoint", "pipeline", "pipeline_split", "read_plain", "read_split",
-    "update_plain", "update_split", "clip",
+    "update_plain", "update_split", "clip", "alone", "together",
 )  # fmt: skip
 
 # The smallest call of each kind: what it takes is the cost of launching one.

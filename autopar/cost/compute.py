@@ -2,9 +2,9 @@
 
 Every price is ``max(flops / (peak * efficiency(shape)), bytes / bandwidth(bytes)) + launch``
 (the roofline of Williams, Waterman and Patterson, 2009, with both roofs dependent on size).
-On a CPU the curves hold one thread on one core: multiply by ``Cluster.oversubscription`` when
-ranks share cores. Every function raises ``CostModelError`` for a dtype or kind that the cost
-model has no curve for.
+On a CPU the curves hold one thread on one core of an idle host: multiply by
+``Cluster.computing_slowdown`` when other ranks compute. Every function raises ``CostModelError``
+for a dtype or kind that the cost model has no curve for.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from autopar.cluster import Cluster
 from autopar.cost import activations
 from autopar.cost.activations import NOT_HOSTED, Hosted
 from autopar.cost.moves import inner_seconds, move_seconds
-from autopar.cost.ops import OpCost, op_cost
+from autopar.cost.ops import OpCost, op_cost, use_of
 from autopar.graph import DTYPE_BYTES, Graph
 from autopar.strategies.choices import uniform
 from autopar.strategies.sharding import Pattern, Sharding, local_elements, local_shape
@@ -138,8 +138,9 @@ class LayerCost:
         )
 
 
-# Prices of operations by their index, strategy, tp degree and micro-batch size.
-OpCosts = dict[tuple[int, Strategy, int, int], OpCost]
+# Prices of operations by their index, strategy, whether one call adds a bias along, tp degree and
+# micro-batch size.
+OpCosts = dict[tuple[int, Strategy, bool, int, int], OpCost]
 
 
 def layer_cost(
@@ -229,12 +230,22 @@ def _op(
     graph: Graph, sharding: Sharding, cluster: Cluster, index: int, batch: int, known: OpCosts
 ) -> OpCost:
     op, strategy = graph.ops[index], sharding.strategies[index]
-    key = index, strategy, sharding.tp, batch
+    joined = _joined(graph, sharding, index)
+    key = index, strategy, joined, sharding.tp, batch
     if key not in known:
         states = [*strategy.inputs, *zip(op.outputs, strategy.outputs, strict=True)]
         shapes = {n: local_shape(graph.values[n], s, sharding.tp, batch) for n, s in states}
-        known[key] = op_cost(cluster, op, graph.values, shapes)
+        known[key] = op_cost(cluster, op, graph.values, shapes, use_of(graph, index, joined))
     return known[key]
+
+
+def _joined(graph: Graph, sharding: Sharding, index: int) -> bool:
+    """Whether a bias is added to a product as it was made, so that one call does both."""
+    product = graph.biased.get(index)
+    if product is None or product not in sharding.strategies:
+        return False
+    made = sharding.strategies[product].outputs[0]
+    return dict(sharding.strategies[index].inputs)[graph.ops[product].outputs[0]] == made
 
 
 def _norms(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> tuple[Norm, ...]:

@@ -1,14 +1,20 @@
-"""Seconds of one operation on local shards, forward and backward, from its own arithmetic."""
+"""Seconds of one operation on local shards, forward and backward, from its own arithmetic.
+
+Backward is what autograd runs: a sum passes its gradient on, that of a broadcast input is summed
+up, those of parts are written into a whole, and those of a tensor that is read several times are
+added up.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from autopar.cluster import Cluster
 from autopar.cost.compute import attention_seconds, elementwise_seconds, gemm_seconds
-from autopar.graph import DTYPE_BYTES, Op, Value, refs
+from autopar.graph import DTYPE_BYTES, Graph, Op, Value, refs
 from autopar.trace.opaque import OpaqueCall
 
 Values = dict[str, Value]
@@ -48,19 +54,78 @@ class OpCost:
 
 
 FREE = OpCost(0.0)
-_VIEWS = frozenset({
+# Views, and what gives parts of a tensor: their gradients are put together in a new one.
+_PARTS = frozenset({"slice", "select", "split", "chunk", "split_with_sizes", "unbind"})
+_VIEWS = _PARTS | {
     "view", "reshape", "_unsafe_view", "flatten", "unflatten", "transpose", "permute", "t",
-    "unsqueeze", "squeeze", "expand", "slice", "select", "split", "chunk", "split_with_sizes",
-    "alias", "detach", "unbind", "movedim",
-})  # fmt: skip
+    "unsqueeze", "squeeze", "expand", "alias", "detach", "movedim",
+}  # fmt: skip
+# Their gradient is that of the result, or a view of it.
+_PASSED_ON = frozenset({"add", "cat"})
 
 
-def op_cost(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
+class Use(NamedTuple):
+    """How an op stands among the others of its graph.
+
+    ``summed`` are its inputs whose gradient is added to that of an earlier reader; ``joined`` says
+    that it adds a bias which the linear map before it adds along.
+    """
+
+    summed: frozenset[str] = frozenset()
+    joined: bool = False
+
+
+ALONE = Use()
+
+
+def use_of(graph: Graph, index: int, joined: bool) -> Use:
+    """How op ``index`` stands; ``joined`` where nothing moves a product away from its bias."""
+    return Use(graph.summed.get(index, ALONE.summed), joined and index in graph.biased)
+
+
+def op_cost(cluster: Cluster, op: Op, values: Values, shapes: Shapes, use: Use = ALONE) -> OpCost:
     """Prices ``op``; ``shapes`` gives the local shape of each of its inputs and outputs."""
     name = op.target.split(".")[1]
-    if name in _VIEWS:
+    price = _view if name in _VIEWS else _PRICES.get(name, _elementwise)
+    cost = price(cluster, op, values, shapes)
+    if use.joined:
+        cost = replace(cost, forward_seconds=0.0)
+    return _with_sums(cluster, cost, values, shapes, use.summed) if use.summed else cost
+
+
+def _with_sums(
+    cluster: Cluster, cost: OpCost, values: Values, shapes: Shapes, names: Iterable[str]
+) -> OpCost:
+    """With the gradients of ``names`` added to others: two are read and one is written."""
+    seconds = {False: 0.0, True: 0.0}  # by whether it is a parameter
+    for name in names:
+        added = elementwise_seconds(cluster, 3 * _bytes(name, values, shapes))
+        seconds[values[name].kind == "parameter"] += added
+    return replace(
+        cost,
+        input_seconds=cost.input_seconds + seconds[False],
+        weight_seconds=cost.weight_seconds + seconds[True],
+        joint_seconds=cost.backward_seconds + seconds[False] + seconds[True],
+    )
+
+
+def _view(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
+    """Free forward; in backward parts become a whole again, what was expanded is summed."""
+    source = next(iter(op.inputs()), None)
+    learned = [n for n in op.outputs if values[n].requires_grad]
+    if source is None or not learned:
         return FREE
-    return _PRICES.get(name, _elementwise)(cluster, op, values, shapes)
+    name = op.target.split(".")[1]
+    whole = _bytes(source, values, shapes)
+    parts = sum(_bytes(n, values, shapes) for n in learned)
+    moved = 0
+    if name in _PARTS and whole > max(_bytes(n, values, shapes) for n in learned):
+        moved = whole + parts if len(op.outputs) > 1 else whole + 2 * parts
+    elif name == "expand" and parts > whole:
+        moved = parts + whole
+    seconds = elementwise_seconds(cluster, moved)
+    of_parameter = values[source].kind == "parameter"
+    return OpCost(0.0, 0.0 if of_parameter else seconds, seconds if of_parameter else 0.0)
 
 
 def _gemm(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
@@ -191,17 +256,22 @@ def _elementwise(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> Op
     """Forward reads inputs and writes outputs; backward reads both and writes gradients."""
     read = sum(_bytes(n, values, shapes) for n in op.inputs())
     written = sum(_bytes(o, values, shapes) for o in op.outputs)
-    kind = _KINDS.get(op.target.split(".")[1], "elementwise")
+    name = op.target.split(".")[1]
+    kind = _KINDS.get(name, "elementwise")
     forward = elementwise_seconds(cluster, read + written, kind)
     if not any(values[o].requires_grad for o in op.outputs):
         return OpCost(forward)
     wanted = [n for n in op.inputs() if values[n].requires_grad]
     back = kind if kind == "elementwise" else f"{kind}_backward"
+    again = read * (len(wanted) > 1 or kind != "elementwise")
 
     def seconds(names: list[str]) -> float:
+        if name in _PASSED_ON:
+            sizes = (_bytes(n, values, shapes) for n in names)
+            summed = (written + size for size in sizes if name == "add" and size < written)
+            return sum(elementwise_seconds(cluster, moved) for moved in summed)
         if not names:
             return 0.0
-        again = read * (len(wanted) > 1 or kind != "elementwise")
         moved = written + again + sum(_bytes(n, values, shapes) for n in names)
         return elementwise_seconds(cluster, moved, back)
 

@@ -172,7 +172,7 @@ class Pricer:
         """The options of a class with one sharding and zero mode, by recomputation."""
         cost, setting = self.layer(member, config, tp_option), self.setting(config)
         aim = self.offered(member, config)[tp_option].aim
-        slow = self.cluster.oversubscription(config.world_size)
+        slow = self.cluster.computing_slowdown(config.world_size)
         forward = cost.forward_seconds * slow + cost.tp_forward_seconds
         backward, weight = self.backward_seconds(cost, config)
         shared = self.shared_seconds(member, config, tp_option)
@@ -224,7 +224,7 @@ class Pricer:
         """Seconds of moving a micro-batch's activations of one layer to the host, or back."""
         if not self.moves_activations(member, config):
             return 0.0
-        slow = self.cluster.oversubscription(config.world_size)
+        slow = self.cluster.computing_slowdown(config.world_size)
         return slow * activation_seconds(self.cluster, cost)
 
     def backward_seconds(
@@ -234,7 +234,7 @@ class Pricer:
 
         On the first stage it stays ``whole``.
         """
-        slow = self.cluster.oversubscription(config.world_size)
+        slow = self.cluster.computing_slowdown(config.world_size)
         if whole or not config.splits_backward:
             return cost.backward_seconds * slow + cost.tp_backward_seconds, 0.0
         weight = cost.weight_seconds * slow
@@ -488,7 +488,7 @@ class Pricer:
         self, member: str, demand: Demand | None, config: Configuration
     ) -> tuple[float, float]:
         """One micro-batch of a class at least, whatever is chosen for it, and to cross it."""
-        slow = self.cluster.oversubscription(config.world_size)
+        slow = self.cluster.computing_slowdown(config.world_size)
         costs = [self.cost(member, config, k) for k in self.useful(member, config, demand)]
         seconds, crossing = [], []
         for cost in costs:

@@ -9,7 +9,7 @@ import numpy as np
 from autopar.cluster import Cluster
 from autopar.cost.collectives import collective_seconds
 from autopar.cost.moves import inner_seconds, move_seconds, tp_group
-from autopar.cost.ops import op_cost
+from autopar.cost.ops import op_cost, use_of
 from autopar.graph import DTYPE_BYTES
 from autopar.solve.opmodel import OpModel
 from autopar.solve.program import Floats
@@ -79,7 +79,9 @@ def prices(model: OpModel, cluster: Cluster, batch: int, steps: float) -> Prices
 def _strategy_seconds(model: OpModel, cluster: Cluster, index: int, k: int, batch: int) -> float:
     graph, strategy = model.graph, model.menu[index][k]
     shapes = model.local(strategy, index, batch)
-    priced = op_cost(cluster, graph.ops[index], graph.values, shapes)
+    # A product that is a partial sum is moved away from its bias; to tell would take a column.
+    use = use_of(graph, index, joined=True)
+    priced = op_cost(cluster, graph.ops[index], graph.values, shapes, use)
     inner = inner_seconds(cluster, strategy, graph.values, model.tp, batch)
     return priced.forward_seconds + priced.backward_seconds + inner
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from autopar.calibration.fit_overheads import overheads
-from autopar.calibration.points import CPU, OVERHEAD_PARAMETERS, OVERHEAD_UNITS
+from autopar.calibration.fit_overheads import crowding, overheads
+from autopar.calibration.points import CPU, OVERHEAD_PARAMETERS, OVERHEAD_UNITS, Point
 from autopar.calibration.rows import Rows
 from autopar.cluster import OVERHEADS, Cluster
 from autopar.cost.collectives import Group, collective_seconds
@@ -79,6 +79,23 @@ def test_noise_never_makes_an_overhead_negative(tmp_path):
     for number, point in enumerate(CPU.overhead_points()):
         rows.add(point, 1e-6 * (1 + number % 3))
     assert all(each["seconds"] >= 0 for each in overheads(rows, DRAFT).values())
+
+
+@pytest.mark.parametrize(
+    ("alone", "together", "cores", "expected"),
+    [
+        (0.08, 0.1, 2, {"slowdown": 0.25}),
+        (0.1, 0.09, 2, {"slowdown": 0.0}),  # noise
+        (0.08, 0.1, 1, {}),  # they took turns
+        (0.08, 0.1, None, {}),  # devices of their own
+    ],
+)
+def test_crowding(tmp_path, alone, together, cores, expected):
+    rows = Rows(tmp_path / "toys.csv", "ideal")
+    assert crowding(rows, cores) == {}
+    for toy, seconds in (("alone", alone), ("together", together)):
+        rows.add(Point("overheads", toy, (2048, 2)), seconds)
+    assert crowding(rows, cores) == expected
 
 
 def test_nothing_timed_is_nothing_found(tmp_path):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from autopar.cluster import Cluster
-from autopar.cost.compute import attention_seconds, gemm_seconds
-from autopar.cost.ops import FREE, op_cost
+from autopar.cost.compute import attention_seconds, elementwise_seconds, gemm_seconds
+from autopar.cost.ops import ALONE, FREE, Use, op_cost
 from autopar.graph import Ref, Size, Value
 from tests.strategies.simulate import op_of
 
@@ -14,12 +14,12 @@ CLUSTER = Cluster.load("h100-80g")
 SDPA = "aten.scaled_dot_product_attention.default"
 
 
-def cost(op, shapes, *, frozen=(), dtype="bfloat16"):
+def cost(op, shapes, *, frozen=(), dtype="bfloat16", use=ALONE):
     values = {
         name: Value(name, tuple(map(Size, shape)), dtype, requires_grad=name not in frozen)
         for name, shape in shapes.items()
     }
-    return op_cost(CLUSTER, op, values, shapes)
+    return op_cost(CLUSTER, op, values, shapes, use)
 
 
 LINEAR = op_of("aten.linear.default", Ref("x"), Ref("w"))
@@ -71,14 +71,59 @@ def test_attention():
     assert cost(positional, shapes) == causal
 
 
-@pytest.mark.parametrize("name", ["view", "transpose", "split", "expand"])
+@pytest.mark.parametrize("name", ["view", "transpose", "split", "expand", "slice"])
 def test_views_are_free(name):
     op = op_of(f"aten.{name}.default", Ref("x"), 1, 2)
-    assert cost(op, {"x": (4, 4), "y0": (4, 4)}) is FREE
+    assert cost(op, {"x": (4, 4), "y0": (4, 4)}) == FREE
+
+
+def moved(size):
+    return elementwise_seconds(CLUSTER, size)
+
+
+def test_gradients_of_parts_are_put_into_a_whole():
+    part = cost(op_of("aten.slice.Tensor", Ref("x"), 0, 0, 1), {"x": (4, 64), "y0": (1, 64)})
+    assert part.forward_seconds == 0
+    assert part.backward_seconds == moved(2 * (256 + 2 * 64))  # zeros, and a copy into them
+    halves = op_of("aten.split.Tensor", Ref("x"), 2, outputs=2)
+    found = cost(halves, {"x": (4, 64), "y0": (2, 64), "y1": (2, 64)})
+    assert found.backward_seconds == moved(2 * (256 + 256))
+    constant = {"x": (4, 64), "y0": (1, 64)}
+    assert cost(op_of("aten.slice.Tensor", Ref("x"), 0), constant, frozen=("x", "y0")) == FREE
+
+
+def test_what_was_expanded_is_summed():
+    found = cost(op_of("aten.expand.default", Ref("x"), (4, 64)), {"x": (1, 64), "y0": (4, 64)})
+    assert found.forward_seconds == 0
+    assert found.backward_seconds == moved(2 * (64 + 256))
+
+
+def test_a_sum_passes_its_gradient_on():
+    plus = op_of("aten.add.Tensor", Ref("x"), Ref("w"))
+    assert cost(plus, {"x": (8, 64), "w": (8, 64), "y0": (8, 64)}).backward_seconds == 0
+    bias = cost(plus, {"x": (8, 64), "w": (64,), "y0": (8, 64)})
+    assert bias.backward_seconds == moved(2 * (8 * 64 + 64))
+    times = op_of("aten.mul.Tensor", Ref("x"), Ref("w"))
+    assert cost(times, {"x": (8, 64), "w": (64,), "y0": (8, 64)}).backward_seconds > 0
+
+
+def test_a_bias_that_the_product_adds_along_costs_no_forward():
+    plus = op_of("aten.add.Tensor", Ref("x"), Ref("w"))
+    shapes = {"x": (8, 64), "w": (64,), "y0": (8, 64)}
+    apart, joined = cost(plus, shapes), cost(plus, shapes, use=Use(joined=True))
+    assert apart.forward_seconds > joined.forward_seconds == 0
+    assert apart.backward_seconds == joined.backward_seconds
+
+
+def test_gradients_of_a_value_that_is_read_again_are_added_up():
+    view = op_of("aten.view.default", Ref("x"), (64,))
+    found = cost(view, {"x": (8, 8), "y0": (64,)}, use=Use(frozenset({"x"})))
+    assert found.backward_seconds == found.input_seconds == moved(2 * 3 * 64)
+    assert found.forward_seconds == 0
 
 
 @pytest.mark.parametrize(
-    "name", ["gelu", "layer_norm", "softmax", "add", "embedding", "cross_entropy_loss"]
+    "name", ["gelu", "layer_norm", "softmax", "mul", "embedding", "cross_entropy_loss"]
 )
 def test_memory_bound_ops_grow_with_their_tensors(name):
     op = op_of(f"aten.{name}.default", Ref("x"), Ref("w"))
