@@ -32,8 +32,8 @@ from autopar.calibration.points import OVERHEAD_PARAMETERS, OVERHEAD_UNITS, Poin
 Step = Callable[[], object]
 _WARM_UP, _REPEATS = 2, 3
 _ROWS = 8
-# A block of a small model at a usual micro-batch; what eight of them save is 40 MB.
-_CROWD_WIDTH, _CROWD_ROWS, _CROWD_BLOCKS = 256, 1024, 8
+# A block of a small model at a usual micro-batch: what eight of them save is 40 MB.
+_CROWD_WIDTH, _CROWD_ROWS = 256, 1024
 
 
 def overhead_seconds(point: Point, device: str, steps: dict[Point, Step]) -> float:
@@ -217,12 +217,11 @@ def _clip(payload: int, device: str) -> Step:
 
 
 def _crowd(_: int, device: str, *, ranks: int) -> Step:
-    """Steps of blocks that caches do not hold, on so many ranks while the others wait."""
+    """Passes of blocks that caches do not hold, on so many ranks while the others wait."""
     if dist.get_rank() >= ranks:
         return lambda: None
-    blocks = [_Block(_CROWD_WIDTH, device) for _ in range(_CROWD_BLOCKS)]
-    x = torch.rand(_CROWD_ROWS, _CROWD_WIDTH, device=device)
-    return partial(_train, list[nn.Module](blocks), x)
+    blocks: list[nn.Module] = [_Block(_CROWD_WIDTH, device) for _ in range(OVERHEAD_UNITS)]
+    return partial(_train, blocks, torch.rand(_CROWD_ROWS, _CROWD_WIDTH, device=device))
 
 
 _TOYS: dict[str, Callable[[int, str], Step]] = {

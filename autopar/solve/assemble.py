@@ -105,7 +105,7 @@ def _predict_stage(
     ``transfers`` are the seconds of those from the stage before and to the stage behind.
     """
     action = pricer.action_seconds(config)
-    slow = pricer.cluster.computing_slowdown(config.pp * config.dp * config.tp)
+    slow = pricer.cluster.computing_slowdown(config.world_size)
     setting, depth = pricer.setting(config), config.depth(stage.index)
     forward = backward = tp = sync = optimizer = offload = 0.0
     parameters = gradients = state = activations = transient = host = 0

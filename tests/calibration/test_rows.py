@@ -31,6 +31,14 @@ def test_low_percentile_not_minimum(tmp_path):
     assert rows.count(Point("gemm", "x", (1,))) == 0
 
 
+def test_the_median_of_collectives(tmp_path):
+    rows = Rows(tmp_path / "a.csv", "chip")
+    point = Point("collectives", "all_reduce", (1024, 2, 1))
+    for seconds in range(21, 0, -1):
+        rows.add(point, seconds)
+    assert rows.seconds(point) == 11
+
+
 def test_half_a_row_is_forgotten(tmp_path):
     path = tmp_path / "a.csv"
     Rows(path, "chip").add(POINT, 1.0)
