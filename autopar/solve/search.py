@@ -25,6 +25,7 @@ from autopar.solve.price import objective_seconds, violations
 from autopar.solve.problem import Candidate, Group, Option, Problem, Solution
 from autopar.solve.queue import Queue
 from autopar.solve.runners import PER_FAMILY, Family, family, runners_up
+from autopar.solve.simpler import simpler
 from autopar.solve.windows import Open
 
 Progress = Callable[[int, int, float | None, float], None]
@@ -140,11 +141,24 @@ def solve(
         search.stopped = "interrupted"
     if search.best is None:
         raise _failure(search, relaxations, time_limit, advise)
-    solution = _solution(search, search.best, time.monotonic() - begun)
+    solution = _solution(search, _simpler(search, search.best), time.monotonic() - begun)
     if not runners:
         return solution
     solution = replace(solution, rivals=_rivals(search, solution))
     return replace(solution, runners_up=_runners_up(search, solution))
+
+
+def _simpler(search: _Search, best: _Incumbent) -> _Incumbent:
+    """The plan with fewer different options per class, as good as the search looked, if any.
+
+    Within the gap that was asked for it stays there.
+    """
+    least = max(search.bound, search.proven)
+    within = least / (1 - search.gap) if search.gap < 1 else np.inf
+    limit = min(best.seconds * (1 + AIM * search.gap), max(best.seconds, within))
+    options = simpler(best.problem, best.boundaries, best.options, limit)
+    seconds = objective_seconds(best.problem, best.boundaries, options)
+    return replace(best, options=options, seconds=seconds)
 
 
 def _rivals(search: _Search, solution: Solution) -> tuple[Solution, ...]:
