@@ -164,6 +164,28 @@ class Headed(nn.Module):
         return torch.einsum("bntd,wnd->btw", heads, self.ways[3])
 
 
+class Turned(nn.Module):
+    """Mixes tokens first, so that the gradient of what a block receives lies transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Linear(TOKENS, TOKENS)
+        self.channels = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.channels(self.tokens(x.transpose(1, 2)).transpose(1, 2).tanh())
+
+
+class Straight(Sequence):
+    """Without residual connections, so that a block alone makes the gradient that is sent."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+
 CASES = {
     "linear-attention": Case(lambda: Sequence(Linear), next_tokens, token_loss),
     "retention": Case(lambda: Sequence(Retention), next_tokens, token_loss),
@@ -171,5 +193,6 @@ CASES = {
     "hyena": Case(lambda: Sequence(Hyena), next_tokens, token_loss),
     "alibi": Case(lambda: Sequence(Alibi), next_tokens, token_loss),
     "headed": Case(lambda: Sequence(Headed), next_tokens, token_loss),
+    "turned": Case(lambda: Straight(Turned), next_tokens, token_loss),
     "depths": Case(lambda: Sequence(Depths), next_tokens, token_loss),
 }

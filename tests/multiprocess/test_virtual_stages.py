@@ -42,6 +42,8 @@ ZERO_BUBBLE: list[tuple[str, int, int, int, Pins]] = [
     ("llama:4", 2, 1, 1, {"virtual_stages": 2, "microbatch_size": 1}),
     ("gpt2", 2, 2, 1, {"virtual_stages": 1, "microbatch_size": 1, "zero": 2}),
     ("llama:4", 2, 2, 1, {"virtual_stages": 2, "microbatch_size": 2, "zero": 0}),
+    # gradients of what a stage receives that are not contiguous
+    ("turned", 2, 1, 1, {"virtual_stages": 1, "microbatch_size": 2}),
     # gradients of parameters that are not in their parameters' order in memory
     ("headed", 2, 1, 1, {"virtual_stages": 1, "microbatch_size": 2}),
     ("headed", 2, 2, 1, {"virtual_stages": 1, "microbatch_size": 1, "zero": 2}),
