@@ -243,7 +243,8 @@ SYSTEMS = (
     ),
     System(
         "alexnet-weights", "AlexNet, the channels and neurons of every layer divided",
-        "alexnet.py", 2, {**TENSOR, "sequence_parallel": False},
+        "alexnet.py", 2,
+        {**TENSOR, "sequence_parallel": False, "placement": {"classifier.6.weight": "Shard(0)"}},
         {"all_gather": 8, "all_reduce": 7}, **ALEXNET,
     ),
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autopar.solve.shardings import Shardings
+from tests.machine import HOST
 from tests.multiprocess.test_fidelity import check, make_plan
 
 pytestmark = pytest.mark.multiprocess
@@ -27,7 +28,7 @@ def test_convolutions_share_samples_and_linears_divide_weights(
     ranks, tmp_path, references, dp, tp, pins
 ):
     """Chosen freely, as the layers of this AlexNet have the proportions of the real one."""
-    plan = make_plan("alexnet", 1, dp, tp, pins, cluster="cpu")
+    plan = make_plan("alexnet", 1, dp, tp, pins, cluster=HOST)
     assert any(sharding["divides_samples"] for sharding in shardings_of(plan))
     placements = {n: p for layer in plan.layers for n, p in layer.placements.items()}
     assert placements["features.3.weight"] == ("Replicate()",)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import autopar
+from autopar.cluster import Cluster
+from autopar.cluster_variant import extend
 from autopar.errors import UsageError
+from tests.machine import HOST
 from tests.multiprocess.case import SAMPLES
 from tests.multiprocess.precision import compare_in_float64
 from tests.multiprocess.test_fidelity import (
@@ -99,8 +103,7 @@ def test_in_float64(ranks, tmp_path):
 
 # Devices so slow that micro-batches pay, on links so slow that pipelines do.
 SLOW = {
-    "schema_version": 1, "extends": "cpu", "name": "slow", "created": "2026-11-29",
-    "description": "a slower machine of nobody", "source": "vendor", "detail": "made up",
+    "name": "slow", "source": "vendor", "detail": "made up",
     "rates": {"products": 0.01, "memory": 0.01, "node_links": 0.05},
 }  # fmt: skip
 
@@ -110,12 +113,11 @@ SLOW = {
 )
 def test_chosen_without_pins(ranks, tmp_path, references, memory_limit, schedule):
     """Zero bubble is the fastest where it fits: it holds more, and recomputes nothing."""
-    cluster = tmp_path / "slow.json"
-    cluster.write_text(json.dumps(SLOW))
+    cluster = Cluster.from_dict(extend(json.loads(Path(HOST).read_text()), SLOW))
     inputs, target = batch("llama:4", 0)
     with traced_once("llama:4"):
         plan = autopar.plan(
-            build("llama:4"), 4, inputs, loss_fn("llama:4"), target, cluster=str(cluster),
+            build("llama:4"), 4, inputs, loss_fn("llama:4"), target, cluster=cluster,
             global_batch_size=SAMPLES, precision="fp32", memory_limit=memory_limit,
         )  # fmt: skip
     assert (plan.schedule, plan.virtual_stages, plan.mesh.pp) == (schedule, 2, 2)

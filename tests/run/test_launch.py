@@ -95,8 +95,9 @@ def test_nodes(tmp_path):
     path = tmp_path / "script.py"
     path.write_text(f"import os\n{told}\n", encoding="utf-8")
     torchrun([str(path)], 2, tmp_path, 120, nodes=2)
-    outputs = [(tmp_path / f"output{node}.txt").read_text() for node in (0, 1)]
-    assert [output.strip().splitlines()[-1] for output in outputs] == ["0 0 0 2", "1 0 1 2"]
+    for node, line in enumerate(("0 0 0 2", "1 0 1 2")):
+        # torchrun's agents have their own lines there, also behind it: the store may end first.
+        assert line in (tmp_path / f"output{node}.txt").read_text().splitlines()
     path.write_text("import os\nassert os.environ['RANK'] == '0', 'lost'\n", encoding="utf-8")
     with pytest.raises(RunError, match="rank 1 of 2"):
         torchrun([str(path)], 2, tmp_path, 120, nodes=2)
