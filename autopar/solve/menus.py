@@ -445,15 +445,9 @@ class Pricer:
             return dataclasses.replace(self, pins=pins, _listed={}, leanest={})
         shardings = self.shardings.under(demands)
         return dataclasses.replace(
-            self,
-            pins=pins,
-            shardings=shardings,
-            _costs={},
-            _useful={},
-            _crossing={},
-            _listed={},
-            leanest={},
-        )
+            self, pins=pins, shardings=shardings, _costs={}, _useful={}, _crossing={},
+            _listed={}, leanest={},
+        )  # fmt: skip
 
     @property
     def interleaves(self) -> bool:
