@@ -8,17 +8,9 @@ from typing import NamedTuple
 
 from autopar.graph import DTYPE_BYTES, Graph, Op, refs
 from autopar.strategies.sharding import Pattern, Sharding, local_elements
+from autopar.strategies.views import RESHAPES
+from autopar.trace.aliases import ALIASES, RESHAPED
 from autopar.trace.saved import RECURRENT
-
-# Ops whose result shares the memory of their input.
-_ALIASES = frozenset({
-    "view", "reshape", "_unsafe_view", "flatten", "transpose", "permute", "t", "unsqueeze",
-    "squeeze", "expand", "slice", "select", "split", "chunk", "split_with_sizes", "alias",
-    "detach",
-})  # fmt: skip
-# Of these the ones whose gradient is new memory: zeros or sums of the whole input's size, or the
-# parts put together.
-_COPIED_BACK = frozenset({"expand", "slice", "select", "split", "chunk", "split_with_sizes"})
 
 # What selective recomputation keeps the results of, as KEEP does in the emitted program.
 KEPT = frozenset({
@@ -67,16 +59,18 @@ def boundary_bytes(graph: Graph, sharding: Sharding, name: str, batch: int) -> i
     return elements * DTYPE_BYTES[value.dtype]
 
 
-def _roots(ops: list[Op], graph: Graph, views: frozenset[str] = _ALIASES) -> dict[str, str]:
+def _roots(ops: list[Op], graph: Graph, views: frozenset[str] = ALIASES) -> dict[str, str]:
     """The value whose memory each value shares; an expanded view that is reshaped is a copy."""
     roots: dict[str, str] = {}
     for op in ops:
-        if op.target.split(".")[1] not in views:
+        name = op.target.split(".")[1]
+        if name not in views:
             continue
         source = op.args[0].name
         root = roots.get(source, source)
         for out in op.outputs:
-            if graph.values[out].elements(1) <= graph.values[root].elements(1):
+            larger = graph.values[out].bytes(1) > graph.values[root].bytes(1)
+            if name not in RESHAPES or not larger:
                 roots[out] = root
     return roots
 
@@ -103,8 +97,17 @@ def saved_tensors(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int
                 continue
             split = states[name].kind == "S"
             if split or root.name not in elsewhere:
-                kept[root.name, split] = root.bytes(batch) // (sharding.tp if split else 1)
+                own = graph.values[name].bytes(batch)
+                kept[root.name, split] = _held(root.bytes(batch), own, sharding.tp if split else 1)
     return kept
+
+
+def _held(root_bytes: int, own_bytes: int, parts: int) -> int:
+    """Bytes on one rank of the memory behind a value, of which it has a part of so many.
+
+    What is expanded may be whole on every rank although its copies are divided.
+    """
+    return max(root_bytes // parts, min(root_bytes, own_bytes // parts))
 
 
 def handed_bytes(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> dict[str, int]:
@@ -174,7 +177,7 @@ def transient_bytes(
     roots = _roots([graph.ops[i] for i in pattern.ops], graph)
     for index in pattern.ops:
         op, strategy = graph.ops[index], sharding.strategies[index]
-        if op.target.split(".")[1] in _ALIASES - _COPIED_BACK:
+        if op.target.split(".")[1] in RESHAPED:
             continue
         states = [*strategy.inputs, *zip(op.outputs, strategy.outputs, strict=True)]
         total, fresh = 0 if _stepwise(op) else _extra(graph, sharding, index, batch), 0
@@ -270,7 +273,7 @@ def _gradients(
     From that of the value's last reader, or of the layer, to that of its maker.
     """
     ops = [graph.ops[i] for i in pattern.ops]
-    roots = _roots(ops, graph, _ALIASES - _COPIED_BACK)
+    roots = _roots(ops, graph, RESHAPED)
     sent = {roots.get(name, name) for name in pattern.sent}
     spans: dict[str, tuple[int, int, int]] = {}
     for place, index in enumerate(pattern.ops):
@@ -296,7 +299,7 @@ def waiting_bytes(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int
     for index in pattern.ops:
         op, strategy = graph.ops[index], sharding.strategies[index]
         reads = any(graph.values[n].kind == "parameter" for n in op.inputs())
-        if not reads or op.target.split(".")[1] in _ALIASES | {"add"}:
+        if not reads or op.target.split(".")[1] in ALIASES | {"add"}:
             continue
         for name, state in zip(op.outputs, strategy.outputs, strict=True):
             value = graph.values[name]

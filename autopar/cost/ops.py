@@ -15,6 +15,7 @@ from typing import NamedTuple
 from autopar.cluster import Cluster
 from autopar.cost.compute import attention_seconds, elementwise_seconds, gemm_seconds
 from autopar.graph import DTYPE_BYTES, Graph, Op, Value, refs
+from autopar.trace.aliases import ALIASES, EXPANDED, PARTS
 from autopar.trace.opaque import OpaqueCall
 
 Values = dict[str, Value]
@@ -54,12 +55,6 @@ class OpCost:
 
 
 FREE = OpCost(0.0)
-# Views, and what gives parts of a tensor: their gradients are put together in a new one.
-_PARTS = frozenset({"slice", "select", "split", "chunk", "split_with_sizes", "unbind"})
-_VIEWS = _PARTS | {
-    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "transpose", "permute", "t",
-    "unsqueeze", "squeeze", "expand", "alias", "detach", "movedim",
-}  # fmt: skip
 # Their gradient is that of the result, or a view of it.
 _PASSED_ON = frozenset({"add", "cat"})
 
@@ -86,7 +81,7 @@ def use_of(graph: Graph, index: int, joined: bool) -> Use:
 def op_cost(cluster: Cluster, op: Op, values: Values, shapes: Shapes, use: Use = ALONE) -> OpCost:
     """Prices ``op``; ``shapes`` gives the local shape of each of its inputs and outputs."""
     name = op.target.split(".")[1]
-    price = _view if name in _VIEWS else _PRICES.get(name, _elementwise)
+    price = _view if name in ALIASES else _PRICES.get(name, _elementwise)
     cost = price(cluster, op, values, shapes)
     if use.joined:
         cost = replace(cost, forward_seconds=0.0)
@@ -119,9 +114,9 @@ def _view(cluster: Cluster, op: Op, values: Values, shapes: Shapes) -> OpCost:
     whole = _bytes(source, values, shapes)
     parts = sum(_bytes(n, values, shapes) for n in learned)
     moved = 0
-    if name in _PARTS and whole > max(_bytes(n, values, shapes) for n in learned):
+    if name in PARTS and whole > max(_bytes(n, values, shapes) for n in learned):
         moved = whole + parts if len(op.outputs) > 1 else whole + 2 * parts
-    elif name == "expand" and parts > whole:
+    elif name in EXPANDED and parts > whole:
         moved = parts + whole
     seconds = elementwise_seconds(cluster, moved)
     of_parameter = values[source].kind == "parameter"

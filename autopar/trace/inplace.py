@@ -9,17 +9,14 @@ from functools import lru_cache
 
 from autopar.errors import TraceError
 from autopar.graph import Op, Ref, Value
+from autopar.trace.aliases import ALIASES
 from autopar.trace.interpret import exists
 from autopar.trace.simplify import renamed
 
 Values = dict[str, Value]
 
 # Ops whose result may share the memory of their first argument.
-_SHARING = frozenset({
-    "view", "reshape", "flatten", "unflatten", "transpose", "permute", "t", "unsqueeze",
-    "squeeze", "expand", "slice", "select", "split", "chunk", "split_with_sizes", "unbind",
-    "alias", "detach", "contiguous", "to", "view_as", "expand_as",
-})  # fmt: skip
+_SHARING = ALIASES | {"contiguous", "to"}
 # Views of which a changed one can be put back into the tensor that it is a part of.
 _SCATTERS = {"slice": "aten.slice_scatter.default", "select": "aten.select_scatter.default"}
 

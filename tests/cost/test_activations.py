@@ -46,6 +46,29 @@ class Thresholded(nn.Module):
         return torch.where(x > 0, x, 0.0)
 
 
+class Repeated(nn.Module):
+    """Multiplies what is expanded: its elements are kept once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 4 * WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x)[:, None].expand(-1, 4, -1) * self.second(x).view(-1, 4, WIDTH)
+
+
+class Reshaped(nn.Module):
+    """Keeps the same elements under several shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.linear(x).unflatten(1, (4, -1)).movedim(1, 2).unbind(2)[:2]
+        return first * second
+
+
 class Selecting(nn.Module):
     """Reads a part of much: the gradient of the whole is zeros of the whole's size."""
 
@@ -100,7 +123,7 @@ def really_saved(model: nn.Module, x: Tensor) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-@pytest.mark.parametrize("make", [Experts, Thresholded])
+@pytest.mark.parametrize("make", [Experts, Thresholded, Repeated, Reshaped])
 def test_saved_bytes_are_those_of_autograd(make):
     model, x = make(), torch.randn(SAMPLES, WIDTH)
     saved = saved_tensors(*planned(model, x), SAMPLES)

@@ -44,8 +44,9 @@ def test_later_readers_see_the_change():
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_tensors_that_share_memory_are_refused(order):
-    view = Op("aten.view.default", (X, (2, 2)), {}, ("y",))
+@pytest.mark.parametrize("name", ["view", "contiguous", "numpy_T"])
+def test_tensors_that_share_memory_are_refused(order, name):
+    view = Op(f"aten.{name}.default", (X,), {}, ("y",))
     changed, other = (X, Y)[::order]
     change = Op("aten.relu_.default", (changed,), {}, ("z",))
     late = Op("aten.exp.default", (other,), {}, ("v",))
