@@ -244,8 +244,8 @@ def _candidates(traced: _Traced, pricer: Pricer, pins: dict[str, Any]) -> list[G
 def _other_schedules(pricer: Pricer, task: Task) -> str:
     """The schedules that the model does not allow, and why."""
     found = "" if task.splits else (
-        "; another schedule than zero_bubble, as parameters behind the first layer are used at"
-        " several places"
+        "; another schedule than zero_bubble, as parameters behind the first layer meet what it"
+        " made at several places, or not in the layer that reads them"
     )  # fmt: skip
     return found if pricer.interleaves else found + (
         "; one stage per rank, as two stages of a rank would share a parameter"

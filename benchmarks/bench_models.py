@@ -62,6 +62,12 @@ PLANS: dict[str, tuple[int, dict[str, Any]]] = {
     "dp=2 tp=2": (4, {"pp": 1, "dp": 2, "tp": 2, "microbatch_size": MICROBATCH}),
     "free": (2, {}),
 }
+SPLIT = {"schedule": "zero_bubble", "microbatch_size": MICROBATCH}
+MORE: dict[str, tuple[int, dict[str, Any]]] = {  # for --plans
+    "zero bubble": (2, {"pp": 2, "dp": 1, "tp": 1, **SPLIT}),
+    "zero bubble tp=2": (4, {"pp": 2, "dp": 1, "tp": 2, **SPLIT}),
+    "zero bubble dp=2": (4, {"pp": 2, "dp": 2, "tp": 1, **SPLIT}),
+}
 # What the issue of any model names; --all adds the others of tests/multiprocess/models.py.
 NAMED = (
     "gpt2", "llama", "hf-qwen3", "hf-mixtral", "bert", "vit", "hf-gptj", "t5", "whisper",
@@ -82,7 +88,7 @@ def main() -> int:
     """Runs what the command line asks for; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", nargs="*", default=NAMED, choices=sorted(CASES))
-    parser.add_argument("--plans", nargs="*", default=list(PLANS), choices=list(PLANS))
+    parser.add_argument("--plans", nargs="*", default=list(PLANS), choices=[*PLANS, *MORE])
     parser.add_argument("--all", action="store_true", help="every model of the tests")
     parser.add_argument("--ops", action="store_true", help="count operations instead")
     arguments = parser.parse_args()
@@ -143,7 +149,7 @@ def count(words: Iterable[str]) -> str:
 
 def cell(pool: Pool, name: str, plan: str) -> Cell:
     """Plans, emits, runs and compares."""
-    devices, pins = PLANS[plan]
+    devices, pins = (PLANS | MORE)[plan]
     try:
         made = plan_freely(name, devices, pins)
     except AutoparError as error:

@@ -415,9 +415,10 @@ def _returned(lines: list[str]) -> list[str]:
 
 def _sent(program: Program) -> str:
     """What a stage returns: contiguous, as the next one expects it (an LSTM's result is not)."""
-    names = ", ".join(program.slots)
-    dense = ", ".join(f"{name}.contiguous()" for name in program.slots)
-    return dense if program.uniform else f"self.sent({names})"
+    if not program.uniform:
+        return f"self.sent({', '.join(program.slots)})"
+    form = "Sent.apply({})" if program.schedule == "zero_bubble" else "{}.contiguous()"
+    return ", ".join(form.format(name) for name in program.slots)
 
 
 def _part(program: Program, part: Part) -> list[str]:

@@ -78,7 +78,7 @@ RULES = (
     ),
     (
         ("schedule", "virtual_stages"),
-        "more than one stage per rank in interleaved_1f1b, or in zero_bubble, which has no tp, no"
+        "more than one stage per rank in interleaved_1f1b, or in zero_bubble, which has no"
         " zero=3 and no recomputation; both have pp > 1, which divides num_microbatches, and the"
         " others one stage per rank, 1f1b no fewer micro-batches than pp",
     ),
@@ -309,7 +309,7 @@ def _of_equal_batches(task: Task, layouts: Sequence[str]) -> Iterator[Configurat
             if count not in _pinned(task, "num_microbatches", [count]):
                 continue
             for schedule, v in _schedules(task, pp, count):
-                if not (can_cut(pp * v) and _runs(task, dp, tp, schedule)):
+                if not (can_cut(pp * v) and allows(task.statistics, dp, schedule)):
                     continue
                 for layout, groups in product(
                     _layouts(task, tp, layouts), replicas(task, pp, dp, tp)
@@ -343,12 +343,6 @@ def _may_shard(task: Task, dp: int, shard: int) -> bool:
     others = {1, 2, 3} if shard == 1 else {0}
     kept = _exchanges(task) or bool(task.devices) or _pinned_layers(task, "zero", others)
     return not kept
-
-
-def _runs(task: Task, dp: int, tp: int, schedule: str) -> bool:
-    """Whether programs run the layers of a stage on so many devices under a schedule."""
-    compared = schedule != "zero_bubble" or tp == 1  # its collectives under tp are not yet
-    return compared and allows(task.statistics, dp, schedule)
 
 
 def _unequal_replicas(task: Task, layouts: Sequence[str]) -> Iterator[Configuration]:

@@ -3,7 +3,8 @@
 torch (``pipelining/_backward.py``, 2.11 to 2.13) starts the second part, for each group of
 parameters, from the operations at which they meet what a stage received. A group that meets it at
 several operations can be on the way of another one: its operations would then run twice, which
-autograd refuses, or count twice.
+autograd refuses, or count twice. One that meets it on a later stage, or not at all, gets no
+gradient without a word.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ def splits_backward(graph: Graph, classes: Classes) -> bool:
 
 
 def _meets_once(graph: Graph, pattern: Pattern) -> bool:
-    """Whether all that is learned and does not depend on what is received is read once."""
+    """Whether all that is learned and does not depend on what is received is read once, here.
+
+    Only what has a gradient is received in this sense.
+    """
     ops = [graph.ops[i] for i in pattern.ops]
-    received, own = set(pattern.received), set[str]()
+    met, own = {n for n in pattern.received if graph.values[n].requires_grad}, set[str]()
     readers = Counter(name for op in ops for name in op.inputs())
-    readers.update(pattern.sent)
     for op in ops:
-        if received.intersection(op.inputs()):
-            received.update(op.outputs)
-        else:
-            own.update(name for name in op.outputs if graph.values[name].requires_grad)
-        own.update(name for name in op.inputs() if graph.values[name].kind == "parameter")
-    learned = (name for name in own if graph.values[name].requires_grad)
-    return all(readers[name] == 1 for name in learned) and all(op.target != OPAQUE for op in ops)
+        learned = {n for n in (*op.inputs(), *op.outputs) if graph.values[n].requires_grad}
+        own.update(n for n in learned if graph.values[n].kind == "parameter")
+        (own if met.isdisjoint(op.inputs()) else met).update(learned.intersection(op.outputs))
+    once = all(readers[name] == 1 for name in own) and own.isdisjoint(pattern.sent)
+    return once and all(op.target != OPAQUE for op in ops)

@@ -51,6 +51,13 @@ ZERO_BUBBLE: list[tuple[str, int, int, int, Pins]] = [
     # gradients of parameters that are not in their parameters' order in memory
     ("headed", 2, 1, 1, {"virtual_stages": 1, "microbatch_size": 2}),
     ("headed", 2, 2, 1, {"virtual_stages": 1, "microbatch_size": 1, "zero": 2}),
+    # a stage that returns a view
+    ("autoencoder", 2, 1, 1, {"virtual_stages": 3, "microbatch_size": 2}),
+    ("gpt", 2, 1, 2, {"virtual_stages": 1, "microbatch_size": 2, "sequence_parallel": False}),
+    ("gpt2:4", 2, 1, 2, {"virtual_stages": 2, "microbatch_size": 1, "sequence_parallel": False}),
+    ("llama:4", 2, 1, 2, {"virtual_stages": 2, "microbatch_size": 1, "sequence_parallel": True}),
+    ("gpt2", 2, 2, 2, {"virtual_stages": 1, "zero": 2, "sequence_parallel": True}),
+    ("gpt:4", 2, 2, 2, {"virtual_stages": 2, "zero": 0, "sequence_parallel": False}),
 ]  # fmt: skip
 PLANS = [
     *((*plan, "interleaved_1f1b") for plan in INTERLEAVED),

@@ -117,7 +117,6 @@ def test_unknown_pin():
         ({"microbatch_size": 8, "num_microbatches": 4, "tp": 2},
          "microbatch_size=8 and num_microbatches=4", "dp * microbatch_size * num_microbatches"),
         ({"pp": 1, "virtual_stages": 2}, "pp=1 and virtual_stages=2", "pp * virtual_stages"),
-        ({"schedule": "zero_bubble", "tp": 2, "pp": 2}, "schedule=zero_bubble and tp=2", "no tp"),
         ({"schedule": "zero_bubble", "pp": 2, "zero": {"h.1": 3}},
          "schedule=zero_bubble and zero@h.1=3", "no zero=3"),
         ({"pp": 4, "stages": [3, 3]}, "pp=4 and stages=[3, 3]", "pp * virtual_stages"),

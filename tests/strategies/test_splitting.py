@@ -27,6 +27,24 @@ class Block(nn.Module):
         return self.inner(hidden) if self.twice else hidden
 
 
+class Late(nn.Module):
+    """An input that a parameter meets in the second layer; there or in the third it is added.
+
+    ``frozen``: all that the first layer makes has no gradient.
+    """
+
+    def __init__(self, further: bool = False, frozen: bool = False) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(0, twice=False) for _ in range(3))
+        self.enter, self.further = nn.Linear(8, 8), further
+        self.blocks[0].requires_grad_(not frozen)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        x, y = self.blocks[0](x), self.enter(y)
+        x = self.blocks[1](x if self.further else x + y)
+        return self.blocks[2](x + y if self.further else x).square().mean()
+
+
 class Net(nn.Module):
     """``first``: a block that does so is the first layer."""
 
@@ -53,4 +71,15 @@ class Net(nn.Module):
 )
 def test_parameters_behind_the_first_layer_have_to_meet_what_is_received_once(net, expected):
     graph = trace(net.to("meta"), (torch.empty(4, 8, device="meta"),), {})
+    assert splits_backward(*reduce(graph, find_classes(graph))) == expected
+
+
+@pytest.mark.parametrize(
+    ("net", "expected"),
+    [(Late(), True), (Late(further=True), False), (Late(frozen=True), False)],
+)
+def test_parameters_meet_it_in_the_layer_that_reads_them(net, expected):
+    """Otherwise a stage could end between, or receive nothing learned: they had no gradient."""
+    inputs = (torch.empty(4, 8, device="meta"), torch.empty(4, 8, device="meta"))
+    graph = trace(net.to("meta"), inputs, {})
     assert splits_backward(*reduce(graph, find_classes(graph))) == expected
