@@ -26,6 +26,8 @@ def _products(curves: Curves, rate: float) -> None:
     """Attention is given as a share of the same peak."""
     for curve in curves["gemm"].values():
         curve["peak_flops"] *= rate
+        if "gradient" in curve:
+            curve["gradient"]["peak_flops"] *= rate
 
 
 def _attention(direction: str) -> Callable[[Curves, float], None]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 
 import pytest
 
 from autopar.cluster import Cluster
-from autopar.cluster_variant import RATES
+from autopar.cluster_variant import RATES, extend
 from autopar.cost.collectives import Group, collective_seconds
 from autopar.cost.compute import attention_seconds, elementwise_seconds, gemm_seconds
 from autopar.errors import CostModelError
@@ -58,6 +59,16 @@ def test_products_scale_attention_too(tmp_path):
         for c in (mine, BASE)
     )
     assert slow == pytest.approx(4 * fast, rel=1e-3)
+
+
+def test_products_scale_those_of_gradients_too():
+    base = BASE.to_dict()
+    gemm = deepcopy(base["curves"]["gemm"]["bfloat16"])
+    own = {key: gemm[key] for key in ("peak_flops", "launch_seconds", "m", "n", "k", "efficiency")}
+    base["curves"]["gemm"] = {"bfloat16": gemm | {"gradient": own}}
+    changed = extend(base, {**VARIANT, "rates": {"products": 0.25}})
+    found = changed["curves"]["gemm"]["bfloat16"]
+    assert found["gradient"]["peak_flops"] == found["peak_flops"] == 0.25 * gemm["peak_flops"]
 
 
 @pytest.mark.parametrize(("rate", "group"), [("node_links", Group(8, 8)), ("network", Group(2, 1))])

@@ -11,6 +11,7 @@ from autopar.calibration.points import (
     ATTENTION_LAUNCH,
     COLLECTIVES,
     GEMM_LAUNCH,
+    LAYOUTS,
     OPTIMIZERS,
     TRAFFIC,
     TRAFFIC_LAUNCH,
@@ -37,7 +38,7 @@ Times = dict[tuple[int, ...], float]
 def compute_curves(rows: Rows) -> dict[str, Any]:
     """All curves of one device; times of launching are taken off before rates are formed."""
     dtypes = sorted({p.variant.split("/")[0] for p in rows.points() if p.curve == "gemm"})
-    gemm = {dtype: _gemm(_times(rows, "gemm", f"{dtype}/linear")) for dtype in dtypes}
+    gemm = {dtype: _products(rows, dtype) for dtype in dtypes}
     return {
         "gemm": gemm,
         "attention": {dtype: _attention(rows, dtype, gemm[dtype]["peak_flops"]) for dtype in gemm},
@@ -73,6 +74,14 @@ def _net(seconds: float, launch: float) -> float:
 
 def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
+
+
+def _products(rows: Rows, dtype: str) -> dict[str, Any]:
+    """Products of a layer's forward, and of both gradients, of which a layer has one each."""
+    forward, *backward = (_times(rows, "gemm", f"{dtype}/{layout}") for layout in LAYOUTS)
+    shapes = set(backward[0]).intersection(*backward[1:])
+    both = {shape: _mean([times[shape] for times in backward]) for shape in shapes}
+    return _gemm(forward) | ({"gradient": _gemm(both)} if GEMM_LAUNCH in both else {})
 
 
 def _gemm(times: Times) -> dict[str, Any]:
@@ -198,8 +207,8 @@ def _price(cluster: Cluster, point: Point) -> float:
 
 
 def _gemm_price(cluster: Cluster, variant: str, shape: tuple[int, ...]) -> float:
-    m, n, k = shape
-    return gemm_seconds(cluster, m, n, k, variant.split("/")[0])
+    dtype, layout = variant.split("/")
+    return gemm_seconds(cluster, *shape, dtype, gradient=layout != "linear")
 
 
 def _attention_price(cluster: Cluster, variant: str, shape: tuple[int, ...]) -> float:

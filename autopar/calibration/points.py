@@ -61,6 +61,7 @@ class Sweep:
     """The sizes that suit one kind of device; largest products are left out of the grid."""
 
     gemm: dict[str, tuple[int, ...]]
+    gradients: dict[str, tuple[int, ...]]
     gemm_work_limit: float
     gemm_held_out: tuple[tuple[int, int, int], ...]
     heads_by_length: dict[int, int]
@@ -104,10 +105,12 @@ class Sweep:
 
     def _gemm(self) -> Iterable[Point]:
         for dtype, axis in self.gemm.items():
-            yield Point("gemm", f"{dtype}/linear", GEMM_LAUNCH)
-            for shape in product(axis, repeat=3):
-                if 2 * shape[0] * shape[1] * shape[2] <= self.gemm_work_limit:
-                    yield Point("gemm", f"{dtype}/linear", shape)
+            for layout in LAYOUTS:
+                sizes = axis if layout == "linear" else self.gradients[dtype]
+                yield Point("gemm", f"{dtype}/{layout}", GEMM_LAUNCH)
+                for shape in product(sizes, repeat=3):
+                    if 2 * math.prod(shape) <= self.gemm_work_limit:
+                        yield Point("gemm", f"{dtype}/{layout}", shape)
             for shape, layout in product(self.gemm_held_out, LAYOUTS):
                 yield Point("gemm", f"{dtype}/{layout}", shape, held_out=True)
 
@@ -142,6 +145,7 @@ def _middle(low: int, high: int) -> int:
 # On a CPU, from the layers of a model of a few thousand parameters upwards.
 CPU = Sweep(
     gemm={"float32": (16, 64, 256, 1024, 4096), "bfloat16": (16, 64, 512, 4096)},
+    gradients={"float32": (16, 64, 256, 1024), "bfloat16": (16, 64, 512)},
     gemm_work_limit=2.3e9,
     gemm_held_out=(
         (32, 96, 32), (128, 128, 128), (128, 384, 128), (512, 128, 512), (2048, 192, 64),
@@ -164,6 +168,7 @@ CUDA = Sweep(
         "float32": (64, 256, 1024, 4096, 16384),
         "bfloat16": (64, 256, 1024, 4096, 16384),
     },
+    gradients={"float32": (64, 512, 4096), "bfloat16": (64, 512, 4096)},
     gemm_work_limit=2.3e12,
     gemm_held_out=(
         (128, 384, 128), (512, 1536, 512), (768, 768, 768), (2048, 3072, 1024),

@@ -63,7 +63,6 @@ class _Rate:
     table: Table
     launch_seconds: float
     alignment: tuple[tuple[int, float], ...] = ()
-    gradient_share: float = 1.0
     rounds: Rounds | None = None
 
     def filled(self, m: int, n: int, batch: int) -> float:
@@ -87,18 +86,18 @@ def gemm_seconds(
     """Seconds of ``batch`` products of (m, k) and (k, n) matrices issued as one call.
 
     The gradient of either factor is one more product, with the sizes exchanged. It reads its
-    factors across their rows, which costs some devices a share of the rate. A complex product is
-    four real ones.
+    factors in other orders, which costs or spares some of the time. A complex product is four real
+    ones.
     """
     if dtype in COMPLEX:
         return gemm_seconds(cluster, m, n, k, COMPLEX[dtype], 4 * batch, gradient=gradient)
     work = 2.0 * batch * m * n * k
     if not work:
         return 0.0
-    rate = _gemm(cluster, dtype)
+    rate = _gemm(cluster, dtype, gradient)
     moved = batch * (m * k + k * n + m * n) * DTYPE_BYTES[dtype]
-    share = rate.aligned(m, n, k) * (rate.gradient_share if gradient else 1.0)
-    compute = work / (rate.table.at(m, n, k) * share * rate.filled(m, n, batch))
+    share = rate.aligned(m, n, k) * rate.filled(m, n, batch)
+    compute = work / (rate.table.at(m, n, k) * share)
     return max(compute, _memory_seconds(cluster, moved)) + rate.launch_seconds
 
 
@@ -166,15 +165,16 @@ def _memory_seconds(cluster: Cluster, bytes_moved: int) -> float:
 
 
 @lru_cache
-def _gemm(cluster: Cluster, dtype: str) -> _Rate:
+def _gemm(cluster: Cluster, dtype: str, gradient: bool) -> _Rate:
+    """Of gradients a table of their own, or a share of the rate of all others."""
     curve = cluster.of_dtype("gemm", dtype)
-    rates = _scaled(curve["efficiency"], curve["peak_flops"])
-    table = Table.of([curve[axis] for axis in "mnk"], rates)
+    own = curve.get("gradient", curve) if gradient else curve
+    share = curve.get("gradient_share", 1.0) if gradient and own is curve else 1.0
+    table = Table.of([own[axis] for axis in "mnk"], _scaled(own["efficiency"], own["peak_flops"]))
     steps = curve.get("alignment", {"elements": [], "efficiency": []})
     pairs = zip(steps["elements"], steps["efficiency"], strict=True)
-    gradient = curve.get("gradient_share", 1.0)
     rounds = _rounds(curve["rounds"]) if "rounds" in curve else None
-    return _Rate(table, curve["launch_seconds"], tuple(pairs), gradient, rounds)
+    return _Rate(table.scaled(share), own["launch_seconds"], tuple(pairs), rounds)
 
 
 def _rounds(curve: dict[str, Any]) -> Rounds:

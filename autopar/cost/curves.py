@@ -55,6 +55,10 @@ class Table:
             logs[index] = math.log(value)
         return cls(tuple(Axis.of(axis) for axis in axes), logs)
 
+    def scaled(self, factor: float) -> Table:
+        """All values times ``factor``."""
+        return Table(self.axes, {key: log + math.log(factor) for key, log in self.logs.items()})
+
     def at(self, *point: float) -> float:
         """The value at ``point``, multilinear in logarithms, constant outside of the grid."""
         corners: list[tuple[tuple[int, ...], float]] = [((), 1.0)]

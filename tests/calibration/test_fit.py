@@ -52,6 +52,30 @@ def test_recovers_the_machine(rows):
     assert rates == pytest.approx([BANDWIDTH] * len(rates), rel=0.01)
 
 
+def test_products_of_gradients_are_the_mean_of_both(rows):
+    """A machine that reads the transposed factor of a layer's forward in half of its speed."""
+    for point in rows.points():
+        if point.curve == "gemm" and not point.variant.endswith("linear"):
+            factor = 2.0 if point.variant.endswith("weight_gradient") else 1.0
+            rows._samples[point] = [factor * ideal_seconds(point) / 3]
+    curve = compute_curves(rows)["gemm"]["bfloat16"]
+    assert curve["gradient"]["launch_seconds"] == pytest.approx(LAUNCH / 2)
+    assert curve["gradient"]["peak_flops"] == pytest.approx(2 * PEAK, rel=1e-3)
+    assert curve["peak_flops"] == pytest.approx(PEAK, rel=1e-3)
+    data = Cluster.load("cpu").to_dict()
+    curves = {**compute_curves(rows), "collectives": collective_curves(rows)}
+    cluster = Cluster.from_dict({**data, "curves": curves})
+    # one gradient takes a third less, the other a third more than the mean of both
+    assert fit_errors(rows, cluster)["gemm.bfloat16"]["p90"] == pytest.approx(0.5, rel=0.1)
+
+
+def test_samples_without_gradients_make_no_table_of_them(rows):
+    for point in rows.points():
+        if point.variant.endswith("input_gradient"):
+            rows._samples[point] = []
+    assert "gradient" not in compute_curves(rows)["gemm"]["float32"]
+
+
 def test_products_too_large_to_measure_take_the_nearest(rows):
     gemm = compute_curves(rows)["gemm"]["float32"]
     assert gemm["m"][-1] == gemm["n"][-1] == gemm["k"][-1] == 4096

@@ -129,6 +129,23 @@ def test_misaligned_and_gradient_products_are_slower():
     assert seconds(4096, gradient=True) == pytest.approx(2 * even)
 
 
+def test_products_of_gradients_may_have_a_table_of_their_own():
+    data = deepcopy(Cluster.load("cpu").to_dict())
+    curve = data["curves"]["gemm"]["float32"]
+    flat = {"m": [64], "n": [64], "k": [64], "efficiency": [[[0.5]]]}
+    curve |= flat | {"peak_flops": 1e9, "launch_seconds": 1e-3}
+    before = Cluster.from_dict(deepcopy(data))
+    curve["gradient"] = flat | {"peak_flops": 4e9, "launch_seconds": 1e-4}
+    after = Cluster.from_dict(data)
+
+    def seconds(cluster, **options):
+        return gemm_seconds(cluster, 100, 100, 100, "float32", **options)
+
+    assert seconds(before, gradient=True) == seconds(before) == seconds(after)
+    assert seconds(before) == pytest.approx(2e6 / 0.5e9 + 1e-3)
+    assert seconds(after, gradient=True) == pytest.approx(2e6 / 2e9 + 1e-4)
+
+
 def test_tiles_are_dealt_out_in_rounds():
     """101 tiles on 100 multiprocessors take two rounds, as 200 do; a batch fills them, too."""
     tiles = ((128, 128, 1.0),)
