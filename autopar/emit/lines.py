@@ -46,7 +46,7 @@ def wrap(line: str, width: int) -> list[str]:
         return [*before, last + subscripts[1]]
     opening = _last_call(code)
     if opening is None or opening >= width:
-        return _by_operator(code)
+        return _by_operator(code, width)
     inside = code[opening + 1 : -1]
     arguments = _arguments(inside)
     together = " " * 4 + ", ".join(arguments)
@@ -55,12 +55,17 @@ def wrap(line: str, width: int) -> list[str]:
     return [code[: opening + 1], *(f"    {a}," for a in arguments), code[-1]]
 
 
-def _by_operator(code: str) -> list[str]:
-    """An assignment or return of a long arithmetic expression, one operand per line."""
+def _by_operator(code: str, width: int) -> list[str]:
+    """An assignment or return of a long arithmetic expression in brackets of its own.
+
+    It gets one operand per line where all together do not fit either.
+    """
     head, space, expression = code.partition(" = ") if " = " in code else code.partition(" ")
     operands = _operands(expression)
     if len(operands) == 1:
         return [code]
+    if len(expression) <= width - 4:
+        operands = [expression]
     return [f"{head}{space}(", *(f"    {operand}" for operand in operands), ")"]
 
 

@@ -16,6 +16,8 @@ CASES = {
     "value = f(one(1), two(2), three(3))": [
         "value = f(", "    one(1),", "    two(2),", "    three(3),", ")",
     ],
+    "value = first * second": ["value = (", "    first * second", ")"],
+    "value = first_one * second_one": ["value = (", "    first_one", "    * second_one", ")"],
 }  # fmt: skip
 
 

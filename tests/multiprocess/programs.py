@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -55,8 +56,10 @@ def single_device(steps: int = STEPS) -> dict[str, Any]:
 
 
 def load_program(path: str) -> ModuleType:
-    """The program at ``path`` as a module."""
-    return import_program(path)
+    """The program at ``path`` as a module; it is an error if that calls what torch deprecated."""
+    program = import_program(path)
+    warnings.filterwarnings("error", category=FutureWarning, module=program.__name__)
+    return program
 
 
 def share(tensor: Tensor, parallel: Any) -> Tensor:
