@@ -5,16 +5,23 @@ parameters, from the operations at which they meet what a stage received. A grou
 several operations can be on the way of another one: its operations would then run twice, which
 autograd refuses, or count twice. One that meets it on a later stage, or not at all, gets no
 gradient without a word.
+
+Operations of torch that are several inside do the same where their parameters meet it several
+times, as in every step of a recurrence, or where gradients of several results are one there (an
+LSTM's outputs and last states): on torch 2.11 parameters have wrong gradients, without a word.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 
-from autopar.graph import Graph
+from autopar.graph import Graph, Op
 from autopar.strategies.patterns import Classes
 from autopar.strategies.sharding import Pattern
 from autopar.trace.opaque import OPAQUE
+from autopar.trace.saved import RECURRENT
+
+SEVERAL = RECURRENT | {"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", "kl_div"}
 
 
 def splits_backward(graph: Graph, classes: Classes) -> bool:
@@ -42,4 +49,9 @@ def _meets_once(graph: Graph, pattern: Pattern) -> bool:
         own.update(n for n in learned if graph.values[n].kind == "parameter")
         (own if met.isdisjoint(op.inputs()) else met).update(learned.intersection(op.outputs))
     once = all(readers[name] == 1 for name in own) and own.isdisjoint(pattern.sent)
-    return once and all(op.target != OPAQUE for op in ops)
+    return once and all(map(_is_one, ops))
+
+
+def _is_one(op: Op) -> bool:
+    """Whether what is learned meets what is received once inside, as far as is known."""
+    return op.target != OPAQUE and op.target.split(".")[1] not in SEVERAL

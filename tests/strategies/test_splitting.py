@@ -70,8 +70,7 @@ class Net(nn.Module):
     ],
 )
 def test_parameters_behind_the_first_layer_have_to_meet_what_is_received_once(net, expected):
-    graph = trace(net.to("meta"), (torch.empty(4, 8, device="meta"),), {})
-    assert splits_backward(*reduce(graph, find_classes(graph))) == expected
+    assert splits(net, torch.empty(4, 8)) == expected
 
 
 @pytest.mark.parametrize(
@@ -80,6 +79,31 @@ def test_parameters_behind_the_first_layer_have_to_meet_what_is_received_once(ne
 )
 def test_parameters_meet_it_in_the_layer_that_reads_them(net, expected):
     """Otherwise a stage could end between, or receive nothing learned: they had no gradient."""
-    inputs = (torch.empty(4, 8, device="meta"), torch.empty(4, 8, device="meta"))
-    graph = trace(net.to("meta"), inputs, {})
-    assert splits_backward(*reduce(graph, find_classes(graph))) == expected
+    assert splits(net, torch.empty(4, 8), torch.empty(4, 8)) == expected
+
+
+class Recurrent(nn.Module):
+    """A recurrence before or behind two other layers."""
+
+    def __init__(self, kind: type[nn.Module], first: bool) -> None:
+        super().__init__()
+        kinds = [kind, nn.Linear, nn.Linear] if first else [nn.Linear, nn.Linear, kind]
+        self.blocks = nn.ModuleList(kind(8, 8) for kind in kinds)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+            x = x[0] if isinstance(x, tuple) else x
+        return x.square().mean()
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_recurrences_do_so_several_times(kind, first):
+    given = torch.empty(4, 8) if kind.__name__.endswith("Cell") else torch.empty(4, 3, 8)
+    assert splits(Recurrent(kind, first), given) == first
+
+
+def splits(net: nn.Module, *inputs: Tensor) -> bool:
+    graph = trace(net.to("meta"), tuple(x.to("meta") for x in inputs), {})
+    return splits_backward(*reduce(graph, find_classes(graph)))
