@@ -300,6 +300,11 @@ class Program:
         return self.pp > 1 and self.schedule in MULTI
 
     @property
+    def splits(self) -> bool:
+        """Whether backward makes the gradients of inputs first, those of parameters later."""
+        return self.pp > 1 and self.schedule == "zero_bubble"
+
+    @property
     def norms(self) -> bool:
         """Whether batch normalisation is replaced: by one over all dp ranks, or in bf16."""
         return self.mixes and (self.dp > 1 or self.bf16)
@@ -415,10 +420,12 @@ def _returned(lines: list[str]) -> list[str]:
 
 def _sent(program: Program) -> str:
     """What a stage returns: contiguous, as the next one expects it (an LSTM's result is not)."""
+    names = ", ".join(program.slots)
     if not program.uniform:
-        return f"self.sent({', '.join(program.slots)})"
-    form = "Sent.apply({})" if program.schedule == "zero_bubble" else "{}.contiguous()"
-    return ", ".join(form.format(name) for name in program.slots)
+        return f"self.sent({names})"
+    if program.splits:
+        return f"Crossing.apply({names})"
+    return ", ".join(f"{name}.contiguous()" for name in program.slots)
 
 
 def _part(program: Program, part: Part) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +19,10 @@ HEADS = 4
 class Sequence(nn.Module):
     """A language model around a mixer of tokens of any kind."""
 
-    def __init__(self, block: type[nn.Module]) -> None:
+    def __init__(self, block: type[nn.Module], layers: int = 3) -> None:
         super().__init__()
         self.embed = nn.Embedding(VOCABULARY, WIDTH)
-        self.blocks = nn.ModuleList(block() for _ in range(3))
+        self.blocks = nn.ModuleList(block() for _ in range(layers))
         self.norm = nn.RMSNorm(WIDTH)
         self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
         self.head.weight = self.embed.weight
@@ -193,6 +194,6 @@ CASES = {
     "hyena": Case(lambda: Sequence(Hyena), next_tokens, token_loss),
     "alibi": Case(lambda: Sequence(Alibi), next_tokens, token_loss),
     "headed": Case(lambda: Sequence(Headed), next_tokens, token_loss),
-    "turned": Case(lambda: Straight(Turned), next_tokens, token_loss),
+    "turned": Case(partial(Straight, Turned), next_tokens, token_loss),
     "depths": Case(lambda: Sequence(Depths), next_tokens, token_loss),
 }

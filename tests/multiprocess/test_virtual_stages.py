@@ -51,8 +51,12 @@ ZERO_BUBBLE: list[tuple[str, int, int, int, Pins]] = [
     # gradients of parameters that are not in their parameters' order in memory
     ("headed", 2, 1, 1, {"virtual_stages": 1, "microbatch_size": 2}),
     ("headed", 2, 2, 1, {"virtual_stages": 1, "microbatch_size": 1, "zero": 2}),
-    # a stage that returns a view
+    # stages between two others: some send views, some hand on what they received
     ("autoencoder", 2, 1, 1, {"virtual_stages": 3, "microbatch_size": 2}),
+    ("turned:4", 2, 1, 1, {"virtual_stages": 2, "microbatch_size": 2}),
+    ("alternating", 2, 1, 1, {"virtual_stages": 2, "microbatch_size": 2}),
+    ("alternating", 2, 2, 1, {"virtual_stages": 2, "microbatch_size": 1, "zero": 2}),
+    # tensor parallel beside it
     ("gpt", 2, 1, 2, {"virtual_stages": 1, "microbatch_size": 2, "sequence_parallel": False}),
     ("gpt2:4", 2, 1, 2, {"virtual_stages": 2, "microbatch_size": 1, "sequence_parallel": False}),
     ("llama:4", 2, 1, 2, {"virtual_stages": 2, "microbatch_size": 1, "sequence_parallel": True}),
