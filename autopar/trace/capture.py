@@ -154,7 +154,8 @@ def _capture(
         exported = _export(_Step(copy, loss_fn), inputs, recorder, shapeless, fixed=fixed)
         recorder.samples.clear()
         raw = Raw(blocks=find_blocks(model), recorder=recorder)
-        frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+        every = model.named_parameters(remove_duplicate=False)  # by all names of tied ones
+        frozen = {name for name, parameter in every if not parameter.requires_grad}
         _Reader(raw, exported, frozen).read()
         return raw
 

@@ -193,3 +193,29 @@ def test_what_is_in_evaluation_within_a_model_in_training_stays_there(frozen):
     assert norm.args[5] is not frozen
     assert any("dropout" in op.target for op in ops) is not frozen
     assert not model.norm.training
+
+
+class Tied(nn.Module):
+    """Logits by the transposed embedding, which the trace may know by either of its names."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(16, 8)
+        self.inner = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 16, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, tokens):
+        return self.head(self.inner(self.table(tokens)))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_what_is_tied_and_frozen_has_no_gradient(trained):
+    model = Tied()
+    model.table.weight.requires_grad_(trained)
+    tokens = torch.zeros(2, 4, dtype=torch.long)
+    graph = trace(model, (tokens,), {}, target=tokens, loss_fn=lambda y, _: y.sum())
+    held = {v.source: v.requires_grad for v in graph.values.values() if v.kind == "parameter"}
+    assert held.pop("table.weight", None) is trained
+    assert all(held.values())
+    assert len(held) == 2
