@@ -150,6 +150,7 @@ class StateBytes:
     """Bytes of one layer that stay for the whole step, by kind, and the peaks on top of them.
 
     ``transient`` is there while the layer runs, ``behind`` when all passes of the step are over.
+    ``ahead`` is that part of ``transient`` which the next layer has, gathered meanwhile.
     ``host`` bytes of optimizer state are in host memory; those of one layer come to the device at
     a time.
     """
@@ -160,6 +161,7 @@ class StateBytes:
     transient: int
     behind: int = 0
     host: int = 0
+    ahead: int = 0
 
     @property
     def total(self) -> int:
@@ -325,6 +327,7 @@ def _device_bytes(
         setting.optimizer_bytes * own,
         gather + (0 if pipeline else reduce),
         reduce if pipeline else 0,
+        ahead=compute * n if zero == 3 else 0,
     )
 
 

@@ -97,6 +97,15 @@ def _shared(pricer: Pricer, stages: list[tuple[str, ...]], stage: int) -> int:
     return found
 
 
+def _fetched_again(pricer: Pricer, config: Configuration, stage: _Stage) -> set[str]:
+    """What of a stage is gathered as one, again for every backward: blocks, and the other parts."""
+    return {
+        "ends" if member in pricer.classes.parts else name
+        for name, member, option in zip(stage.names, stage.members, stage.options, strict=True)
+        if option.zero == 3 and pricer.cost(member, config, option.tp_option).parameter_elements
+    }
+
+
 def _predict_stage(
     pricer: Pricer, config: Configuration, stage: _Stage, transfers: list[float]
 ) -> StagePrediction:
@@ -110,6 +119,7 @@ def _predict_stage(
     forward = backward = tp = sync = optimizer = offload = 0.0
     parameters = gradients = state = activations = transient = host = 0
     reserve = pricer.reserve_bytes(config) if stage.index < config.pp else 0
+    alone = len(_fetched_again(pricer, config, stage)) == 1
     for member, option in zip(stage.members, stage.options, strict=True):
         cost = pricer.layer(member, config, option.tp_option)
         again = pricer.between(member, cost, config, option.recompute)
@@ -136,11 +146,8 @@ def _predict_stage(
         beside = depth.forwarded * option.reserve_bytes
         activations += option.held_bytes(depth) - option.state_bytes - beside
         reserve += beside
-        transient = max(transient, option.transient_bytes)
-    buffers = pricer.buffer_bytes(config, stage.cuts, first=stage.index < config.pp)
-    buffers += sum(pricer.classes.buffer_bytes.get(member, 0) for member in stage.members)
-    for cut in stage.cuts[-1:] if stage.index < config.stages - 1 else ():
-        buffers += pricer.sent_bytes(config, stage.index, cut)
+        transient = max(transient, option.alone_bytes if alone else option.transient_bytes)
+    buffers = _buffer_bytes(pricer, config, stage)
     memory = Memory(parameters, gradients, state, activations, transient, buffers, reserve)
     counts = _collectives(pricer, config, stage)
     return StagePrediction(
@@ -156,6 +163,13 @@ def _predict_stage(
         host,
         _passes(pricer, config, stage, (forward, backward + tp), transfers[-1]),
     )
+
+
+def _buffer_bytes(pricer: Pricer, config: Configuration, stage: _Stage) -> int:
+    """Buffers of the model, inputs, and what crosses the stage's cuts."""
+    held = pricer.buffer_bytes(config, stage.cuts, first=stage.index < config.pp)
+    held += sum(pricer.classes.buffer_bytes.get(member, 0) for member in stage.members)
+    return held + pricer.kept_bytes(config, stage.index, stage.cuts)
 
 
 def _layer_plan(

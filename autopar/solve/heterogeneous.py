@@ -241,7 +241,7 @@ class HeterogeneousPricer(Pricer):
 
 BYTES = (
     "state_bytes", "activation_bytes", "transient_bytes", "waiting_bytes", "gradient_bytes",
-    "optimizer_bytes", "reserve_bytes",
+    "optimizer_bytes", "reserve_bytes", "alone_bytes",
 )  # fmt: skip
 
 

@@ -187,6 +187,7 @@ class Pricer:
             norms = statistics_seconds(self.cluster, cost, setting, recompute)
             moved = self.offload_seconds(member, cost, config)
             beside = beside_bytes(self.cluster, again.held_bytes)
+            running = state.transient + backward_bytes(cost, setting) + again.transient_bytes
             yield Option(
                 key=f"{zero}/{recompute}" + (f"/{aim}" if aim else ""),
                 tp_option=tp_option,
@@ -197,15 +198,13 @@ class Pricer:
                 step_seconds=parallel.sync_seconds + slow * parallel.optimizer_seconds + shared,
                 state_bytes=state.total + self.classes.buffer_bytes.get(member, 0),
                 activation_bytes=again.held_bytes + beside,
-                transient_bytes=max(
-                    state.transient + backward_bytes(cost, setting) + again.transient_bytes,
-                    state.behind,
-                ),
+                transient_bytes=max(running, state.behind),
                 weight_seconds=weight,
                 waiting_bytes=cost.waiting_bytes if config.splits_backward else 0,
                 gradient_bytes=state.gradients,
                 optimizer_bytes=state.optimizer,
                 reserve_bytes=beside,
+                alone_bytes=max(running - state.ahead, state.behind),
             )
 
     def between(
@@ -358,7 +357,7 @@ class Pricer:
 
         Every rank holds all inputs, and its stages a buffer for each value that crosses their
         ``cuts``. Multi-stage schedules wait for what they have sent at the end of the step, and
-        hold it. Without ``cuts``: of the fullest rank there can be, with its ``sent_bytes``.
+        hold it. Without ``cuts``: of the fullest rank there can be, with its ``kept_bytes``.
         """
         inputs = (self.graph.values[name] for name in self.graph.inputs.values())
         held = sum(value.bytes(config.microbatch_size) for value in inputs) if first else 0
@@ -368,18 +367,21 @@ class Pricer:
             crossing = self.crossing_bytes(config)
             moved = sum(crossing[cut] for cut in whole)
             held += moved if config.schedule in SINGLE else 2 * moved
-        sent = self.sent_bytes(config, 0, self.widest_cut(config)) if cuts is None else 0
-        return config.num_microbatches * held + sent + first * self.graph.buffer_bytes
+        kept = 0
+        if cuts is None and config.most_kept:
+            kept = config.most_kept * self.crossing_bytes(config)[self.widest_cut(config)]
+        return config.num_microbatches * held + kept + first * self.graph.buffer_bytes
 
     def reserve_bytes(self, config: Configuration) -> int:
         """What every rank's device holds besides tensors, whatever is chosen."""
         return fixed_bytes(self.cluster, config.communicators)
 
-    def sent_bytes(self, config: Configuration, stage: int, cut: int) -> int:
-        """What a rank with one stage has sent across a cut and keeps until its backward."""
-        if config.pp == 1 or config.schedule not in SINGLE:
-            return 0
-        return config.depth(stage).forwarded * self.crossing_bytes(config)[cut]
+    def kept_bytes(self, config: Configuration, stage: int, cuts: Sequence[int]) -> int:
+        """What a stage has sent across its ``cuts`` and keeps, see ``Configuration.kept``."""
+        made, returned = config.kept(stage)
+        crossing = self.crossing_bytes(config)
+        behind, before = made and crossing[cuts[-1]], returned and crossing[cuts[0]]
+        return made * behind + returned * before
 
     def problem(self, config: Configuration) -> Problem:
         """The model-level problem under one configuration.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from autopar.cost.schedule import Depth, schedule_depths
+from autopar.cost.schedule import SINGLE, Depth, schedule_depths
 from autopar.solve.fold import Fold, fold_of
 
 
@@ -23,7 +23,9 @@ class Option:
     ``weight_seconds`` make the gradients of parameters; a schedule that makes them later holds
     ``waiting_bytes`` per micro-batch besides the activations until then. ``gradient_bytes`` and
     ``optimizer_bytes`` are parts of ``state_bytes``, ``reserve_bytes`` of ``activation_bytes``:
-    no tensors, but what the allocator holds beside them.
+    no tensors, but what the allocator holds beside them. ``alone_bytes`` are what is left of
+    ``transient_bytes`` where nothing else on its stage is gathered, as zero 3 gathers the layer
+    that comes next; the search does not know of it.
     """
 
     key: str
@@ -41,6 +43,7 @@ class Option:
     gradient_bytes: int = 0
     optimizer_bytes: int = 0
     reserve_bytes: int = 0
+    alone_bytes: int = 0
 
     def held_bytes(self, depth: Depth) -> int:
         """State, and what is kept for the micro-batches in flight."""
@@ -160,6 +163,26 @@ class Configuration:
     def depth(self, stage: int) -> Depth:
         """What stage ``stage`` holds at its peak, in micro-batches."""
         return self.depths[stage]
+
+    def kept(self, stage: int) -> tuple[int, int]:
+        """Micro-batches whose result, and whose gradient, a rank with one stage has sent and keeps.
+
+        What it makes stays until its backward; a gradient that it returned until the next one has
+        been made, and under gpipe, which waits for all at the end, for the rest of the step. That
+        of the present micro-batch is the first layer's own.
+        """
+        if self.pp == 1 or self.schedule not in SINGLE:
+            return 0, 0
+        returned = self.num_microbatches - 1
+        if self.schedule != "gpipe":
+            returned = min(1, returned)
+        last = stage == self.pp - 1
+        return 0 if last else self.depth(stage).forwarded, returned if stage else 0
+
+    @property
+    def most_kept(self) -> int:
+        """The ``kept`` of any stage at most: the first makes most, the second of those between."""
+        return max(sum(self.kept(stage)) for stage in {0, min(1, self.pp - 1), self.pp - 1})
 
     def in_flight(self, stage: int) -> int:
         """Micro-batches whose activations stage ``stage`` holds at its peak."""

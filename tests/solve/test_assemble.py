@@ -14,7 +14,7 @@ from autopar.cluster import Cluster
 from autopar.cost.reserve import fixed_bytes
 from autopar.solve.assemble import assemble
 from autopar.solve.menus import Pricer
-from autopar.solve.price import objective_seconds, problem_bound
+from autopar.solve.price import objective_seconds, problem_bound, rank_memory_bytes
 from autopar.solve.problem import Configuration, Solution
 from autopar.solve.shardings import Shardings
 from autopar.strategies.patterns import find_classes, reduce
@@ -28,17 +28,26 @@ M = 4
 
 def assembled(config, key="0/none", ends="0/none"):
     """The plan in which all blocks take the first option whose key begins with ``key``."""
-    graph, classes = reduced("gpt")
-    pricer = Pricer(Shardings(graph, classes, CLUSTER), "fp32", "adamw", {}, CLUSTER.memory_bytes)
-    problem = pricer.problem(config)
-    keys = [ends if m in classes.parts else key for m in classes.members]
+    own = pricer_of(config, key, ends)
+    problem, parts = own.problem(config), own.classes.parts
+    keys = [ends if m in parts else key for m in own.classes.members]
     options = tuple(
         next(o for o in problem.menus[c] if f"{o.key}/".startswith(f"{wanted}/"))
         for c, wanted in zip(problem.layers, keys, strict=True)
     )
     boundaries = (0,) if config.pp == 1 else (0, 2)
     solution = Solution(problem, boundaries, options, 1.0, 1.0, 0.0, "optimal", 0.1, {}, "HiGHS")
-    return (*assemble(pricer, NAMES, solution), options)
+    return (*assemble(own, NAMES, solution), options)
+
+
+def pricer_of(config, key, ends):
+    """Prices under pins where nothing but a pin has the zero modes of ``key`` and ``ends``."""
+    graph, classes = reduced("gpt")
+    blocks = [n for n, m in zip(NAMES, classes.members, strict=True) if m not in classes.parts]
+    modes = {**dict.fromkeys(blocks, int(key[0])), "*": int(ends[0])}
+    pins = {"zero": modes} if config.pp > 1 and 3 in modes.values() else {}
+    shardings = Shardings(graph, classes, CLUSTER)
+    return Pricer(shardings, "fp32", "adamw", pins, CLUSTER.memory_bytes, names=NAMES)
 
 
 def config(pp=1, dp=1, tp=1, layout="replicate"):
@@ -69,6 +78,37 @@ def test_bytes_are_those_of_the_options(name):
         assert memory.reserve == fixed_bytes(CLUSTER, chosen.communicators) + beside
         assert memory.transient == max(o.transient_bytes for o in group)
     assert prediction.memory_bytes == max(s.prediction.memory.total for s in stages)
+
+
+def test_a_layer_alone_on_its_stage_fetches_no_other():
+    """Blocks are gathered again, ends are not: on two stages each of two blocks is alone."""
+    for pp in (1, 2):
+        stages, _, _, options = assembled(config(pp, 2), "3/none", "2/none")
+        split = [options] if pp == 1 else [options[:2], options[2:]]
+        for stage, group in zip(stages, split, strict=True):
+            chosen = "transient_bytes" if pp == 1 else "alone_bytes"
+            assert stage.prediction.memory.transient == max(getattr(o, chosen) for o in group)
+    block = options[1]
+    assert block.zero == 3
+    assert 0 < block.alone_bytes < block.transient_bytes
+    ends = options[0]
+    assert ends.alone_bytes == ends.transient_bytes
+
+
+def test_ends_and_a_block_fetch_each_other():
+    stages, _, _, options = assembled(config(2, 2), "3/none", "3/none")
+    for stage, group in zip(stages, (options[:2], options[2:]), strict=True):
+        assert stage.prediction.memory.transient == max(o.transient_bytes for o in group)
+
+
+def test_the_search_counts_no_less_than_the_plan():
+    for pp, key in ((1, "3/none"), (2, "3/none"), (2, "0/full")):
+        ends = "2/none" if key[0] == "3" else "0/none"
+        _, _, prediction, options = assembled(config(pp, 2), key, ends)
+        own = pricer_of(config(pp, 2), key, ends)
+        cuts = (0,) if pp == 1 else (0, 2)
+        counted = rank_memory_bytes(own.problem(config(pp, 2)), cuts, options)
+        assert prediction.memory_bytes <= max(counted)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -212,6 +212,34 @@ def test_multi_stage_schedules_hold_what_they_sent():
     assert shared().buffer_bytes(SPLIT) == inputs + 3 * two
 
 
+@pytest.mark.parametrize(
+    ("schedule", "pp", "m", "kept"),
+    [
+        # by stage: results until their backward, and gradients returned: the last one, or all
+        ("1f1b", 2, 4, [2, 1]),
+        ("1f1b", 2, 2, [2, 1]),
+        ("1f1b", 4, 4, [4, 3 + 1, 2 + 1, 1]),
+        ("gpipe", 2, 4, [4, 3]),
+        ("gpipe", 4, 1, [1, 1, 1, 0]),
+        ("gpipe", 3, 4, [4, 4 + 3, 3]),
+        ("interleaved_1f1b", 2, 4, [0, 0]),
+        ("1f1b", 1, 4, [0]),
+    ],
+)
+def test_stages_keep_what_they_sent_for_a_while(schedule, pp, m, kept):
+    own = pricer("gpt", blocks=4)
+    config = dataclasses.replace(STAGES, schedule=schedule, pp=pp, num_microbatches=m)
+    size = own.crossing_bytes(config)[1]
+    found = [own.kept_bytes(config, s, (1, 1)) for s in range(pp)]
+    assert found == [size * number for number in kept]
+    assert config.most_kept == max(kept)
+    widest = own.crossing_bytes(config)[own.widest_cut(config)]
+    without = replace(config, schedule="interleaved_1f1b")
+    if schedule == "1f1b" and pp == 2:  # the same buffers, but that all of what was sent is kept
+        more = own.buffer_bytes(config) - own.buffer_bytes(without)
+        assert more == widest * (max(kept) - m)
+
+
 @pytest.mark.parametrize("schedule", ["1f1b", "interleaved_1f1b", "zero_bubble"])
 def test_no_option_undercuts_the_bound_of_its_configuration(schedule):
     v = 1 if schedule == "1f1b" else 2
