@@ -35,6 +35,8 @@ _MOST_CPU_RANKS = 64
 _COMPUTE_SHARE = 0.55
 _SAMPLED = "low percentile of interleaved samples; error on held-out points"
 _DETAIL = {
+    "collectives": "median of interleaved samples; error on held-out points",
+    "contention": "median of interleaved samples",
     "overheads": "difference of toy steps on two ranks, less what other curves price",
     "crowding": "steps of a toy on two ranks at once over those on one",
 }

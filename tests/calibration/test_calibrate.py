@@ -5,7 +5,7 @@ import torch
 
 from autopar.calibration import calibrate as public
 from autopar.calibration import points
-from autopar.calibration.calibrate import calibrate, reserve_of
+from autopar.calibration.calibrate import _provenance, calibrate, reserve_of
 from autopar.cluster import Cluster
 from autopar.errors import CostModelError
 
@@ -14,7 +14,8 @@ from autopar.errors import CostModelError
 def small(monkeypatch):
     """A sweep of a few sizes, so that a calibration takes a second or two."""
     sweep = points.Sweep(
-        gemm={"float32": (16, 64)}, gemm_work_limit=1e9, gemm_held_out=((32, 32, 32),),
+        gemm={"float32": (16, 64)}, gradients={"float32": (16, 64)}, gemm_work_limit=1e9,
+        gemm_held_out=((32, 32, 32),),
         heads_by_length={16: 2, 64: 2}, held_out_lengths={32: 2}, head_dims=(16, 64),
         traffic_bytes=(4096, 65536), elements=(1024, 32768),
         payload_bytes=(256, 4096, 65536, 2**20), unit_bytes=(2048, 65536),
@@ -24,6 +25,12 @@ def small(monkeypatch):
 
 def test_is_what_the_package_exports():
     assert public is calibrate
+
+
+def test_says_which_statistic_a_curve_is_of():
+    found = _provenance(dict(Cluster.load("cpu").curves), {}, None, True)
+    assert found["gemm.float32"]["detail"].startswith("low percentile")
+    assert found["collectives.all_reduce"]["detail"].startswith("median")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="measures the processor")
@@ -36,6 +43,7 @@ def test_without_ranks_the_collectives_are_taken_over(small, tmp_path):
     assert not model.calibrated
     assert model.curves["collectives"] == Cluster.load("cpu").curves["collectives"]
     assert model.provenance["gemm.float32"]["source"] == "measured here"
+    assert model.curves["gemm"]["float32"]["gradient"]["m"] == [16, 64]
     assert model.provenance["gemm.float32"]["fit_error"]["points"] == 3
     assert (
         model.provenance["collectives.all_reduce"]
