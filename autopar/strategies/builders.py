@@ -302,6 +302,8 @@ def convolution(op: Op, values: Values) -> Spec | None:
     if len(x.shape) != len(kernel.shape):
         return None
     groups = argument(op, 6, "groups", 1)
+    if not isinstance(groups, int):  # one per sample, whose weights it has made
+        return None
     space = tuple(f"~{i}" for i in range(len(x.shape) - 2))
     inside, outside = ("c", "n") if groups == 1 else ("g", "g")
     rows = (inside, outside) if transposed else (outside, inside)
@@ -312,7 +314,7 @@ def convolution(op: Op, values: Values) -> Spec | None:
     if biased:
         inputs[op.args[2].name] = (outside,)
     whole = {*space, *(f"k{s}" for s in space), "own", *({"c"} if biased else ())}
-    units = {} if groups == 1 else {"g": int(groups)}  # type: ignore[call-overload]
+    units = {} if groups == 1 else {"g": groups}
     return Spec(inputs, (("b", outside, *space),), frozenset(whole), units=units)
 
 

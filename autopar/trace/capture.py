@@ -39,6 +39,7 @@ from autopar.trace.repeats import Repeat, find_repeats
 from autopar.trace.stand_in import attach_stand_ins
 
 TRACE_BATCH = 2
+_NUMBERS = (torch.SymInt, torch.SymFloat, int)
 _logger = logging.getLogger(__name__)
 
 
@@ -290,8 +291,9 @@ class _Reader:
             self._inline(node, inner[0], no_grad)
         elif node.target is operator.getitem and node.args[0] in self.names:
             self.names[node] = self.names[node.args[0]][node.args[1]]
-        elif isinstance(value, (torch.SymInt, torch.SymFloat, int)):
-            self.names[node] = _size(value, _where(node))
+        elif isinstance(value, _NUMBERS):
+            if _is_read(node):  # what a function asks before it turns out to be run whole is not
+                self.names[node] = _size(value, _where(node))
         elif isinstance(value, (Tensor, tuple, list)):
             self._operation(node, value, no_grad)
 
@@ -433,6 +435,16 @@ def _input_keys(exported: ExportedProgram) -> list[str]:
 
 def _key(step: Any) -> Any:
     return getattr(step, "key", getattr(step, "idx", getattr(step, "name", step)))
+
+
+def _is_read(number: Any) -> bool:
+    """Whether an operation on tensors reads a number, or one that is computed from it."""
+    for user in number.users:
+        value = user.meta.get("val")
+        plain = isinstance(value, (*_NUMBERS, torch.SymBool))
+        if _is_read(user) if plain else value is not None:
+            return True
+    return False
 
 
 def _size(value: Any, where: str) -> Size:

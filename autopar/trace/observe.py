@@ -74,9 +74,13 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Draw:
-    """Random arguments: integers are indices into anything, 0 or 1, or with ``least`` 1 lengths."""
+    """Random arguments: integers are indices into anything, 0 or 1, or with ``least`` 1 lengths.
+
+    Numbers are of either sign, unless ``positive``: variances, say, which are checked.
+    """
 
     least: int
+    positive: bool
     learned: bool
 
     @property
@@ -86,8 +90,13 @@ class _Draw:
 
     def __call__(self, shape: list[int], dtype: torch.dtype) -> Tensor:
         if dtype.is_floating_point or dtype.is_complex:
-            return torch.randn(shape, dtype=dtype).requires_grad_(self.learned)
+            drawn = torch.randn(shape, dtype=dtype)
+            return (drawn.abs() if self.positive else drawn).requires_grad_(self.learned)
         return torch.randint(self.least, 2, shape).to(dtype)
+
+
+class _ChangesError(Exception):
+    """What is run changes what it is passed."""
 
 
 class _Flops(TorchDispatchMode):
@@ -126,11 +135,13 @@ def observe(
         None if it cannot be run so, if what it returns depends on more than the number of
         samples, or if it changes what it is passed or holds.
     """
-    draws = (_Draw(least, learned) for least in (0, 1))
+    draws = (_Draw(*kind, learned) for kind in ((0, False), (1, False), (1, True)))
     for draw in draws:
         try:
             with ThreadPoolExecutor(1) as thread:
                 return thread.submit(_observe, module, call, tuple(arguments), draw).result()
+        except _ChangesError:  # with these numbers; it would not show with others
+            return None
         except Exception:  # a user's module, which may raise anything
             continue
     return None
@@ -228,7 +239,7 @@ def _run(
         else:
             output = module(*args, **kwargs)
     if not _equal(inputs, given):
-        raise TypeError("it changes what it is passed")
+        raise _ChangesError
     tensors: list[Tensor] = []
     others: list[Any] = []
     results = describe_results(output, tensors, others), others

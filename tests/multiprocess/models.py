@@ -18,9 +18,12 @@ from tests.multiprocess.library import CASES as LIBRARY
 from tests.multiprocess.mixers import CASES as MIXERS
 from tests.multiprocess.ordinary import CASES as ORDINARY
 from tests.multiprocess.recurrent import CASES as RECURRENT
+from tests.multiprocess.scenes import CASES as SCENES
 from tests.multiprocess.scratch import CASES as SCRATCH
 from tests.multiprocess.series import CASES as SERIES
 from tests.multiprocess.shapes import CASES as SHAPES
+from tests.multiprocess.tables import CASES as TABLES
+from tests.multiprocess.tokens import CASES as TOKEN_MODELS
 from tests.multiprocess.unusual import CASES as UNUSUAL
 from tests.multiprocess.vision import CASES as VISION
 from tests.multiprocess.whole import CASES as WHOLE
@@ -296,6 +299,9 @@ CASES = {
     **WHOLE,
     **DOMAINS,
     **MIXERS,
+    **TABLES,
+    **SCENES,
+    **TOKEN_MODELS,
     **LIBRARY,
     **SHAPES,
     **SERIES,

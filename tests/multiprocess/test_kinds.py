@@ -1,4 +1,4 @@
-"""Models of kinds that users bring (``shapes.py``, ``series.py``), equal to one device."""
+"""Models of kinds that users bring (``shapes.py``, ``tables.py``, ...), equal to one device."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ RUNS = [
     ("physics", (1, 2, 1)),
     # complex weights
     ("complex", (1, 1, 2)),
+    # weights per sample, by a convolution with as many groups as samples
+    ("style-gan", (1, 1, 2)),
+    # a function of torch's that asks for values before it computes
+    ("deep-ar", (1, 2, 1)),
 ]
 
 

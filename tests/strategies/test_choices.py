@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autopar.graph import Ref, Size
+from autopar.graph import Ref, Size, Value
 from autopar.strategies.choices import (
     Strategy,
     is_covered,
@@ -39,6 +39,17 @@ def test_sums_may_stay_partial_and_products_may_not():
     assert P not in outputs(op_of("aten.exp.default", X), values())
     assert P not in outputs(op_of("aten.add.Tensor", X, Ref("c")), values())
     assert P not in outputs(op_of("aten.add.Tensor", X, 1.0), values())
+
+
+def test_groups_that_are_samples_have_no_rule():
+    """Weights per sample: the samples are one sample's channels, in as many groups."""
+    rows = Value("x", (Size(1), Size(8, 1), Size(4), Size(4)), "float32", "activation",
+                 requires_grad=True)  # fmt: skip
+    kernels = value("w", (8, 8, 3, 3))
+    known = {"x": rows, "w": kernels, "y0": rows}
+    arguments = ((1, 1), (1, 1), (1, 1), Size(1, 1))
+    op = op_of("aten.conv2d.default", Ref("x"), Ref("w"), None, *arguments)
+    assert not is_covered(op, known)
 
 
 def test_only_even_shards():

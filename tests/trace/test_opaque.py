@@ -223,6 +223,19 @@ def test_a_function_without_shapes_is_run_whole():
     assert not call.mixes
 
 
+def test_what_is_asked_before_a_function_is_run_whole_is_no_size():
+    """The question whether a variance is negative stays in the exported graph, unread."""
+
+    def loss(y: Tensor, target: Tensor) -> Tensor:
+        return F.gaussian_nll_loss(y, target, F.softplus(y))
+
+    graph = trace(nn.Linear(WIDTH, WIDTH), (torch.zeros(2, WIDTH),), {},
+                  target=torch.zeros(2, WIDTH), loss_fn=loss)  # fmt: skip
+    call = OpaqueCall.of(next(op for op in graph.ops if op.target == OPAQUE))
+    assert call.path == "function torch.nn.functional.gaussian_nll_loss"
+    assert not call.mixes
+
+
 def seen(module, *shapes):
     described = [(shape, torch.float32) for shape in shapes]
     args = tuple(Ref(str(k)) for k in range(len(shapes)))
@@ -238,6 +251,12 @@ def test_what_mixes_samples_shows():
     assert seen(F.dropout, ROWS).mixes is False  # by chance alone
     assert seen(lambda x: x.softmax(0), ROWS).mixes is True
     assert seen(lambda x: x.std(), ROWS).mixes is True
+
+
+def test_what_checks_its_arguments_is_drawn_others():
+    variances = seen(F.gaussian_nll_loss, ROWS, ROWS, ROWS)  # negative ones raise
+    assert variances.made == (((), torch.float32),)
+    assert variances.learned == (True,)
 
 
 def test_what_cannot_be_run_alone():
