@@ -95,6 +95,7 @@ class Program:
         shared: {first name of a parameter: the pp ranks that hold it} for those on several.
         parameters: (name, shape, dtype) of the planned model.
         cuts: per cut between stages, the variables that cross it.
+        apart: whether what crosses cuts has to be apart from what stages make and receive.
         hidden: per cut between stages, (shape, dtype) of each of them on one rank. Sizes are
             source text, so that ``MICROBATCH`` can be among them.
         loss: dtype of what the user's code makes; stages return it in float32 at least.
@@ -137,6 +138,7 @@ class Program:
     shared: dict[str, tuple[int, ...]] = field(default_factory=dict)
     cuts: tuple[tuple[str, ...], ...] = ()
     hidden: tuple[tuple[Tensor, ...], ...] = ()
+    apart: bool = False
     loss: str = "float32"
     context: str = ""
     schedule: str = "1f1b"
@@ -300,11 +302,6 @@ class Program:
         return self.pp > 1 and self.schedule in MULTI
 
     @property
-    def splits(self) -> bool:
-        """Whether backward makes the gradients of inputs first, those of parameters later."""
-        return self.pp > 1 and self.schedule == "zero_bubble"
-
-    @property
     def norms(self) -> bool:
         """Whether batch normalisation is replaced: by one over all dp ranks, or in bf16."""
         return self.mixes and (self.dp > 1 or self.bf16)
@@ -423,7 +420,7 @@ def _sent(program: Program) -> str:
     names = ", ".join(program.slots)
     if not program.uniform:
         return f"self.sent({names})"
-    if program.splits:
+    if program.apart:
         return f"Crossing.apply({names})"
     return ", ".join(f"{name}.contiguous()" for name in program.slots)
 

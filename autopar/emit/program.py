@@ -80,9 +80,8 @@ def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
     text = stage_text(graph, classes, shardings, notes, guarded=plan.mesh.pp > 1)
     blocks = [(layer, member) for layer, member in zip(plan.layers, classes.members, strict=True)
               if member not in classes.parts]  # fmt: skip
-    ends = [
-        layer for layer, m in zip(plan.layers, classes.members, strict=True) if m in classes.parts
-    ]
+    ends = [layer for layer, member in zip(plan.layers, classes.members, strict=True)
+            if member in classes.parts]  # fmt: skip
     mesh, constants = plan.mesh, plan.program.get("constants", {})
     placements = _ends_placements(graph, classes, shardings)
     inputs, targets = _places(text.inputs, nested=bool(constants))
@@ -113,6 +112,7 @@ def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
         shared=_shared(plan, graph, classes),
         cuts=tuple(tuple(crossing.slot for crossing in cut) for cut in data.cuts),
         hidden=tuple(_hidden(graph, classes, shardings, cut) for cut in data.cuts),
+        apart=mesh.pp > 1 and (plan.schedule == "zero_bubble" or _stops(data)),
         loss=graph.values[graph.loss].dtype,
         context="\n".join(text.context),
         schedule=plan.schedule,
@@ -332,6 +332,22 @@ def _uneven(
         if held % plan.mesh.dp_shard:
             return True
     return False
+
+
+def _stops(data: _Data) -> bool:
+    """Whether one of several activations that cross a cut may have no gradient behind it.
+
+    torch 2.11 wants one of whatever a stage received.
+    """
+    values, crossing = data.graph.values, [c for cut in data.cuts for c in cut]
+    if not crossing or all(len(cut) == 1 for cut in data.cuts):
+        return False
+    for pattern in (*data.classes.patterns.values(), *data.classes.parts.values()):
+        for op in (data.graph.ops[i] for i in pattern.ops):
+            learned = any(values[name].requires_grad for name in op.outputs)
+            if not learned and set(pattern.received).intersection(op.inputs()):
+                return True
+    return not all(values[c.value].requires_grad for c in crossing)
 
 
 def _hidden(

@@ -18,7 +18,7 @@ from tests.multiprocess.test_fidelity import make_plan
 
 RUNS = [
     ("gpt2", 2), ("t5", 4), ("whisper", 2), ("bert", 2), ("vit", 3), ("alternating", 4), ("mlp", 3),
-    ("convolutions", 2),
+    ("convolutions", 2), ("gated", 2),
 ]  # fmt: skip
 
 
@@ -93,6 +93,21 @@ def test_a_stage_between_others_sends_tensors_of_its_own(name, tmp_path, monkeyp
         assert all(gradient.is_contiguous() for gradient in gradients)
         for value in sent:
             value.detach_()
+
+
+@pytest.mark.parametrize(("name", "stops"), [("gated", True), ("alternating", False)])
+def test_all_that_a_stage_receives_has_a_gradient(name, stops, tmp_path):
+    """torch 2.11 wants it; a program says so only where gradients of what crosses a cut stop."""
+    pins = {"microbatch_size": SAMPLES, "schedule": "gpipe"}
+    make_plan(name, 2, 1, 1, pins).emit(str(tmp_path / "program.py"), model="tests:none")
+    program, model = load_program(str(tmp_path / "program.py")), build(name)
+    assert hasattr(program, "Crossing") == stops
+    program.drop_other_stages(model, 1)
+    stage = program.Stage(model, 1)
+    stage.feed = iter(program.microbatches(*batch(name, 0)))
+    received = [torch.ones(shape, dtype=d).requires_grad_() for shape, d in program.HIDDEN[0]]
+    stage(*received).backward()
+    assert all(x.grad is not None for x in received)
 
 
 def test_a_loss_in_bf16_is_returned_as_declared(tmp_path):

@@ -187,6 +187,17 @@ class Straight(Sequence):
         return self.head(self.norm(x))
 
 
+class Gated(Sequence):
+    """Whose blocks are scaled by an activation before them that learns nothing from it."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = first = self.embed(tokens)
+        for block in self.blocks:
+            scale = first.detach()
+            x = x + block(x) * scale
+        return self.head(self.norm(x))
+
+
 CASES = {
     "linear-attention": Case(lambda: Sequence(Linear), next_tokens, token_loss),
     "retention": Case(lambda: Sequence(Retention), next_tokens, token_loss),
@@ -195,5 +206,6 @@ CASES = {
     "alibi": Case(lambda: Sequence(Alibi), next_tokens, token_loss),
     "headed": Case(lambda: Sequence(Headed), next_tokens, token_loss),
     "turned": Case(partial(Straight, Turned), next_tokens, token_loss),
+    "gated": Case(partial(Gated, Turned), next_tokens, token_loss),
     "depths": Case(lambda: Sequence(Depths), next_tokens, token_loss),
 }

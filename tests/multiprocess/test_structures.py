@@ -22,6 +22,9 @@ RUNS = [
     ("alternating", 2, 1, 1, {}),
     ("alternating", 1, 1, 2, {"sequence_parallel": False}),
     ("alternating", 2, 1, 2, {}),
+    # activations that have no gradient behind the cut, and one that has none before it
+    ("gated", 2, 1, 1, {"schedule": "1f1b"}),
+    ("gated", 2, 1, 1, {"schedule": "zero_bubble"}),
     # no parameters outside the blocks: torch's root group is empty
     ("mlp", 1, 2, 1, {"zero": 2}),
     ("mlp", 1, 2, 1, {"zero": 3}),
