@@ -99,6 +99,18 @@ def test_move(ranks, path, tp, name, kwargs, source, target, forward, backward):
         assert kinds == [forward, backward]
 
 
+def exchange_images(path):
+    module = load_program(path)
+    module.setup()
+    x = torch.randn(4, 4, 2, 3).to(memory_format=torch.channels_last)
+    there = module.all_to_all(x, from_dim=0, to_dim=1).to(memory_format=torch.channels_last)
+    return torch.equal(module.all_to_all(there, from_dim=1, to_dim=0), x)
+
+
+def test_all_to_all_of_channels_that_lie_last(ranks, path):
+    assert ranks(2).run(exchange_images, path(2)) == [True, True]
+
+
 def lookup(path):
     module = load_program(path)
     module.setup()
