@@ -60,9 +60,21 @@ def ranges(values: Iterable[tuple[int, int]]) -> Items:
 
 
 def runs(values: Sequence[int | str | None]) -> str:
-    """Run lengths: ``(0,) * 4 + (3,) * 8``. Strings are quoted unless they name a class."""
-    parts = [(_atom(value), len(list(run))) for value, run in groupby(values)]
-    return " + ".join(f"({text},) * {times}" for text, times in parts) or "()"
+    """Run lengths: ``(0,) * 4 + (3, 0)``. Strings are quoted unless they name a class."""
+    return _run_lengths(map(_atom, values))
+
+
+def _run_lengths(texts: Iterable[str]) -> str:
+    """A tuple in which what stands several times in a row is multiplied."""
+    terms: list[tuple[list[str], int]] = []
+    for text, run in groupby(texts):
+        times = len(list(run))
+        if times == 1 and terms and terms[-1][1] == 1:
+            terms[-1][0].append(text)
+        else:
+            terms.append(([text], times))
+    tuples = (_inline_tuple(items) + f" * {times}" * (times > 1) for items, times in terms)
+    return " + ".join(tuples) or "()"
 
 
 def _atom(value: int | str | None) -> str:
@@ -94,11 +106,10 @@ def names(values: Sequence[str]) -> str | Items:
 
 def hidden(cuts: Sequence[Sequence[Tensor]]) -> str:
     """Shapes and dtypes per cut, equal cuts as run lengths."""
-    texts = [
+    return _run_lengths(
         _inline_tuple([f"({_inline_tuple(shape)}, torch.{dtype})" for shape, dtype in cut])
         for cut in cuts
-    ]
-    return " + ".join(f"({text},) * {len(list(run))}" for text, run in groupby(texts)) or "()"
+    )
 
 
 def _inline_tuple(items: Sequence[str]) -> str:
@@ -112,8 +123,7 @@ def numbers(values: Iterable[int]) -> Items:
 
 def cut_names(cuts: Sequence[Sequence[str]]) -> str:
     """Variables per cut, equal cuts as run lengths."""
-    texts = [_inline_tuple([f'"{name}"' for name in cut]) for cut in cuts]
-    return " + ".join(f"({text},) * {len(list(run))}" for text, run in groupby(texts)) or "()"
+    return _run_lengths(_inline_tuple([f'"{name}"' for name in cut]) for cut in cuts)
 
 
 def statement(text: str, indent: int) -> str:
