@@ -39,9 +39,10 @@ import torch
 if __package__ in (None, ""):  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from autopar.cluster import Cluster
 from autopar.errors import AutoparError
 from autopar.plan import Plan
-from benchmarks.draws import FAMILIES, Drawn, draw
+from benchmarks.draws import ANY, FAMILIES, Drawn, draw
 from benchmarks.processes import decision
 from tests.multiprocess.models import case_of
 from tests.multiprocess.pool import Pool
@@ -71,7 +72,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--cases", type=int, default=50)
     parser.add_argument("--only", type=int, help="one case, with all of its error")
-    parser.add_argument("--family", choices=list(FAMILIES))
+    parser.add_argument("--family", choices=[*FAMILIES, ANY])
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no case after these")
     parser.add_argument("--having", nargs="*", default=[], help="only cases whose line has these")
     parser.add_argument("--plan", action="store_true", help="run nothing")
@@ -88,7 +89,8 @@ def main() -> int:
         if not all(text in str(case) for text in arguments.having):
             continue
         print(f"{number}: {case}", end=": ", flush=True)
-        word, reason = outcome(try_out, case)
+        on_cpus = arguments.family == ANY or case.name in FAMILIES["recurrent"]
+        word, reason = outcome(try_out, case, these_cpus() if on_cpus else "h100-80g")
         found[word] += 1
         length = 100_000 if arguments.only is not None else 700
         print(f"{word}{f': {reason[:length]}' if reason else ''}", flush=True)
@@ -96,15 +98,17 @@ def main() -> int:
     return int(found["failed"] + found["memory"] > 0)
 
 
-def outcome(try_out: Callable[..., tuple[str, str]], case: Drawn) -> tuple[str, str]:
+def outcome(
+    try_out: Callable[..., tuple[str, str]], case: Drawn, cluster: str | Cluster
+) -> tuple[str, str]:
     """What came of a case: a word, and what is told behind it.
 
     Args:
         try_out: what is done with a case and its plan; raises where something is wrong.
         case: what is planned.
+        cluster: for which; recurrent layers keep what those of CPUs do.
     """
     try:
-        cluster = these_cpus() if case.name in FAMILIES["recurrent"] else "h100-80g"
         plan = plan_freely(
             case.name, case.ranks, case.pins, samples=case.samples, cluster=cluster
         )  # fmt: skip

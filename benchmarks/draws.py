@@ -17,7 +17,7 @@ from autopar.solve.shardings import AIMS
 from autopar.solve.space import RECOMPUTE, SCHEDULES
 from autopar.strategies.patterns import attention_heads
 from autopar.workload import Workload
-from tests.multiprocess.models import batch, build, loss_fn
+from tests.multiprocess.models import CASES, batch, build, loss_fn
 from tests.multiprocess.test_fidelity import SAMPLES
 from tests.traces import traced_once
 
@@ -37,6 +37,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "structures": ("decoder", "recurring", "siamese", "tasks-dict", "lora", "frozen-trunk", "lists",
                    "unused"),
 }  # fmt: skip
+ANY = "any"  # the family of all models of the tests
 # Models of which neighbouring cases are, so that each is traced for several.
 TOGETHER, NAMES = 30, 6
 RANKS = (2, 2, 3, 4, 4, 4, 4, 4, 6, 8)
@@ -93,6 +94,8 @@ def draw(seed: int, number: int, family: str | None = None) -> Drawn:
 def names(seed: int, group: int, family: str | None) -> list[str]:
     """The models of a group of cases."""
     rng = random.Random(f"{seed}:{group}")
+    if family == ANY:
+        return rng.sample(sorted(CASES), NAMES)
     some = [family] * NAMES if family else rng.sample(list(FAMILIES), NAMES)
     return [rng.choice(FAMILIES[each]) for each in some]
 
