@@ -59,7 +59,7 @@ def boundary_bytes(graph: Graph, sharding: Sharding, name: str, batch: int) -> i
     return elements * DTYPE_BYTES[value.dtype]
 
 
-def _roots(ops: list[Op], graph: Graph, views: frozenset[str] = ALIASES) -> dict[str, str]:
+def memory_roots(ops: list[Op], graph: Graph, views: frozenset[str] = ALIASES) -> dict[str, str]:
     """The value whose memory each value shares; an expanded view that is reshaped is a copy."""
     roots: dict[str, str] = {}
     for op in ops:
@@ -75,6 +75,15 @@ def _roots(ops: list[Op], graph: Graph, views: frozenset[str] = ALIASES) -> dict
     return roots
 
 
+def with_biases(graph: Graph, roots: dict[str, str]) -> dict[str, str]:
+    """The same, where a product to which one call adds a bias along is what it is added to."""
+    fused = {
+        graph.ops[added].outputs[0]: graph.ops[product].outputs[0]
+        for added, product in graph.biased.items()
+    }
+    return {**{n: fused.get(root, root) for n, root in roots.items()}, **fused}
+
+
 def saved_tensors(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> Tensors:
     """Bytes of what backward needs: each tensor once, in the state in which it is kept.
 
@@ -82,7 +91,7 @@ def saved_tensors(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int
     kept where it is made, or where it was received into.
     """
     ops = [graph.ops[i] for i in pattern.ops]
-    roots, made = _roots(ops, graph), {name for op in ops for name in op.outputs}
+    roots, made = memory_roots(ops, graph), {name for op in ops for name in op.outputs}
     elsewhere = set(pattern.received) - pattern.chained
     kept: Tensors = {}
     for name, size in handed_bytes(graph, pattern, sharding, batch).items():
@@ -118,7 +127,7 @@ def handed_bytes(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int)
 
 def extra_bytes(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> int:
     """Bytes that ops make inside and keep for their backward."""
-    return sum(_extra(graph, sharding, index, batch) for index in pattern.ops)
+    return sum(extra_of(graph, sharding, index, batch) for index in pattern.ops)
 
 
 def has_extra(graph: Graph, index: int) -> bool:
@@ -126,7 +135,7 @@ def has_extra(graph: Graph, index: int) -> bool:
     return graph.saved[index].extra_bytes + graph.saved[index].fixed_bytes > 0
 
 
-def _extra(graph: Graph, sharding: Sharding, index: int, batch: int) -> int:
+def extra_of(graph: Graph, sharding: Sharding, index: int, batch: int) -> int:
     """Bytes that one op makes inside and keeps; those of any batch are a parameter's in a copy."""
     strategy, saved = sharding.strategies[index], graph.saved[index]
     split = strategy.outputs[0].kind == "S" or strategy.special
@@ -143,7 +152,7 @@ def is_kept(op: Op) -> bool:
 def can_keep(graph: Graph, pattern: Pattern) -> bool:
     """Whether selective recomputation works: something is kept, and nothing changes it in place."""
     ops = [graph.ops[i] for i in pattern.ops]
-    roots = _roots(ops, graph)
+    roots = memory_roots(ops, graph)
     kept = {out for op in ops if is_kept(op) for out in op.outputs}
     changed = {roots.get(n, n) for op in ops if op.inplace for n in op.inputs()}
     return bool(kept) and not kept & changed
@@ -159,7 +168,7 @@ def kept_tensors(
         op, strategy = graph.ops[index], sharding.strategies[index]
         if not is_kept(op) or not any(graph.values[n].requires_grad for n in op.outputs):
             continue
-        extra += _extra(graph, sharding, index, batch)
+        extra += extra_of(graph, sharding, index, batch)
         for name, state in zip(op.outputs, strategy.outputs, strict=True):
             split = state.kind == "S"
             kept[name, split] = graph.values[name].bytes(batch) // (sharding.tp if split else 1)
@@ -174,13 +183,13 @@ def transient_bytes(
     Of activations alone, and with the gradients of parameters, which are new beside their sum.
     """
     largest = summed = 0
-    roots = _roots([graph.ops[i] for i in pattern.ops], graph)
+    roots = memory_roots([graph.ops[i] for i in pattern.ops], graph)
     for index in pattern.ops:
         op, strategy = graph.ops[index], sharding.strategies[index]
         if op.target.split(".")[1] in RESHAPED:
             continue
         states = [*strategy.inputs, *zip(op.outputs, strategy.outputs, strict=True)]
-        total, fresh = 0 if _stepwise(op) else _extra(graph, sharding, index, batch), 0
+        total, fresh = 0 if is_stepwise(op) else extra_of(graph, sharding, index, batch), 0
         for name, state in states:
             value = graph.values[name]
             if not value.requires_grad:
@@ -207,13 +216,14 @@ def hosted(
     handed = handed_bytes(graph, pattern, sharding, batch)
     moved = {key: size for key, size in {**taken, **saved}.items() if key[0] not in handed}
     change = [0] * (len(pattern.ops) + 1)
-    spans = _saving(graph, pattern, sharding, moved)
-    for first, last, size in [*spans, *_gradients(graph, pattern, sharding, batch)]:
+    known = savers(graph, pattern, sharding)
+    spans = ((*known[key], size) for key, size in moved.items() if key in known)
+    for first, last, size in [*spans, *gradient_spans(graph, pattern, sharding, batch)]:
         change[first] += size
         change[last + 1] -= size
-    extra = [_extra(graph, sharding, index, batch) for index in pattern.ops]
+    extra = [extra_of(graph, sharding, index, batch) for index in pattern.ops]
     pairs = [(graph.ops[i], own) for i, own in zip(pattern.ops, extra, strict=True)]
-    back = (own // _turns(op) + (0 if _stepwise(op) else own) for op, own in pairs)
+    back = (own // _turns(op) + (0 if is_stepwise(op) else own) for op, own in pairs)
     there = [held + own for held, own in zip(accumulate(change), back, strict=False)]
     # A gather over tp has the whole tensor twice: as it arrives, and in order.
     sizes = [
@@ -225,14 +235,14 @@ def hosted(
     return Hosted(sum(moved.values()) + sum(extra), most)
 
 
-def _stepwise(op: Op) -> bool:
+def is_stepwise(op: Op) -> bool:
     """Whether what the op makes inside has no gradients of its size: it goes back step by step."""
     return op.target.split(".")[1] in RECURRENT
 
 
 def _turns(op: Op) -> int:
     """How many parts of an op go back one after the other: layers and directions."""
-    if not _stepwise(op):
+    if not is_stepwise(op):
         return 1
     form = op.target.split(".")[2]
     layers, _, _, both_ways = op.args[-4:] if form == "data" else op.args[-5:-1]
@@ -245,16 +255,16 @@ def _taken(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> Te
     first = next(refs((call.args, call.kwargs)), "") if call else ""
     if first not in set(pattern.received) - pattern.chained:
         return {}
-    roots = _roots([graph.ops[i] for i in pattern.ops], graph)
+    roots = memory_roots([graph.ops[i] for i in pattern.ops], graph)
     saved = {roots.get(name, name) for i in pattern.ops for name in graph.saved[i].values}
     return {(first, False): boundary_bytes(graph, sharding, first, batch)} if first in saved else {}
 
 
-def _saving(
-    graph: Graph, pattern: Pattern, sharding: Sharding, moved: Tensors
-) -> Iterator[tuple[int, int, int]]:
-    """Of each tensor the first and the last operation that saves it, and its bytes."""
-    roots = _roots([graph.ops[i] for i in pattern.ops], graph)
+def savers(
+    graph: Graph, pattern: Pattern, sharding: Sharding
+) -> dict[tuple[str, bool], tuple[int, int]]:
+    """Of each tensor (see ``saved_tensors``) the first and the last operation that saves it."""
+    roots = memory_roots([graph.ops[i] for i in pattern.ops], graph)
     by: dict[tuple[str, bool], list[int]] = {}
     for place, index in enumerate(pattern.ops):
         op, strategy = graph.ops[index], sharding.strategies[index]
@@ -262,10 +272,10 @@ def _saving(
         for name in graph.saved[index].values:
             split = name in states and states[name].kind == "S"
             by.setdefault((roots.get(name, name), split), []).append(place)
-    return ((by[key][0], by[key][-1], size) for key, size in moved.items() if key in by)
+    return {key: (places[0], places[-1]) for key, places in by.items()}
 
 
-def _gradients(
+def gradient_spans(
     graph: Graph, pattern: Pattern, sharding: Sharding, batch: int
 ) -> Iterator[tuple[int, int, int]]:
     """Of each gradient between which operations' backward it is there, and its bytes.
@@ -273,7 +283,7 @@ def _gradients(
     From that of the value's last reader, or of the layer, to that of its maker.
     """
     ops = [graph.ops[i] for i in pattern.ops]
-    roots = _roots(ops, graph, RESHAPED)
+    roots = with_biases(graph, memory_roots(ops, graph, RESHAPED))
     sent = {roots.get(name, name) for name in pattern.sent}
     spans: dict[str, tuple[int, int, int]] = {}
     for place, index in enumerate(pattern.ops):

@@ -6,13 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from autopar.cluster import Cluster
 from autopar.cost import activations
 from autopar.cost.activations import NOT_HOSTED, Hosted
 from autopar.cost.moves import inner_seconds, move_seconds
 from autopar.cost.ops import OpCost, op_cost, use_of
+from autopar.cost.working_set import working_set
 from autopar.graph import DTYPE_BYTES, Graph
 from autopar.strategies.choices import uniform
 from autopar.strategies.sharding import Pattern, Sharding, local_elements, local_shape
@@ -35,6 +36,20 @@ class Recomputed:
     transient_bytes: int
 
 
+class Held(TypedDict):
+    """Bytes of a layer's activations: see ``LayerCost``."""
+
+    saved_bytes: int
+    input_bytes: int
+    output_bytes: int
+    transient_bytes: int
+    summed_bytes: int
+    step_bytes: int
+    step_summed_bytes: int
+    again_bytes: int
+    overlap_bytes: int
+
+
 class Norm(NamedTuple):
     """A normalisation on one rank: channels, and bytes of its result for a micro-batch."""
 
@@ -52,11 +67,13 @@ class LayerCost:
     all-reduced over tp once per step, ``partial_seconds`` is the time of that.
     ``input_seconds`` and ``weight_seconds`` are backward in two parts, see ``OpCost``, between
     which ``waiting_bytes`` are held besides what is saved. ``kept_seconds`` and ``kept_bytes`` are
-    the forward of the ops that selective recomputation does not repeat and their results, of
-    which ``kept_saved_bytes`` are saved for backward as well. ``norms`` are the normalisations
-    whose statistics are taken over the samples of all dp ranks.
-    ``transient_bytes`` are on top of all that while backward runs, ``summed_bytes`` where it adds
-    gradients of parameters to those of earlier micro-batches.
+    the forward of the ops that selective recomputation does not repeat and their results.
+    ``norms`` are the normalisations whose statistics are taken over the samples of all dp ranks.
+    At its fullest moment (``working_set.py``) the layer holds ``transient_bytes`` more than it
+    saves, ``summed_bytes`` where backward adds gradients of parameters to those of earlier
+    micro-batches, and ``again_bytes`` more than that while selective recomputation runs.
+    ``overlap_bytes`` of what it saves are what it received. ``step_bytes`` and
+    ``step_summed_bytes`` are the gradients around one operation, and with those of parameters.
     ``saved_tensors`` counts what is saved; ``handed_bytes`` of it are results for further layers.
     ``hosted`` says what of them waits in host memory, where they do.
     ``frozen_elements`` and ``frozen_tensors`` are those of parameters that need no gradient;
@@ -84,9 +101,12 @@ class LayerCost:
     input_seconds: float = 0.0
     weight_seconds: float = 0.0
     waiting_bytes: int = 0
+    step_bytes: int = 0
+    step_summed_bytes: int = 0
+    again_bytes: int = 0
+    overlap_bytes: int = 0
     kept_seconds: float = 0.0
     kept_bytes: int = 0
-    kept_saved_bytes: int = 0
     norms: tuple[Norm, ...] = ()
     saved_tensors: int = 0
     handed_bytes: int = 0
@@ -122,19 +142,33 @@ class LayerCost:
             tp_again_seconds=slow * self.tp_again_seconds,
         )
 
+    def in_two_parts(self) -> LayerCost:
+        """The cost where all that is saved stays until the gradients of parameters are made."""
+        return replace(self, transient_bytes=self.step_bytes, summed_bytes=self.step_summed_bytes)
+
+    @property
+    def full_bytes(self) -> int:
+        """What comes back for backward where the layer is computed again from what it received."""
+        return self.saved_bytes - self.overlap_bytes
+
+    @property
+    def selective_bytes(self) -> int:
+        """The same where some results were kept; less than nothing if most of them are let go."""
+        return self.full_bytes + self.again_bytes - self.kept_bytes
+
     def recomputed(self, mode: str) -> Recomputed:
         """What the layer costs if it is computed again in backward: "none", "selective", "full"."""
         if mode == "none":
             return Recomputed(0.0, 0.0, self.saved_bytes, 0)
         if mode == "full":
             return Recomputed(
-                self.forward_seconds, self.tp_again_seconds, self.input_bytes, self.saved_bytes
+                self.forward_seconds, self.tp_again_seconds, self.input_bytes, self.full_bytes
             )
         return Recomputed(
             self.repeated_seconds,
             self.tp_again_seconds,
             self.input_bytes + self.kept_bytes,
-            self.saved_bytes - self.kept_saved_bytes,
+            self.selective_bytes,
         )
 
 
@@ -159,8 +193,6 @@ def layer_cost(
     again = _moves_again(graph, pattern, sharding)
     saved = activations.saved_tensors(graph, pattern, sharding, batch)
     kept, kept_extra = activations.kept_tensors(graph, pattern, sharding, batch)
-    boundary = activations.crossing_bytes(graph, pattern, sharding, batch)
-    transient, summed = activations.transient_bytes(graph, pattern, sharding, batch)
     tp_forward, tp_backward = sum(s[0] for _, s in comm) + inner, sum(s[1] for _, s in comm)
     inner_count = sum(len(s.collectives) for s in sharding.strategies.values())
     calls = sum(s[0] > 0 for _, s in comm) + inner_count, sum(s[1] > 0 for _, s in comm)
@@ -181,11 +213,7 @@ def layer_cost(
         parameter_elements=_parameter_elements(graph, sharding, sharding.parameters),
         parameter_tensors=len(sharding.parameters),
         partial_elements=_partial_elements(graph, sharding),
-        saved_bytes=sum(saved.values()) + activations.extra_bytes(graph, pattern, sharding, batch),
-        input_bytes=boundary[0],
-        output_bytes=boundary[1],
-        transient_bytes=transient,
-        summed_bytes=summed,
+        **_held(graph, pattern, sharding, batch, saved),
         tp_forward=_count(m.forward for m, _ in comm) + _inner_counts(sharding),
         tp_backward=_count(m.backward for m, _ in comm),
         tp_again=_count(sharding.moves[k].move.forward for k in again) + _inner_counts(sharding),
@@ -195,13 +223,33 @@ def layer_cost(
         waiting_bytes=activations.waiting_bytes(graph, pattern, sharding, batch),
         kept_seconds=_kept_seconds(graph, pattern, compute),
         kept_bytes=sum(kept.values()) + kept_extra,
-        kept_saved_bytes=sum(saved.get(key, 0) for key in kept) + kept_extra,
         norms=_norms(graph, pattern, sharding, batch),
         saved_tensors=len(saved) + sum(activations.has_extra(graph, i) for i in pattern.ops),
         handed_bytes=sum(activations.handed_bytes(graph, pattern, sharding, batch).values()),
         hosted=activations.hosted(graph, pattern, sharding, batch, saved) if away else NOT_HOSTED,
     )
     return _learning(found, graph, pattern, sharding)
+
+
+def _held(
+    graph: Graph, pattern: Pattern, sharding: Sharding, batch: int, saved: activations.Tensors
+) -> Held:
+    """What is saved, what crosses the layer's ends, and its fullest moments."""
+    received, sent = activations.crossing_bytes(graph, pattern, sharding, batch)
+    most = working_set(graph, pattern, sharding, batch, saved)
+    total = sum(saved.values()) + activations.extra_bytes(graph, pattern, sharding, batch)
+    step, summed = activations.transient_bytes(graph, pattern, sharding, batch)
+    return {
+        "saved_bytes": total,
+        "input_bytes": received,
+        "output_bytes": sent,
+        "transient_bytes": max(most.backward, most.forward) - total,
+        "summed_bytes": max(most.summed, most.forward) - total,
+        "step_bytes": step,
+        "step_summed_bytes": summed,
+        "again_bytes": max(0, most.repeated - max(most.backward, most.forward)),
+        "overlap_bytes": min(most.received, received),
+    }
 
 
 def _moved(

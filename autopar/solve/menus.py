@@ -39,6 +39,7 @@ FIGURES = (
     "tp_again_seconds", "parameter_elements", "parameter_tensors", "partial_elements",
     "saved_bytes", "transient_bytes", "summed_bytes", "kept_bytes", "repeated_seconds",
     "input_seconds", "weight_seconds", "waiting_bytes", "norm_elements", "trained_modules",
+    "full_bytes", "selective_bytes", "step_bytes", "step_summed_bytes",
 )  # fmt: skip
 
 
@@ -247,6 +248,8 @@ class Pricer:
     def layer(self, member: str, config: Configuration, tp_option: int) -> LayerCost:
         """The cost without the parameters that an earlier part on the same rank holds too."""
         cost = self.cost(member, config, tp_option)
+        if config.splits_backward:
+            cost = cost.in_two_parts()
         if config.pp > 1:
             return cost
         again = [n for n, parts in self.shared.items() if member in parts[1:]]
