@@ -17,6 +17,7 @@ from autopar.errors import PlanFormatError
 from autopar.graph import Graph
 from autopar.plan import Plan
 from autopar.plan_file import write_atomically
+from autopar.strategies.growth import SUM, loss_powers
 from autopar.strategies.patterns import ENDS, Classes, Crossing
 from autopar.strategies.sharding import Pattern, Sharding
 from autopar.strategies.sharding_json import decode_pattern, decode_sharding
@@ -114,6 +115,7 @@ def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
         hidden=tuple(_hidden(graph, classes, shardings, cut) for cut in data.cuts),
         apart=mesh.pp > 1 and (plan.schedule == "zero_bubble" or _stops(data)),
         loss=graph.values[graph.loss].dtype,
+        sums=loss_powers(graph) == SUM,
         context="\n".join(text.context),
         schedule=plan.schedule,
         virtual_stages=plan.virtual_stages,

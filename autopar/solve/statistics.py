@@ -14,6 +14,7 @@ from typing import Any
 from autopar.errors import UsageError
 from autopar.graph import Graph, Op
 from autopar.solve.pins import pin_of
+from autopar.strategies.growth import MEAN, SUM, UNKNOWN, loss_powers
 from autopar.strategies.mixing import find_mixing
 from autopar.strategies.spec import name_of
 from autopar.strategies.statistics import is_synchronised, updates_statistics
@@ -27,13 +28,15 @@ class Statistics:
     ``synchronised`` names those whose statistics programs take over all dp ranks. ``mixing`` says
     of others what they do, e.g. {"head": "mean (model.py:12) ..."}: under data parallelism they
     would compute something else. ``single`` names those with statistics that mixed precision
-    cannot use, ``changing`` those whose own code changes a buffer, so that it runs once.
+    cannot use, ``changing`` those whose own code changes a buffer, so that it runs once. ``sums``
+    says that the loss is a sum over the samples, which programs add up instead of averaging.
     """
 
     synchronised: tuple[str, ...] = ()
     mixing: dict[str, str] = field(default_factory=dict)
     single: tuple[str, ...] = ()
     changing: tuple[str, ...] = ()
+    sums: bool = False
 
 
 NO_STATISTICS = Statistics()
@@ -52,11 +55,18 @@ def find_statistics(graph: Graph) -> Statistics:
         op = graph.ops[found.index]
         layer = owner.get(found.index, op.unit or "the inputs")
         mixing.setdefault(layer, f"{name_of(op)} at {op.where.strip()} {found.reason}")
+    powers = loss_powers(graph)
+    if powers not in (UNKNOWN, MEAN, SUM):
+        index, op = next((i, op) for i, op in enumerate(graph.ops) if graph.loss in op.outputs)
+        reason = "makes a loss that is neither a mean over the samples nor a sum"
+        place = f"{name_of(op)} at {op.where.strip()}"
+        mixing.setdefault(owner.get(index, op.unit), f"{place} {reason}")
     return Statistics(
         having(is_synchronised),
         mixing,
         having(lambda op: updates_statistics(op) and not is_synchronised(op)),
         having(is_inplace),
+        powers == SUM,
     )
 
 
@@ -152,4 +162,6 @@ def statistics_notes(found: Statistics, microbatch_size: int, dp: int) -> tuple[
         f"no data parallelism, and micro-batches of {microbatch_size}: in layer {layer} {what}"
         for layer, what in list(found.mixing.items())[:1]
     ]
+    if found.sums:
+        notes.append("the loss is a sum over the samples: micro-batches and ranks are added up")
     return tuple(notes)

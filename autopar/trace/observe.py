@@ -45,6 +45,8 @@ class Observed:
             neither sums nor means over them.
         flops: of the forward of one sample.
         saved_bytes: kept for backward per sample, besides arguments and weights.
+        sums: whether a result of all samples is a sum over them, and no mean.
+        finite: whether all results were.
     """
 
     arguments: tuple[Described, ...]
@@ -55,6 +57,8 @@ class Observed:
     mixes: bool
     flops: int
     saved_bytes: int
+    sums: bool
+    finite: bool
 
 
 @dataclass(frozen=True)
@@ -136,15 +140,19 @@ def observe(
         samples, or if it changes what it is passed or holds.
     """
     draws = (_Draw(*kind, learned) for kind in ((0, False), (1, False), (1, True)))
+    infinite: Observed | None = None
     for draw in draws:
         try:
             with ThreadPoolExecutor(1) as thread:
-                return thread.submit(_observe, module, call, tuple(arguments), draw).result()
+                seen = thread.submit(_observe, module, call, tuple(arguments), draw).result()
         except _ChangesError:  # with these numbers; it would not show with others
             return None
         except Exception:  # a user's module, which may raise anything
             continue
-    return None
+        if seen is None or seen.finite:
+            return seen or infinite
+        infinite = infinite or seen  # a loss of what cannot be tells nothing of sums and means
+    return infinite
 
 
 def _observe(
@@ -170,6 +178,8 @@ def _observe(
         tuple(tensor.requires_grad for tensor in first.tensors), mixes,
         max(0, large.flops - first.flops) // SMALL,
         max(0, large.saved_bytes - first.saved_bytes) // SMALL,
+        any(map(_is_sum, first.tensors, runs[2].tensors, large.tensors)),
+        all(bool(tensor.isfinite().all()) for run in runs for tensor in run.tensors),
     )  # fmt: skip
 
 
@@ -266,6 +276,13 @@ def _joins(first: Tensor, second: Tensor, large: Tensor) -> bool:
     if not large.is_floating_point():
         return _close(first, second)
     return any(_close(whole, large) for whole in (first + second, (first + second) / 2))
+
+
+def _is_sum(first: Tensor, second: Tensor, large: Tensor) -> bool:
+    """Whether a result of four samples is that of two and two added up, and not their mean."""
+    if first.shape != large.shape or not large.is_floating_point():
+        return False
+    return _close(first + second, large) and not _close((first + second) / 2, large)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

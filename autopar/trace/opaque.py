@@ -59,6 +59,7 @@ class OpaqueCall:
         mixes: whether results of a sample depend on other samples.
         flops: of the forward of one sample.
         saved_bytes: kept for backward per sample, besides arguments and weights.
+        sums: whether a result of all samples is a sum over them, and no mean.
     """
 
     path: str
@@ -70,6 +71,7 @@ class OpaqueCall:
     mixes: bool
     flops: int
     saved_bytes: int
+    sums: bool = False
 
     def tensors(self) -> tuple[str, ...]:
         """Names of the tensors that are passed."""
@@ -89,7 +91,7 @@ def read_call(op: Op) -> Op:
     data = json.loads(call)
     args, kwargs = (_refer(decode_tree(data[key]), inputs) for key in ("args", "kwargs"))
     facts = (decode_tree(data["results"]), tuple(data["learned"]))
-    numbers = (data["mixes"], data["flops"], data["saved_bytes"])
+    numbers = (data["mixes"], data["flops"], data["saved_bytes"], data["sums"])
     return replace(op, args=(data["path"], args, kwargs, held, *facts, *numbers))
 
 
@@ -209,6 +211,7 @@ class Opaques:
             "made": [[encode_tree(s), str(kind).removeprefix("torch.")] for s, kind in facts.made],
             "results": encode_tree(facts.results), "learned": list(facts.learned),
             "mixes": facts.mixes, "flops": facts.flops, "saved_bytes": facts.saved_bytes,
+            "sums": facts.sums,
         }  # fmt: skip
         return rebuild(facts.template, iter(opaque(tensors, held, json.dumps(call))))
 

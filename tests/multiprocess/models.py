@@ -288,7 +288,7 @@ CASES = {
     "alexnet": Case(make_alexnet, large_images, F.cross_entropy),
     "normalized": Case(Normalized, classified_images, F.cross_entropy, mixes=True),
     "remembering": Case(make_remembering, classified_vectors, F.cross_entropy, mixes=True),
-    "instances": Case(make_instances, classified_images, F.cross_entropy),
+    "instances": Case(make_instances, classified_images, F.cross_entropy, mixes=True),
     "convolutions": Case(Convolutions, classified_images, F.cross_entropy),
     **HUGGING_FACE,
     **VISION,

@@ -35,6 +35,10 @@ RUNS = [
     ("triplet", (1, 1, 2), 2),
     # a loss in float64, summed over stages that hold none
     ("loss-float64", (2, 1, 1), 2),
+    # losses that are sums over the samples, one of them by a function that is run whole
+    ("loss-sum", (1, 2, 1), 2),
+    ("loss-sum", (2, 1, 1), 2),
+    ("transcribing-sum", (1, 2, 1), 2),
     # a counter that nothing reads
     ("ema", (1, 1, 2), 2),
 ]

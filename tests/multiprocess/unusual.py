@@ -446,6 +446,10 @@ def loss_in_float64(scores: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(scores.double(), target)
 
 
+def summed_loss(output: Tensor, target: Tensor) -> Tensor:
+    return F.mse_loss(output, target, reduction="sum") + 0.1 * output.abs().sum()
+
+
 CASES = {
     "configured": Case(Configured, configured, F.cross_entropy),
     "tasks-dict": Case(lambda: Tasks("dict"), vectors, tasks_loss),
@@ -458,6 +462,7 @@ CASES = {
     "lora": Case(Adapted, next_tokens, token_loss),
     "frozen-trunk": Case(FrozenTrunk, vectors, F.cross_entropy),
     "siamese": Case(Siamese, two_vectors, F.mse_loss),
+    "loss-sum": Case(Siamese, two_vectors, summed_loss),
     "loss-float64": Case(Recurring, vectors, loss_in_float64),
     "recurring": Case(Recurring, vectors, F.cross_entropy),
     "byol": Case(Target, two_vectors, itself),

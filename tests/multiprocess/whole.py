@@ -71,4 +71,11 @@ def transcript_loss(output: Tensor, target: Any) -> Tensor:
     return F.ctc_loss(output.transpose(0, 1), *target)
 
 
-CASES = {"transcribing": Case(Transcribing, transcripts, transcript_loss)}
+def summed_transcript_loss(output: Tensor, target: Any) -> Tensor:
+    return F.ctc_loss(output.transpose(0, 1), *target, reduction="sum")
+
+
+CASES = {
+    "transcribing": Case(Transcribing, transcripts, transcript_loss),
+    "transcribing-sum": Case(Transcribing, transcripts, summed_transcript_loss),
+}
