@@ -47,7 +47,6 @@ class Held(TypedDict):
     step_bytes: int
     step_summed_bytes: int
     again_bytes: int
-    overlap_bytes: int
 
 
 class Norm(NamedTuple):
@@ -72,8 +71,8 @@ class LayerCost:
     At its fullest moment (``working_set.py``) the layer holds ``transient_bytes`` more than it
     saves, ``summed_bytes`` where backward adds gradients of parameters to those of earlier
     micro-batches, and ``again_bytes`` more than that while selective recomputation runs.
-    ``overlap_bytes`` of what it saves are what it received. ``step_bytes`` and
-    ``step_summed_bytes`` are the gradients around one operation, and with those of parameters.
+    ``step_bytes`` and ``step_summed_bytes`` are the gradients around one operation, and with those
+    of parameters.
     ``saved_tensors`` counts what is saved; ``handed_bytes`` of it are results for further layers.
     ``hosted`` says what of them waits in host memory, where they do.
     ``frozen_elements`` and ``frozen_tensors`` are those of parameters that need no gradient;
@@ -104,7 +103,6 @@ class LayerCost:
     step_bytes: int = 0
     step_summed_bytes: int = 0
     again_bytes: int = 0
-    overlap_bytes: int = 0
     kept_seconds: float = 0.0
     kept_bytes: int = 0
     norms: tuple[Norm, ...] = ()
@@ -147,14 +145,9 @@ class LayerCost:
         return replace(self, transient_bytes=self.step_bytes, summed_bytes=self.step_summed_bytes)
 
     @property
-    def full_bytes(self) -> int:
-        """What comes back for backward where the layer is computed again from what it received."""
-        return self.saved_bytes - self.overlap_bytes
-
-    @property
     def selective_bytes(self) -> int:
-        """The same where some results were kept; less than nothing if most of them are let go."""
-        return self.full_bytes + self.again_bytes - self.kept_bytes
+        """What comes back for backward where some results were kept; below 0 if those go."""
+        return self.saved_bytes + self.again_bytes - self.kept_bytes
 
     def recomputed(self, mode: str) -> Recomputed:
         """What the layer costs if it is computed again in backward: "none", "selective", "full"."""
@@ -162,7 +155,7 @@ class LayerCost:
             return Recomputed(0.0, 0.0, self.saved_bytes, 0)
         if mode == "full":
             return Recomputed(
-                self.forward_seconds, self.tp_again_seconds, self.input_bytes, self.full_bytes
+                self.forward_seconds, self.tp_again_seconds, self.input_bytes, self.saved_bytes
             )
         return Recomputed(
             self.repeated_seconds,
@@ -248,7 +241,6 @@ def _held(
         "step_bytes": step,
         "step_summed_bytes": summed,
         "again_bytes": max(0, most.repeated - max(most.backward, most.forward)),
-        "overlap_bytes": min(most.received, received),
     }
 
 

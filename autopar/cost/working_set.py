@@ -15,6 +15,7 @@ from autopar.cost import activations
 from autopar.cost.activations import Tensors
 from autopar.graph import DTYPE_BYTES, Graph
 from autopar.strategies.sharding import Pattern, Sharding, local_elements
+from autopar.strategies.statistics import is_synchronised
 from autopar.trace.aliases import RESHAPED
 
 Span = tuple[int, int, int]
@@ -26,14 +27,12 @@ class WorkingSet(NamedTuple):
     ``backward`` is the most that backward holds, ``summed`` with the gradients of parameters that
     it is about to add up. ``forward`` is the most that forward holds. ``repeated`` is the most
     while selective recomputation runs forward again: what it kept is there until it is read.
-    ``received`` is what forward is called with, of all these.
     """
 
     backward: int
     summed: int
     forward: int
     repeated: int
-    received: int
 
 
 def working_set(
@@ -42,8 +41,7 @@ def working_set(
     """Follows one micro-batch through a layer that saves these tensors."""
     steps = range(len(pattern.ops))
     extra = [activations.extra_of(graph, sharding, index, batch) for index in pattern.ops]
-    inside = [0 if activations.is_stepwise(graph.ops[i]) else own
-              for i, own in zip(pattern.ops, extra, strict=True)]  # fmt: skip
+    inside = [_inside(graph, sharding, index, batch) for index in pattern.ops]
     there = _saved_spans(graph, pattern, sharding, saved)
     grads = list(activations.gradient_spans(graph, pattern, sharding, batch))
     grads += _added(graph, pattern, sharding, batch)
@@ -64,8 +62,21 @@ def working_set(
         summed=context + max((behind[k] + fresh[k] for k in steps), default=0),
         forward=context + max(ahead, default=0),
         repeated=context + max((ahead[k] + waiting[k] for k in steps), default=0),
-        received=sum(size for (name, _), size in saved.items() if name in pattern.received),
     )
+
+
+def _inside(graph: Graph, sharding: Sharding, index: int, batch: int) -> int:
+    """What an operation has inside while it runs, in either direction.
+
+    As much as it keeps of that, if it is not step by step. A normalisation over the samples is
+    written out in programs, and has a copy of its result.
+    """
+    op, strategy = graph.ops[index], sharding.strategies[index]
+    own = 0 if activations.is_stepwise(op) else activations.extra_of(graph, sharding, index, batch)
+    if not is_synchronised(op):
+        return own
+    value, state = graph.values[op.outputs[0]], strategy.outputs[0]
+    return own + local_elements(value, state, sharding.tp, batch) * DTYPE_BYTES[value.dtype]
 
 
 def context_bytes(graph: Graph, pattern: Pattern, batch: int) -> int:

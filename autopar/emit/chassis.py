@@ -99,7 +99,7 @@ class Program:
         hidden: per cut between stages, (shape, dtype) of each of them on one rank. Sizes are
             source text, so that ``MICROBATCH`` can be among them.
         loss: dtype of what the user's code makes; stages return it in float32 at least.
-        sums: whether that is a sum over the samples, and no mean.
+        sums: whether that is a sum over the samples: it is multiplied, for all else averages.
         context: statements that every stage runs first (masks, rotary tables).
         flow: the blocks and the code around them, in order; the last is a part.
         tokens_per_sample: to print tokens per second; 0 if samples have none.
@@ -403,7 +403,6 @@ def flow_text(program: Program) -> str:
         # Of the dtype that the stage is declared with, also where helpers made it in float32.
         lines.append("loss = loss.float()")
     if program.sums and program.microbatch != program.global_batch:
-        # All that follows averages; the mean of these is the sum over all samples.
         lines.append("loss = loss * (GLOBAL_BATCH / MICROBATCH)")
     if program.one_loop:
         lines = [re.sub(r"self\.run\(index,? ?", "block(", line) for line in lines]

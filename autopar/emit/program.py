@@ -84,7 +84,6 @@ def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
     ends = [layer for layer, member in zip(plan.layers, classes.members, strict=True)
             if member in classes.parts]  # fmt: skip
     mesh, constants = plan.mesh, plan.program.get("constants", {})
-    placements = _ends_placements(graph, classes, shardings)
     inputs, targets = _places(text.inputs, nested=bool(constants))
     return Program(
         title=_title(plan),
@@ -108,7 +107,7 @@ def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
         ends_zero=ends[0].zero if ends else 0,
         idle=tuple(i for i, (_, m) in enumerate(blocks) if not _learns(graph, classes.patterns[m])),
         classes=tuple(layer.source for layer in split.values()),
-        ends_placements=placements,
+        ends_placements=(placements := _ends_placements(graph, classes, shardings)),
         tied=graph.tied,
         shared=_shared(plan, graph, classes),
         cuts=tuple(tuple(crossing.slot for crossing in cut) for cut in data.cuts),

@@ -39,7 +39,7 @@ FIGURES = (
     "tp_again_seconds", "parameter_elements", "parameter_tensors", "partial_elements",
     "saved_bytes", "transient_bytes", "summed_bytes", "kept_bytes", "repeated_seconds",
     "input_seconds", "weight_seconds", "waiting_bytes", "norm_elements", "trained_modules",
-    "full_bytes", "selective_bytes", "step_bytes", "step_summed_bytes",
+    "selective_bytes", "step_bytes", "step_summed_bytes",
 )  # fmt: skip
 
 

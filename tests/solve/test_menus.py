@@ -77,7 +77,7 @@ def test_recomputation_keeps_the_input_and_runs_forward_again():
     cost = shared().cost(BLOCK, ALONE)
     kept = [o.activation_bytes - o.reserve_bytes for o in (plain, part, again)]
     assert kept == [cost.saved_bytes, cost.input_bytes + cost.kept_bytes, cost.input_bytes]
-    assert again.transient_bytes == plain.transient_bytes + cost.full_bytes
+    assert again.transient_bytes == plain.transient_bytes + cost.saved_bytes
     assert part.transient_bytes == plain.transient_bytes + cost.selective_bytes
     assert again.forward_seconds == plain.forward_seconds
     extra = again.backward_seconds - plain.backward_seconds

@@ -101,7 +101,7 @@ def test_memory_counts_what_the_system_keeps(prices):
     split = prices.price(read_run(row(sharding="zero1")))
     alone = read_run(row(sharding="zero1", dp="1", tp="2", pp="2", n_gpus="4"))
     assert split.memory_bytes < whole.memory_bytes
-    assert prices.price(alone).memory_bytes == pytest.approx(whole.memory_bytes, rel=0.01)
+    assert prices.price(alone).memory_bytes == pytest.approx(whole.memory_bytes, rel=0.02)
 
 
 def test_the_reserve_of_a_source_comes_on_top(prices):
