@@ -41,6 +41,9 @@ RUNS = [
     ("transcribing-sum", (1, 2, 1), 2),
     # a counter that nothing reads
     ("ema", (1, 1, 2), 2),
+    # parameters whose elements do not lie in the order of their dims
+    ("glow", (1, 2, 1), 2),
+    ("glow", (1, 1, 2), 2),
 ]
 
 
