@@ -15,6 +15,9 @@ per element of compute:
   replace: there, and with one micro-batch, zero 1 is zero 2;
 - a reduction's flat buffer ``4 n``, and the gradients that are copied into it or out of it.
   Pipelines reduce when all their passes are over;
+- under several micro-batches the gradient of a parameter that a later part reads too, as a tied
+  embedding's: autograd keeps it from the head's backward to the embedding's, beside the sum of
+  earlier micro-batches';
 - a copy of the gradients that are partial sums on tp, which travel as one when all passes are
   over: it takes the place of the activations that the layer held until then.
 
@@ -298,7 +301,17 @@ def backward_bytes(cost: LayerCost, setting: Setting) -> int:
     if setting.precision == "bf16" and setting.pp > 1 and as_emitted:
         return cost.transient_bytes + setting.compute_bytes * cost.trained_elements
     alone = setting.num_microbatches == 1 or (setting.wrapped and setting.pp == 1)
-    return cost.transient_bytes if alone else cost.summed_bytes
+    return max(
+        0, (cost.transient_bytes if alone else cost.summed_bytes) - early_bytes(cost, setting)
+    )
+
+
+def early_bytes(cost: LayerCost, setting: Setting) -> int:
+    """Gradients that wait for those of an earlier part: in no backward behind this layer's own.
+
+    So they count as what stays, and not again in the backward that makes them.
+    """
+    return setting.compute_bytes * cost.tied_elements if setting.num_microbatches > 1 else 0
 
 
 def _device_bytes(
@@ -311,9 +324,11 @@ def _device_bytes(
     copied = MASTER_BYTES * -(-cost.partial_elements // shards)
     flat = max(0, copied - activation_bytes)
     own = -(-trained // shards)
+    early = early_bytes(cost, setting)
     if not setting.wrapped:
         behind = exchange_bytes(setting.exchange, setting.dp, trained) if setting.written_out else 0
-        return StateBytes(4 * n, 4 * trained + flat, setting.optimizer_bytes * trained, 0, behind)
+        gradients = MASTER_BYTES * trained + flat + early
+        return StateBytes(4 * n, gradients, setting.optimizer_bytes * trained, 0, behind)
     pipeline = setting.pp > 1
     # torch's pipeline stages do not free what a backward has gathered.
     kept = compute * n if zero < 3 or pipeline else 0
@@ -323,7 +338,7 @@ def _device_bytes(
     reduce = MASTER_BYTES * trained + (MASTER_BYTES * own if deferred else compute * trained)
     return StateBytes(
         MASTER_BYTES * held + kept,
-        MASTER_BYTES * (trained if deferred else own) + flat,
+        MASTER_BYTES * (trained if deferred else own) + flat + early,
         setting.optimizer_bytes * own,
         gather + (0 if pipeline else reduce),
         reduce if pipeline else 0,

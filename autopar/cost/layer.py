@@ -75,6 +75,8 @@ class LayerCost:
     of parameters.
     ``saved_tensors`` counts what is saved; ``handed_bytes`` of it are results for further layers.
     ``hosted`` says what of them waits in host memory, where they do.
+    ``tied_elements`` are those of parameters that an earlier part on the same rank holds: their
+    gradients wait until that part has made its own, see ``data_parallel.py``.
     ``frozen_elements`` and ``frozen_tensors`` are those of parameters that need no gradient;
     ``learns`` says whether anything in the layer has one, and ``trained_modules`` counts the
     modules that have such parameters of their own.
@@ -109,6 +111,7 @@ class LayerCost:
     saved_tensors: int = 0
     handed_bytes: int = 0
     hosted: Hosted = NOT_HOSTED
+    tied_elements: int = 0
     frozen_elements: int = 0
     frozen_tensors: int = 0
     learns: bool = True

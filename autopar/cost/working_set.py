@@ -49,6 +49,7 @@ def working_set(
     back = _levels(last, ((first, last, size) for _, first, size in there), grads)
     kept = list(accumulate(extra))
     fresh = _parameter_bytes(graph, pattern, sharding)
+    met, early = _read_again(graph, pattern, sharding)
     behind = [back[k] + kept[k] + inside[k] for k in steps]
     passing = list(_unsaved(graph, pattern, sharding, batch, saved))
     levels = _levels(last, ((made, last, size) for made, _, size in there), passing)
@@ -58,8 +59,8 @@ def working_set(
     waiting = _kept_after(graph, pattern, sharding, batch)
     context = context_bytes(graph, pattern, batch)
     return WorkingSet(
-        backward=context + max(behind, default=0),
-        summed=context + max((behind[k] + fresh[k] for k in steps), default=0),
+        backward=context + max((behind[k] + met[k] for k in steps), default=0),
+        summed=context + max((behind[k] + fresh[k] + early[k] for k in steps), default=0),
         forward=context + max(ahead, default=0),
         repeated=context + max((ahead[k] + waiting[k] for k in steps), default=0),
     )
@@ -163,6 +164,31 @@ def _parameter_bytes(graph: Graph, pattern: Pattern, sharding: Sharding) -> list
         )
         for index in pattern.ops
     ]
+
+
+def _read_again(graph: Graph, pattern: Pattern, sharding: Sharding) -> tuple[list[int], list[int]]:
+    """Gradients of parameters that several operations read, of which autograd makes one first.
+
+    For each operation the bytes beside those that the step holds, where there are no earlier
+    micro-batches, and beside those and ``_parameter_bytes`` where there are. A gradient waits from
+    the backward of the last reader to that of the first; where another meets it their sum is new.
+    """
+    readers: dict[str, list[tuple[int, int]]] = {}
+    for place, index in enumerate(pattern.ops):
+        for name, state in sharding.strategies[index].inputs:
+            value = graph.values[name]
+            if value.kind == "parameter" and value.requires_grad:
+                held = local_elements(value, state, sharding.tp, 1) * DTYPE_BYTES[value.dtype]
+                readers.setdefault(name, []).append((place, held))
+    met, waiting = [0] * len(pattern.ops), [0] * len(pattern.ops)
+    for places in (places for places in readers.values() if len(places) > 1):
+        last, held = places[-1]
+        for place in range(places[0][0], last):
+            waiting[place] += held
+        for place, _ in places[:-1]:
+            met[place] += 2 * held
+            waiting[place] += held
+    return met, waiting
 
 
 def _kept_after(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> list[int]:

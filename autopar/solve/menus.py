@@ -261,6 +261,7 @@ class Pricer:
             cost,
             parameter_elements=cost.parameter_elements - held,
             frozen_elements=cost.frozen_elements - idle,
+            tied_elements=held - idle,
         )
 
     @cached_property

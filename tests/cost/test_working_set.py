@@ -55,6 +55,17 @@ class Deep(nn.Module):
         return x
 
 
+class Scored(nn.Module):
+    """One large table is read three times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(4096, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(x * F.embedding((x[:, k] > 0).long(), self.table) for k in range(3))
+
+
 def measured(model: nn.Module, x: Tensor, run: Any = None) -> tuple[int, int]:
     """Bytes beside parameters and the input: the most of forward, and of backward."""
     known = [x, *model.parameters(), *(torch.zeros_like(p) for p in model.parameters())]
@@ -112,6 +123,23 @@ def test_the_most_while_selective_recomputation_runs(make):
     result = x.numel() * 4  # is there when the layer, to which the loss belongs, runs again
     assert kept <= most
     assert 0.98 * (backward - parameters - result) <= most <= 1.3 * backward
+
+
+def test_gradients_of_what_is_read_again_wait_and_meet():
+    """In the first micro-batch they wait where the step holds them, in the second beside the sum.
+
+    Where two meet there are both and their sum.
+    """
+    model, x = Scored(), torch.randn(8, WIDTH)
+    found, _ = foretold(model, x)
+    memory = PeakBytes([x, *model.parameters()])
+    own = model.table.numel() * 4
+    for held, planned_bytes in ((own, own + found.backward), (2 * own, own + found.summed)):
+        with memory:
+            loss_fn(model(x), torch.zeros(len(x))).backward()
+        assert memory.current < held + 1.2 * own
+        assert 0.98 * memory.peak <= own + planned_bytes <= 1.1 * memory.peak
+        memory.peak = 0
 
 
 def test_what_is_saved_behind_is_gone():
