@@ -305,9 +305,27 @@ def _unit_calls(graph: Graph, part: Pattern) -> dict[int, Call]:
             for n in _call_values(call)
         )
         told = unpackable(call.outputs) and not _taken(graph, part, call, set(mine))
-        if mine and set(inside) <= own | context and known and told:
+        whole = set(inside) <= own | context and not _foreign(graph, call, inside)
+        if mine and whole and known and told:
             calls[mine[0]] = call
     return calls
+
+
+def _foreign(graph: Graph, call: Call, inside: list[int]) -> set[str]:
+    """Values that a call reads though it is not passed them and the module does not hold them.
+
+    ``torch.func.functional_call`` puts others in the place of what a module holds: called as it
+    is, the module would read its own.
+    """
+    names = {name: group for group in graph.tied for name in group}
+    path = call.path.partition("#")[0]
+    made = {out for i in inside for out in graph.ops[i].outputs}
+    read = {n: graph.values[n] for i in inside for n in graph.ops[i].inputs() if n not in made}
+    held = {
+        n for n, value in read.items() if value.kind in ("parameter", "buffer")
+        and any(a.startswith(f"{path}.") for a in names.get(value.source, (value.source,)))
+    }  # fmt: skip
+    return read.keys() - held - set(_call_values(call))
 
 
 def _taken(graph: Graph, part: Pattern, call: Call, inside: set[int]) -> set[str]:

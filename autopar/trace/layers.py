@@ -14,6 +14,7 @@ from autopar.trace.inplace import is_inplace
 from autopar.trace.model import Recorder, as_call, module_of
 from autopar.trace.opaque import moved
 from autopar.trace.simplify import substitute
+from autopar.trace.together import buffers_used, joined
 
 Values = dict[str, Value]
 # What stands before the first block and behind the last.
@@ -64,12 +65,15 @@ def build_layers(ops: list[Op], values: Values, blocks: tuple[str, ...], calls: 
     """Returns the layers in execution order and the indices of the context ops.
 
     A block is a layer if its call says all that goes in and out. The code around the blocks is cut
-    wherever one stands, and so are the runs of other blocks, which belong to it.
+    wherever one stands, and so are the runs of other blocks, which belong to it. Layers that use a
+    buffer that one of them changes are joined (``together.py``).
     """
-    learned = _depends_on_parameters(ops, values) | _unread_changes(ops)
+    used, changed = buffers_used(ops, values)
+    learned = _depends_on_parameters(ops, values, used, changed) | _unread_changes(ops)
     chosen = _callable_blocks(ops, values, blocks, calls, learned, tied)
-    groups = _groups(ops, chosen, set(blocks) - chosen, learned)
-    own = {path: calls[path] for path in chosen}
+    separate = _groups(ops, chosen, set(blocks) - chosen, learned)
+    groups = joined(separate, used, chosen, HEAD)
+    own = {path: calls[path] for path in chosen if groups.get(path) == separate[path]}
     flow = _flow(groups, ops, values, own, learned)
     layers = tuple(
         _layer(name, tuple(group), ops, values, own.get(name), flow)
@@ -78,13 +82,20 @@ def build_layers(ops: list[Op], values: Values, blocks: tuple[str, ...], calls: 
     return layers, _context(ops, own, learned)
 
 
-def _depends_on_parameters(ops: list[Op], values: Values) -> set[int]:
+def _depends_on_parameters(ops: list[Op], values: Values, used: dict[int, set[str]],
+                           changed: dict[int, set[str]]) -> set[int]:  # fmt: skip
+    """Ops that read what parameters make, or buffers that such ops change, earlier or later."""
     tainted = {name for name, value in values.items() if value.kind == "parameter"}
-    found = set()
-    for index, op in enumerate(ops):
-        if tainted.intersection(op.inputs()):
-            tainted.update(op.outputs)
-            found.add(index)
+    found: set[int] = set()
+    learned: set[str] = set()
+    before = -1
+    while before < len(found):
+        before = len(found)
+        for index, op in enumerate(ops):
+            if tainted.intersection(op.inputs()) or learned & used[index]:
+                tainted.update(op.outputs)
+                found.add(index)
+                learned |= changed.get(index, set())
     return found
 
 

@@ -18,7 +18,7 @@ from tests.multiprocess.test_fidelity import make_plan
 
 RUNS = [
     ("gpt2", 2), ("t5", 4), ("whisper", 2), ("bert", 2), ("vit", 3), ("alternating", 4), ("mlp", 3),
-    ("convolutions", 2), ("gated", 2),
+    ("convolutions", 2), ("gated", 2), ("gan", 2),
 ]  # fmt: skip
 
 

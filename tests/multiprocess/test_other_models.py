@@ -36,6 +36,9 @@ PLANS = [
     ("lstm", (2, 1, 1)),
     # offsets that depend on the number of samples
     ("bag", (1, 2, 1)),
+    # modules called with other weights than theirs, whose runs all change one buffer
+    ("gan", (1, 2, 1)),
+    ("gan", (2, 1, 1)),
 ]
 
 
