@@ -201,7 +201,8 @@ class Graph:
         tied: groups of parameter names that are one tensor, first name first.
         saved: by op index, what autograd keeps for backward; filled for the first
             layer of each class.
-        buffer_bytes: of all buffers of the model that are no block's own.
+        buffer_bytes: of all buffers of the model that are no block's own, and of parameters
+            outside the blocks that nothing reads.
     """
 
     values: dict[str, Value]

@@ -73,8 +73,7 @@ class Program:
         virtual_stages: stages of each rank; rank p holds stages p, p + pp, ...
         precision: "fp32" or "bf16".
         seed: of the initialisation and of dropout.
-        predicted_step_seconds, predicted_memory_bytes: printed beside what is measured; the bytes
-            are those of live tensors, as torch's allocator counts them.
+        predicted_step_seconds, predicted_memory_bytes: printed; the bytes of live tensors.
         gloo: whether it is for ranks that share the cores of CPU hosts.
         workload: "module:function" that returns the user's model, "" if there is none.
         inputs: places of the tensors among the model's inputs by variable: "input_ids", or
@@ -83,8 +82,7 @@ class Program:
         constants: inputs that are no tensors as source, by their place.
         blocks: module paths of the repeated blocks, in execution order.
         stages: (first, behind the last) index into ``blocks`` of each stage.
-        zero, recompute: per block; ``zero`` is 0, 1, 2 or 3.
-        ends_zero: the same for all parameters outside the blocks.
+        zero, recompute: per block; ``zero``, and ``ends_zero`` for the rest, is 0, 1, 2 or 3.
         layers: per block the name of its class in ``classes``, None for the user's own module.
         idle: indices of blocks that nothing learned stands in or before: they have no backward.
         classes: source of the classes, each a ``nn.Module`` with ``PLACEMENTS``,
@@ -94,6 +92,7 @@ class Program:
         tied: groups of names of one parameter.
         shared: {first name of a parameter: the pp ranks that hold it} for those on several.
         parameters: (name, shape, dtype) of the planned model.
+        unread: names of those outside the blocks that nothing reads; every rank holds them whole.
         cuts: per cut between stages, the variables that cross it.
         apart: whether what crosses cuts has to be apart from what stages make and receive.
         hidden: per cut between stages, (shape, dtype) of each of them on one rank. Sizes are
@@ -137,6 +136,7 @@ class Program:
     ends_placements: dict[str, str] = field(default_factory=dict)
     tied: tuple[tuple[str, ...], ...] = ()
     shared: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
     cuts: tuple[tuple[str, ...], ...] = ()
     hidden: tuple[tuple[Tensor, ...], ...] = ()
     apart: bool = False

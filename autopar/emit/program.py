@@ -79,10 +79,9 @@ def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
     graph, classes, shardings, notes = data.graph, data.classes, data.shardings, data.notes
     split, _ = layer_classes(graph, classes, shardings, _class_names(graph, classes), notes)
     text = stage_text(graph, classes, shardings, notes, guarded=plan.mesh.pp > 1)
-    blocks = [(layer, member) for layer, member in zip(plan.layers, classes.members, strict=True)
-              if member not in classes.parts]  # fmt: skip
-    ends = [layer for layer, member in zip(plan.layers, classes.members, strict=True)
-            if member in classes.parts]  # fmt: skip
+    pairs = list(zip(plan.layers, classes.members, strict=True))
+    blocks = [(layer, member) for layer, member in pairs if member not in classes.parts]
+    ends = [layer for layer, member in pairs if member in classes.parts]
     mesh, constants = plan.mesh, plan.program.get("constants", {})
     inputs, targets = _places(text.inputs, nested=bool(constants))
     return Program(
@@ -103,6 +102,7 @@ def _program(plan: Plan, data: _Data, model: str, file_name: str) -> Program:
         recompute=tuple(layer.recompute for layer, _ in blocks),
         layers=tuple(split[m].name if m in split else None for _, m in blocks),
         parameters=plan.parameters,
+        unread=_unread(plan, graph, [layer.name for layer, _ in blocks]),
         flow=_flow(plan, data, text),
         ends_zero=ends[0].zero if ends else 0,
         idle=tuple(i for i, (_, m) in enumerate(blocks) if not _learns(graph, classes.patterns[m])),
@@ -144,6 +144,14 @@ def _places(inputs: dict[str, str], *, nested: bool) -> tuple[dict[str, str], di
     nested |= any("." in place for place in (*places.values(), *targets.values()))
     flat = {n: n if place.isdigit() and not nested else place for n, place in places.items()}
     return flat, targets
+
+
+def _unread(plan: Plan, graph: Graph, blocks: list[str]) -> tuple[str, ...]:
+    """Parameters outside the blocks that no operation reads, such as those of skipped modules."""
+    read = {value.source for value in graph.values.values() if value.kind == "parameter"}
+    inside = tuple(f"{name}." for name in blocks)
+    others = (name for name, _, _ in plan.parameters if name not in read)
+    return tuple(name for name in others if not name.startswith(inside))
 
 
 def _learns(graph: Graph, pattern: Pattern) -> bool:

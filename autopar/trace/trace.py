@@ -64,9 +64,11 @@ def trace(
         calls = without_causal_masks(model, calls, repeats, causal, ops, raw, dtype)
     ops = _needed(ops, raw, calls)
     layers, context = build_layers(ops, raw.values, raw.blocks, calls, tied)
+    values = _used_values(ops, raw)
     layers, outside = _with_buffers(layers, model)
+    outside += _unread_bytes(layers, values, model)
     graph = Graph(
-        values=_used_values(ops, raw),
+        values=values,
         ops=tuple(ops),
         calls={path: calls[path] for path in calls},
         layers=layers,
@@ -160,6 +162,17 @@ def _with_buffers(layers: tuple[Layer, ...], model: nn.Module) -> tuple[tuple[La
         held[next(iter(names)) if len(names) == 1 else ""] += sizes[key]
     own = tuple(dataclasses.replace(layer, buffer_bytes=held[layer.name]) for layer in layers)
     return own, held[""]
+
+
+def _unread_bytes(layers: tuple[Layer, ...], values: dict[str, Value], model: nn.Module) -> int:
+    """Those of parameters outside the blocks that no operation reads: every rank holds them."""
+    read = {value.source for value in values.values() if value.kind == "parameter"}
+    inside = tuple(f"{layer.name}." for layer in layers if layer.kind == "block")
+    return sum(
+        parameter.nbytes
+        for name, parameter in model.named_parameters()
+        if name not in read and not name.startswith(inside)
+    )
 
 
 def _saved(layers: Any, ops: list[Op], values: dict[str, Value]) -> dict[int, Any]:

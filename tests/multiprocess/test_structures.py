@@ -30,6 +30,11 @@ RUNS = [
     ("mlp", 1, 2, 1, {"zero": 3}),
     ("convolutions", 1, 2, 1, {"zero": 2}),
     ("convolutions", 1, 2, 1, {"zero": 3}),
+    # parameters that nothing reads: nothing of them is gathered, on stages without others neither
+    ("unused", 1, 2, 1, {"zero": 3}),
+    ("unused", 2, 2, 1, {"schedule": "gpipe", "zero": 2}),
+    ("unused", 2, 1, 1, {"schedule": "interleaved_1f1b", "virtual_stages": 2}),
+    ("unused", 1, 2, 2, {"zero": 3}),
 ]
 
 

@@ -395,11 +395,11 @@ class Unused(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks, self.head = residuals(4), nn.Linear(WIDTH, CLASSES)
+        self.blocks, self.head = residuals(5), nn.Linear(WIDTH, CLASSES)
         self.mask_token = nn.Parameter(torch.zeros(WIDTH))
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks[:3]:
+        for block in self.blocks[:4]:
             x = block(x)
         return self.head(x)
 

@@ -41,6 +41,11 @@ class Model(nn.Module):
         return x
 
 
+class Skipping(Model):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers[1](self.layers[0](x))
+
+
 def test_every_buffer_is_of_one_block_or_of_the_model():
     x, target = torch.zeros(ROWS, WIDTH), torch.zeros(ROWS, WIDTH)
     graph = trace(Model(), (x,), {}, target=target, loss_fn=nn.MSELoss())
@@ -50,6 +55,17 @@ def test_every_buffer_is_of_one_block_or_of_the_model():
     assert {held[name] for name in blocks} == {4 * WIDTH + 2 * 1000}
     assert graph.buffer_bytes == 4 * WIDTH + 4 * 500, "the shared table once, and the model's own"
     assert sum(held.values()) == LAYERS * held[blocks[0]]
+
+
+def test_parameters_that_nothing_reads_are_held_like_buffers():
+    model = Skipping()
+    model.token = nn.Parameter(torch.zeros(WIDTH))
+    x, target = torch.zeros(ROWS, WIDTH), torch.zeros(ROWS, WIDTH)
+    graph = trace(model, (x,), {}, target=target, loss_fn=nn.MSELoss())
+    skipped = model.layers[2:]
+    parameters = sum(parameter.nbytes for parameter in skipped.parameters())
+    buffers = 2 * (4 * WIDTH + 2 * 1000) + 4 * WIDTH + 4 * 500  # of skipped blocks, as above
+    assert graph.buffer_bytes == parameters + model.token.nbytes + buffers
 
 
 @pytest.mark.parametrize("pp", [1, 2])
