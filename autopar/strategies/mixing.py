@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from autopar.graph import Graph, Op, Ref, Value
+from autopar.graph import Graph, Op, Ref, Size, Value
 from autopar.strategies.spec import Values, argument, name_of
 from autopar.strategies.statistics import is_synchronised, mixes_samples
 from autopar.trace.inplace import is_inplace
@@ -74,6 +74,7 @@ class _Walk:
     values: Values
     kinds: dict[str, int] = field(default_factory=dict)
     found: list[Mixing] = field(default_factory=list)
+    makers: dict[str, Op] = field(default_factory=dict)
 
 
 def find_mixing(graph: Graph) -> list[Mixing]:
@@ -83,6 +84,7 @@ def find_mixing(graph: Graph) -> list[Mixing]:
         if value.kind == "input":
             walk.kinds[name] = SAMPLES if _is_float(value) else COUNT
     for index, op in enumerate(graph.ops):
+        walk.makers.update(dict.fromkeys(op.outputs, op))
         if op.target == OPAQUE:
             reason = _of_module(op, walk)
         else:
@@ -108,7 +110,7 @@ def _kind(op: Op, walk: _Walk) -> tuple[int, str]:
     if most == COUNT:
         learned = out.requires_grad and _batch_dims(out)
         return (SAMPLES if learned else COUNT), ""
-    return _of_sums(op, kinds, out) if most == SUM else _of_samples(op, kinds, out, values)
+    return _of_sums(op, kinds, out) if most == SUM else _of_samples(op, kinds, out, walk)
 
 
 def _of_module(op: Op, walk: _Walk) -> str:
@@ -126,7 +128,7 @@ def _of_module(op: Op, walk: _Walk) -> str:
     return "mixes samples, as running it showed," if OpaqueCall.of(op).mixes else ""
 
 
-def _of_samples(op: Op, kinds: dict[str, int], out: Value, values: Values) -> tuple[int, str]:
+def _of_samples(op: Op, kinds: dict[str, int], out: Value, walk: _Walk) -> tuple[int, str]:
     dims = _batch_dims(out)
     if len(dims) > 1:
         return SAMPLES, "compares every sample with every other"
@@ -135,8 +137,35 @@ def _of_samples(op: Op, kinds: dict[str, int], out: Value, values: Values) -> tu
         return SUM, "" if additive else "reduces over the samples by other than a sum or mean"
     if mixes_samples(op):
         return SAMPLES, "" if is_synchronised(op) else "keeps running means over the samples"
-    along = any(_runs_along(op, values[name]) for name, kind in kinds.items() if kind == SAMPLES)
+    read = [walk.values[name] for name, kind in kinds.items() if kind == SAMPLES]
+    along = any(_runs_along(op, value) for value in read) and not _grouped(op, walk)
     return SAMPLES, "runs along the samples" if along else ""
+
+
+def _grouped(op: Op, walk: _Walk) -> bool:
+    """Whether an op is a convolution each of whose groups lies in one sample.
+
+    Its channels are those of one sample after the other, and so are its weights and biases.
+    """
+    groups = argument(op, 6, "groups", 1)
+    if _SPECIAL.get(name_of(op)) is not _convolved or not isinstance(groups, Size):
+        return False
+    read = [(tensor, int(place == 0)) for place, tensor in enumerate(op.args[:3]) if tensor]
+    return groups.power == 1 and all(
+        walk.values[tensor.name].shape[dim].coefficient % groups.coefficient == 0
+        and _joins_samples(walk.values[tensor.name], dim, walk)
+        for tensor, dim in read
+    )
+
+
+def _joins_samples(value: Value, dim: int, walk: _Walk) -> bool:
+    """Whether a dim is one of samples, which came first, joined with those behind it."""
+    maker = walk.makers.get(value.name)
+    if maker is None or name_of(maker) not in ("reshape", "view", "_unsafe_view", "flatten"):
+        return False
+    source = walk.values[maker.inputs()[0]]
+    first = source.shape[:1] == (Size(1, 1),) and _batch_dims(source) == [0]
+    return first and _batch_dims(value) == [dim] and set(value.shape[:dim]) <= {Size(1)}
 
 
 def _of_sums(op: Op, kinds: dict[str, int], out: Value) -> tuple[int, str]:

@@ -67,6 +67,22 @@ def within_samples(model, x):
     return F.layer_norm(x - x.mean(1, keepdim=True), (WIDTH,)) + x.softmax(1)
 
 
+def own_weights(model, x):
+    """Each sample is convolved by weights made of it; samples are groups."""
+    n = x.shape[0]
+    weights = x.unflatten(1, (4, 1, 2)).reshape(4 * n, 1, 2)
+    y = F.conv1d(x.unflatten(1, (4, 2)).reshape(1, 4 * n, 2), weights, None, 1, 1, 1, 4 * n)
+    return y.reshape(n, 12)[:, :WIDTH]
+
+
+def neighbours_weights(model, x):
+    """The same of transposed samples: channels of all are beside each other."""
+    n = x.shape[0]
+    rows = x.unflatten(1, (4, 2)).transpose(0, 1)
+    y = F.conv1d(rows.reshape(1, 4 * n, 2), rows.reshape(2 * n, 2, 2), None, 1, 1, 1, 2 * n)
+    return y.reshape(2, n, 3).transpose(0, 1).flatten(1).repeat(1, 2)[:, :WIDTH]
+
+
 def entropy(output, target):
     return F.cross_entropy(output, target)
 
@@ -122,7 +138,7 @@ def found(inside, loss):
     return [mixing.reason for mixing in find_mixing(graph)]
 
 
-@pytest.mark.parametrize("inside", [nothing, within_samples, counted])
+@pytest.mark.parametrize("inside", [nothing, within_samples, counted, own_weights])
 @pytest.mark.parametrize("loss", [entropy, masked_mean, two_terms])
 def test_what_treats_samples_alone_mixes_nothing(inside, loss):
     assert found(inside, loss) == []
@@ -137,6 +153,7 @@ def test_what_treats_samples_alone_mixes_nothing(inside, loss):
         (by_the_first, "reduces over the samples by other than a sum or mean"),
         (attended, "runs along the samples"),
         (ranked, "runs along the samples"),
+        (neighbours_weights, "runs along the samples"),
     ],
 )
 def test_what_mixes_samples_in_the_model_is_found(inside, reason):
