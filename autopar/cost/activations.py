@@ -7,8 +7,8 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from autopar.graph import DTYPE_BYTES, Graph, Op, refs
+from autopar.strategies.memory import memory_roots, with_biases
 from autopar.strategies.sharding import Pattern, Sharding, local_elements
-from autopar.strategies.views import RESHAPES
 from autopar.trace.aliases import ALIASES, RESHAPED
 from autopar.trace.saved import RECURRENT
 
@@ -57,31 +57,6 @@ def boundary_bytes(graph: Graph, sharding: Sharding, name: str, batch: int) -> i
     value = graph.values[name]
     elements = local_elements(value, sharding.boundary[name], sharding.tp, batch)
     return elements * DTYPE_BYTES[value.dtype]
-
-
-def memory_roots(ops: list[Op], graph: Graph, views: frozenset[str] = ALIASES) -> dict[str, str]:
-    """The value whose memory each value shares; an expanded view that is reshaped is a copy."""
-    roots: dict[str, str] = {}
-    for op in ops:
-        name = op.target.split(".")[1]
-        if name not in views:
-            continue
-        source = op.args[0].name
-        root = roots.get(source, source)
-        for out in op.outputs:
-            larger = graph.values[out].bytes(1) > graph.values[root].bytes(1)
-            if name not in RESHAPES or not larger:
-                roots[out] = root
-    return roots
-
-
-def with_biases(graph: Graph, roots: dict[str, str]) -> dict[str, str]:
-    """The same, where a product to which one call adds a bias along is what it is added to."""
-    fused = {
-        graph.ops[added].outputs[0]: graph.ops[product].outputs[0]
-        for added, product in graph.biased.items()
-    }
-    return {**{n: fused.get(root, root) for n, root in roots.items()}, **fused}
 
 
 def saved_tensors(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> Tensors:

@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 from autopar.cost import activations
 from autopar.cost.activations import Tensors
+from autopar.cost.passing import passing
 from autopar.graph import DTYPE_BYTES, Graph
+from autopar.strategies.memory import memory_roots, with_biases
 from autopar.strategies.sharding import Pattern, Sharding, local_elements
 from autopar.strategies.statistics import is_synchronised
 from autopar.trace.aliases import RESHAPED
@@ -51,10 +53,13 @@ def working_set(
     fresh = _parameter_bytes(graph, pattern, sharding)
     met, early = _read_again(graph, pattern, sharding)
     behind = [back[k] + kept[k] + inside[k] for k in steps]
-    passing = list(_unsaved(graph, pattern, sharding, batch, saved))
-    levels = _levels(last, ((made, last, size) for made, _, size in there), passing)
+    unsaved = passing(graph, pattern, sharding, batch, saved)
+    spans = ((p.made, p.read, p.bytes) for p in unsaved)
+    levels = _levels(last, ((made, last, size) for made, _, size in there), spans)
+    # Variables may hold some of the rest for longer. To count all of it until the layer ends was
+    # tried: up to 73 % too high, for names are used again and most values have none.
     divided = sharding.tp > 1 and not sharding.unsplit
-    named = max((size for _, _, size in passing), default=0) if divided else 0
+    named = max((p.bytes for p in unsaved if not p.released), default=0) if divided else 0
     ahead = [levels[k] + kept[k] + inside[k] + named for k in steps]
     waiting = _kept_after(graph, pattern, sharding, batch)
     context = context_bytes(graph, pattern, batch)
@@ -83,7 +88,7 @@ def _inside(graph: Graph, sharding: Sharding, index: int, batch: int) -> int:
 def context_bytes(graph: Graph, pattern: Pattern, batch: int) -> int:
     """Masks, rotary tables and the like that the layer reads: whole, and on a stage once."""
     ops = [graph.ops[i] for i in graph.context]
-    roots, made = activations.memory_roots(ops, graph), {n for op in ops for n in op.outputs}
+    roots, made = memory_roots(ops, graph), {n for op in ops for n in op.outputs}
     read = {n for i in pattern.ops for n in graph.ops[i].inputs() if n in made}
     values = (graph.values[n] for n in {roots.get(n, n) for n in read})
     return sum(value.bytes(batch) for value in values if value.kind == "activation")
@@ -108,34 +113,10 @@ def _saved_spans(graph: Graph, pattern: Pattern, sharding: Sharding, saved: Tens
     return [(maker.get(key[0], 0), first.get(key, (0, 0))[0], size) for key, size in saved.items()]
 
 
-def _unsaved(
-    graph: Graph, pattern: Pattern, sharding: Sharding, batch: int, saved: Tensors
-) -> Iterator[Span]:
-    """What forward makes and no operation saves: from its maker to its last reader.
-
-    Variables may hold some of it for longer: in a divided layer, whose code is one function, the
-    largest counts all along. To count all of it until the layer ends was tried: up to 73 % too
-    high, for names are used again and most values have none.
-    """
-    ops = [graph.ops[i] for i in pattern.ops]
-    roots = activations.with_biases(graph, activations.memory_roots(ops, graph))
-    kept = {roots.get(name, name) for name, _ in saved}
-    readers = {roots.get(n, n): k for k, op in enumerate(ops) for n in op.inputs()}
-    end, returned = len(ops) - 1, {roots.get(n, n) for n in pattern.sent}
-    for place, index in enumerate(pattern.ops):
-        strategy = sharding.strategies[index]
-        for name, state in zip(ops[place].outputs, strategy.outputs, strict=True):
-            value = graph.values[name]
-            if name in roots or name in kept or value.kind != "activation":
-                continue
-            size = local_elements(value, state, sharding.tp, batch) * DTYPE_BYTES[value.dtype]
-            yield place, end if name in returned else readers.get(name, place), size
-
-
 def _added(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> Iterator[Span]:
     """Gradients of what several operations read: where two meet their sum is new."""
     ops = [graph.ops[i] for i in pattern.ops]
-    roots = activations.with_biases(graph, activations.memory_roots(ops, graph, RESHAPED))
+    roots = with_biases(graph, memory_roots(ops, graph, RESHAPED))
     later: set[str] = set(pattern.sent)
     for place in reversed(range(len(ops))):
         strategy = sharding.strategies[pattern.ops[place]]
@@ -154,7 +135,7 @@ def _added(graph: Graph, pattern: Pattern, sharding: Sharding, batch: int) -> It
 
 def _parameter_bytes(graph: Graph, pattern: Pattern, sharding: Sharding) -> list[int]:
     """Gradients of parameters, or of views of them, that the backward of each operation makes."""
-    roots = activations.memory_roots([graph.ops[i] for i in pattern.ops], graph)
+    roots = memory_roots([graph.ops[i] for i in pattern.ops], graph)
     return [
         sum(
             local_elements(graph.values[n], state, sharding.tp, 1)

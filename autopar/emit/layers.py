@@ -12,10 +12,11 @@ from autopar.emit.body import Body
 from autopar.emit.calls import unpackable
 from autopar.emit.constants import LINE, constant, mapping
 from autopar.emit.lines import wrapped
-from autopar.emit.rebind import rebind, rebind_blocks
+from autopar.emit.rebind import let_go, rebind, rebind_blocks
 from autopar.emit.source import Namer
 from autopar.emit.uses import HELPERS
 from autopar.graph import Call, Graph, Ref, refs
+from autopar.strategies.memory import released
 from autopar.strategies.patterns import ENDS, Classes, restrict
 from autopar.strategies.sharding import Pattern, Sharding
 from autopar.strategies.spec import name_of
@@ -137,7 +138,10 @@ def _layer_class(session: _Session, pattern: Pattern, sharding: Sharding, name: 
         source += [constant("FUSED", mapping(text), indent=4)]
     header = f"def forward({', '.join(['self', *arguments])}):"
     body.lines.append(f"return {', '.join(results)}")
-    inner, _ = rebind(body.lines, arguments, namer.bases, RESERVED)
+    inner, renamed = rebind(body.lines, arguments, namer.bases, RESERVED)
+    large = released(graph, pattern, sharding)
+    dead = [variable for value, variable in namer.names.items() if value in large]
+    inner = let_go(body.lines, inner, renamed, dead)
     source += ["", *_indent([header, *_indent(wrapped(_drop_copy(inner), LINE - 8))])]
     return LayerClass(name, "\n".join(source), placements, fused)
 

@@ -45,6 +45,30 @@ def rebind(
     return [with_names(line, renamed) for line in lines], renamed
 
 
+def let_go(
+    lines: list[str], rebound: list[str], renamed: dict[str, str], variables: Iterable[str]
+) -> list[str]:
+    """``rebound`` with a ``del`` behind the last reader of each of ``variables`` of ``lines``.
+
+    None where its name is assigned to there or in the next statement, nor in front of the return.
+    """
+    trees = [_parsed(line) for line in lines]
+    last: dict[str, int] = {}
+    for number, tree in enumerate(trees):
+        last |= dict.fromkeys(_names(tree, ast.Load), number)
+    stored = [{renamed.get(n, n) for n in _names(tree, ast.Store)} for tree in trees]
+    made = {name for tree in trees for name in _names(tree, ast.Store)}
+    dead: dict[int, list[str]] = {}
+    for name in sorted(made & set(variables) & last.keys()):
+        number, final = last[name], renamed.get(name, name)
+        if number < len(lines) - 2 and final not in stored[number] | stored[number + 1]:
+            dead.setdefault(number, []).append(final)
+    found = []
+    for number, line in enumerate(rebound):
+        found += [line, f"del {', '.join(dead[number])}"] if number in dead else [line]
+    return found
+
+
 def rebind_blocks(
     blocks: list[list[str]], bases: dict[str, str], reserved: Iterable[str]
 ) -> list[list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autopar.emit.rebind import mentioned, rebind, rebind_blocks, with_names
+from autopar.emit.rebind import let_go, mentioned, rebind, rebind_blocks, with_names
 
 BASES = {"x_2": "x", "x_3": "x", "y": "y", "y_2": "y"}
 
@@ -19,6 +19,22 @@ def test_a_variable_that_is_read_later_keeps_its_name():
     assert rebind(lines, ("x",), BASES)[0] == ["x_2 = f(x)", "x_2 = g(x_2)", "return x + x_2"]
     lines = ["x_2 = f(x)", "x_3 = g(x_2)"]
     assert rebind(lines, (), BASES, (), ("x_2",))[0] == ["x = f(x)", "x_2 = g(x)"]
+
+
+def test_variables_are_deleted_behind_their_last_reader():
+    """Not where their name is assigned to there or next, not in front of the return, not unread."""
+    lines = ["a = f(x)", "b = g(a, a=a)", "with mode():", "    c = a + b", "x_2 = h(c)",
+             "y = x_2 + x", "d = y * 2", "e = d + c", "unread = e", "return e"]  # fmt: skip
+    found, renamed = rebind(lines, ("x",), BASES)
+    dead = ("a", "b", "c", "d", "x_2", "y", "unread", "elsewhere")
+    assert let_go(lines, found, renamed, dead) == [
+        "a = f(x)", "b = g(a, a=a)", "with mode():", "    c = a + b", "del a, b", "x_2 = h(c)",
+        "y = x_2 + x", "del x_2", "d = y * 2", "del y", "e = d + c", "del c, d", "unread = e",
+        "return e",
+    ]  # fmt: skip
+    lines = ["x_2 = f(x)", "x_3 = g(x_2)", "z = h(x_3)", "return z + x_3"]
+    found, renamed = rebind(lines, ("x",), BASES)
+    assert let_go(lines, found, renamed, ("x_2", "x_3")) == found
 
 
 def test_results_of_one_statement_have_names_of_their_own():

@@ -39,6 +39,8 @@ PLANS = [
     # modules called with other weights than theirs, whose runs all change one buffer
     ("gan", (1, 2, 1)),
     ("gan", (2, 1, 1)),
+    # position buckets and scores as large as 63 tokens squared, which variables would hold
+    ("hf-wavlm", (2, 1, 2)),
 ]
 
 
