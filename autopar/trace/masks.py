@@ -9,7 +9,7 @@ from torch import Tensor
 
 from autopar.graph import Op, Ref, Value
 from autopar.trace.interpret import run
-from autopar.trace.simplify import remove_dead
+from autopar.trace.simplify import remove_dead, substitute
 
 ATTENTION = "aten.scaled_dot_product_attention.default"
 # Evaluating a mask takes rows x columns bytes a few times over.
@@ -25,10 +25,11 @@ def simplify_masks(ops: list[Op], values: dict[str, Value]) -> tuple[list[Op], s
     Returns the operations, and the names of the causal masks.
     """
     kinds: dict[str, str] = {}
+    computed: dict[str, str] = {}
     for op in ops:
         name = _mask_of(op)
         if name and name not in kinds:
-            kinds[name] = _classify(name, ops, values)
+            kinds[name] = _classify(name, ops, values, computed)
     ops = [_rewrite_attention(op, kinds) for op in ops]
     causal = {name for name, kind in kinds.items() if kind == "causal"}
     return [new for op in ops for new in _rewrite_definition(op, causal, values)], causal
@@ -41,23 +42,42 @@ def _mask_of(op: Op) -> str | None:
     return mask.name if isinstance(mask, Ref) else None
 
 
-def _classify(name: str, ops: list[Op], values: dict[str, Value]) -> str:
-    """``causal``, ``full`` or ``other``, by computing the mask for one sample."""
+def _classify(
+    name: str, ops: list[Op], values: dict[str, Value], computed: dict[str, str]
+) -> str:
+    """``causal``, ``full`` or ``other``, by computing the mask for one sample.
+
+    Blocks that make equal masks each on its own are many: ``computed`` has those known so far.
+    """
     needed = remove_dead(ops, {name})
     known = {out for op in needed for out in op.outputs}
     constant = all(i in known for op in needed for i in op.inputs())
     rows = values[name].shape[-2:]
     if not constant or name not in known or rows[0].at(1) * rows[1].at(1) > LARGEST_MASK_ELEMENTS:
         return "other"
-    env: dict[str, Tensor] = {}
+    key = _definition(needed, name)
+    if key not in computed:
+        env: dict[str, Tensor] = {}
+        for op in needed:
+            env.update(zip(op.outputs, run(op, env, batch=1, device="cpu"), strict=True))
+        computed[key] = _kind(env[name])
+    return computed[key]
+
+
+def _definition(needed: list[Op], name: str) -> str:
+    """The operations that make a mask from nothing, with values named by their order."""
+    local: dict[str, str] = {}
+    rows = []
     for op in needed:
-        env.update(zip(op.outputs, run(op, env, batch=1, device="cpu"), strict=True))
-    return _kind(env[name])
+        rows.append((op.target, substitute((op.args, op.kwargs), local)))
+        for out in op.outputs:
+            local[out] = f"v{len(local)}"
+    return repr((rows, local[name]))
 
 
 def _kind(mask: Tensor) -> str:
     allowed = mask if mask.dtype == torch.bool else mask == 0
-    if mask.dtype != torch.bool and not _hides(mask[~allowed]):
+    if mask.dtype != torch.bool and not bool((allowed | _hides(mask)).all()):
         return "other"
     if bool(allowed.all()):
         return "full"
@@ -80,9 +100,9 @@ def _is_triangle(allowed: Tensor) -> bool:
     return True
 
 
-def _hides(values: Tensor) -> bool:
-    """Whether adding these to attention scores makes their weight exactly zero."""
-    return bool((values <= torch.finfo(values.dtype).min / 2).all())
+def _hides(values: Tensor) -> Tensor:
+    """Where adding these to attention scores makes their weight exactly zero."""
+    return values <= torch.finfo(values.dtype).min / 2
 
 
 def _rewrite_attention(op: Op, kinds: dict[str, str]) -> Op:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from autopar.graph import Op, Ref, Size, Value
 from autopar.trace.interpret import run
 from autopar.trace.masks import ATTENTION, simplify_masks
+from autopar.trace.simplify import renamed
 
 T = 6
 SQUARE = (Size(T), Size(T))
@@ -75,3 +78,23 @@ def test_additive_mask(hidden, causal):
     ops, values = ops_with([zero, *additive(hidden)], "float32")
     attention = simplify_masks(ops, values)[0][-1]
     assert attention.kwargs == ({"is_causal": True} if causal else {})
+
+
+def test_equal_masks_are_computed_once(monkeypatch):
+    """Blocks that make their masks themselves: what is equal but for names is run once."""
+    ops, values = ops_with(triangle())
+    for k in range(3):  # three more of the first, and one that is whole
+        names = {"ones": f"ones{k}", "mask": f"mask{k}", "y": f"y{k}"}
+        values |= {new: replace(values[old], name=new) for old, new in names.items()}
+        ops += [
+            replace(renamed(op, names), outputs=tuple(names[out] for out in op.outputs))
+            for op in ops_with(triangle(k // 2 * T))[0]
+        ]
+    runs = []
+    monkeypatch.setattr(
+        "autopar.trace.masks.run", lambda op, *a, **k: runs.append(op) or run(op, *a, **k)
+    )
+    attention = [op for op in simplify_masks(ops, values)[0] if op.target == ATTENTION]
+    assert [op.kwargs for op in attention] == [{"is_causal": True}] * 3 + [{}]
+    assert [op.args[3] for op in attention] == [None] * 4
+    assert len(runs) == 4
