@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import NamedTuple, TypedDict
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple, Self, TypedDict, TypeVar
 
 from autopar.cluster import Cluster
 from autopar.cost import activations
@@ -56,17 +56,56 @@ class Norm(NamedTuple):
     bytes: int
 
 
-@dataclass(frozen=True)
-class LayerCost:
+# All that makes one sharding of a layer dearer than another.
+FIGURES = (
+    "forward_seconds", "backward_seconds", "tp_forward_seconds", "tp_backward_seconds",
+    "tp_again_seconds", "parameter_elements", "parameter_tensors", "partial_elements",
+    "saved_bytes", "transient_bytes", "summed_bytes", "kept_bytes", "repeated_seconds",
+    "input_seconds", "weight_seconds", "waiting_bytes", "norm_elements", "trained_modules",
+    "selective_bytes", "step_bytes", "step_summed_bytes",
+)  # fmt: skip
+# What takes longer where several groups of ranks share a network.
+CONTENDED = frozenset({"tp_forward_seconds", "tp_backward_seconds", "tp_again_seconds"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerTimes:
+    """Seconds of one layer on one rank for one micro-batch, without data parallelism.
+
+    Those of forward and backward leave out tensor-parallel communication, which stands in
+    ``tp_forward_seconds`` and ``tp_backward_seconds``. ``input_seconds`` and ``weight_seconds`` are
+    backward in two parts, see ``OpCost``. ``trained_modules`` counts the modules that have
+    parameters of their own with a gradient.
+    """
+
+    forward_seconds: float
+    backward_seconds: float
+    tp_forward_seconds: float
+    tp_backward_seconds: float
+    input_seconds: float
+    weight_seconds: float
+    trained_modules: int
+
+    def contended(self, slow: float) -> Self:
+        """The same where tensor-parallel communication is slower by this factor."""
+        if slow == 1.0:
+            return self
+        names = (f.name for f in fields(self) if f.name in CONTENDED)
+        return replace(self, **{name: slow * getattr(self, name) for name in names})
+
+
+Times = TypeVar("Times", bound=LayerTimes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCost(LayerTimes):
     """One layer on one rank, for one micro-batch.
 
-    Seconds of forward and backward leave out tensor-parallel communication, which stands in
-    ``tp_forward_seconds`` and ``tp_backward_seconds``. ``parameter_elements`` is what one rank
-    holds after the tp split; ``partial_parameters`` counts those whose gradient must be
-    all-reduced over tp once per step, ``partial_seconds`` is the time of that.
-    ``input_seconds`` and ``weight_seconds`` are backward in two parts, see ``OpCost``, between
-    which ``waiting_bytes`` are held besides what is saved. ``kept_seconds`` and ``kept_bytes`` are
-    the forward of the ops that selective recomputation does not repeat and their results.
+    ``parameter_elements`` is what one rank holds after the tp split; ``partial_elements`` counts
+    those whose gradient must be all-reduced over tp once per step.
+    Between the two parts of backward ``waiting_bytes`` are held besides what is saved.
+    ``kept_seconds`` and ``kept_bytes`` are the forward of the ops that selective recomputation
+    does not repeat and their results.
     ``norms`` are the normalisations whose statistics are taken over the samples of all dp ranks.
     At its fullest moment (``working_set.py``) the layer holds ``transient_bytes`` more than it
     saves, ``summed_bytes`` where backward adds gradients of parameters to those of earlier
@@ -78,14 +117,9 @@ class LayerCost:
     ``tied_elements`` are those of parameters that an earlier part on the same rank holds: their
     gradients wait until that part has made its own, see ``data_parallel.py``.
     ``frozen_elements`` and ``frozen_tensors`` are those of parameters that need no gradient;
-    ``learns`` says whether anything in the layer has one, and ``trained_modules`` counts the
-    modules that have such parameters of their own.
+    ``learns`` says whether anything in the layer has one.
     """
 
-    forward_seconds: float
-    backward_seconds: float
-    tp_forward_seconds: float
-    tp_backward_seconds: float
     flops: int
     parameter_elements: int
     parameter_tensors: int
@@ -99,8 +133,6 @@ class LayerCost:
     tp_backward: Counter[str]
     tp_again: Counter[str]
     tp_again_seconds: float
-    input_seconds: float = 0.0
-    weight_seconds: float = 0.0
     waiting_bytes: int = 0
     step_bytes: int = 0
     step_summed_bytes: int = 0
@@ -115,7 +147,6 @@ class LayerCost:
     frozen_elements: int = 0
     frozen_tensors: int = 0
     learns: bool = True
-    trained_modules: int = 0
 
     @property
     def trained_elements(self) -> int:
@@ -131,17 +162,6 @@ class LayerCost:
     def repeated_seconds(self) -> float:
         """Forward of what selective recomputation repeats."""
         return self.forward_seconds - self.kept_seconds
-
-    def contended(self, slow: float) -> LayerCost:
-        """The cost where tensor-parallel communication is slower by this factor."""
-        if slow == 1.0:
-            return self
-        return replace(
-            self,
-            tp_forward_seconds=slow * self.tp_forward_seconds,
-            tp_backward_seconds=slow * self.tp_backward_seconds,
-            tp_again_seconds=slow * self.tp_again_seconds,
-        )
 
     def in_two_parts(self) -> LayerCost:
         """The cost where all that is saved stays until the gradients of parameters are made."""
@@ -173,22 +193,37 @@ class LayerCost:
 OpCosts = dict[tuple[int, Strategy, bool, int, int], OpCost]
 
 
-def layer_cost(
-    graph: Graph, pattern: Pattern, sharding: Sharding, cluster: Cluster, batch: int,
-    away: bool = False, known: OpCosts | None = None,
-) -> LayerCost:  # fmt: skip
-    """Prices ``pattern`` under ``sharding`` for micro-batches of ``batch`` samples.
+class _Priced(NamedTuple):
+    """A layer's operations, its moves with their seconds, and collectives inside operations."""
 
-    Where activations are ``away``, in host memory, it counts what of them is when here.
-    Most operations run alike in many shardings: ``known`` keeps what they cost on ``cluster``.
-    """
+    compute: list[OpCost]
+    comm: list[tuple[Move, tuple[float, float]]]
+    inner_seconds: float
+
+
+def _priced(
+    graph: Graph, pattern: Pattern, sharding: Sharding, cluster: Cluster, batch: int,
+    known: OpCosts | None,
+) -> _Priced:  # fmt: skip
     known = {} if known is None else known
     compute = [_op(graph, sharding, cluster, i, batch, known) for i in pattern.ops]
     comm = _moved(graph, sharding, cluster, batch)
-    inner = _inner_seconds(graph, sharding, cluster, batch)
-    again = _moves_again(graph, pattern, sharding)
-    saved = activations.saved_tensors(graph, pattern, sharding, batch)
-    kept, kept_extra = activations.kept_tensors(graph, pattern, sharding, batch)
+    return _Priced(compute, comm, _inner_seconds(graph, sharding, cluster, batch))
+
+
+def layer_times(
+    graph: Graph, pattern: Pattern, sharding: Sharding, cluster: Cluster, batch: int,
+    known: OpCosts | None = None,
+) -> LayerTimes:  # fmt: skip
+    """The seconds of ``layer_cost`` alone, in a third of the time: most bounds need no more."""
+    own = _priced(graph, pattern, sharding, cluster, batch, known)
+    return _times(graph, pattern, sharding, cluster, own)
+
+
+def _times(
+    graph: Graph, pattern: Pattern, sharding: Sharding, cluster: Cluster, own: _Priced
+) -> LayerTimes:
+    compute, comm, inner = own
     tp_forward, tp_backward = sum(s[0] for _, s in comm) + inner, sum(s[1] for _, s in comm)
     inner_count = sum(len(s.collectives) for s in sharding.strategies.values())
     calls = sum(s[0] > 0 for _, s in comm) + inner_count, sum(s[1] > 0 for _, s in comm)
@@ -200,11 +235,33 @@ def layer_cost(
     device_backward = computed_backward + issued_backward * cluster.overhead_seconds("op_backward")
     device_backward += _parameter_seconds(cluster, sharding)
     backward = max(device_backward, (issued_backward + calls[1]) * dispatch - tp_backward)
-    found = LayerCost(
+    return LayerTimes(
         forward_seconds=max(device_forward, (issued + calls[0]) * dispatch - tp_forward),
         backward_seconds=backward,
         tp_forward_seconds=tp_forward,
         tp_backward_seconds=tp_backward,
+        input_seconds=sum(c.input_seconds for c in compute) + backward - computed_backward,
+        weight_seconds=sum(c.weight_seconds for c in compute),
+        trained_modules=_trained_modules(graph, sharding),
+    )
+
+
+def layer_cost(
+    graph: Graph, pattern: Pattern, sharding: Sharding, cluster: Cluster, batch: int,
+    away: bool = False, known: OpCosts | None = None,
+) -> LayerCost:  # fmt: skip
+    """Prices ``pattern`` under ``sharding`` for micro-batches of ``batch`` samples.
+
+    Where activations are ``away``, in host memory, it counts what of them is when here.
+    Most operations run alike in many shardings: ``known`` keeps what they cost on ``cluster``.
+    """
+    own = _priced(graph, pattern, sharding, cluster, batch, known)
+    compute, comm, inner = own
+    again = _moves_again(graph, pattern, sharding)
+    saved = activations.saved_tensors(graph, pattern, sharding, batch)
+    kept, kept_extra = activations.kept_tensors(graph, pattern, sharding, batch)
+    found = LayerCost(
+        **vars(_times(graph, pattern, sharding, cluster, own)),
         flops=sum(c.flops for c in compute),
         parameter_elements=_parameter_elements(graph, sharding, sharding.parameters),
         parameter_tensors=len(sharding.parameters),
@@ -214,8 +271,6 @@ def layer_cost(
         tp_backward=_count(m.backward for m, _ in comm),
         tp_again=_count(sharding.moves[k].move.forward for k in again) + _inner_counts(sharding),
         tp_again_seconds=sum(comm[k][1][0] for k in again) + inner,
-        input_seconds=sum(c.input_seconds for c in compute) + backward - computed_backward,
-        weight_seconds=sum(c.weight_seconds for c in compute),
         waiting_bytes=activations.waiting_bytes(graph, pattern, sharding, batch),
         kept_seconds=_kept_seconds(graph, pattern, compute),
         kept_bytes=sum(kept.values()) + kept_extra,
@@ -338,15 +393,18 @@ def _parameter_elements(graph: Graph, sharding: Sharding, names: Iterable[str]) 
 def _learning(found: LayerCost, graph: Graph, pattern: Pattern, sharding: Sharding) -> LayerCost:
     """The cost with what needs no gradient."""
     frozen = [n for n in sharding.parameters if not graph.values[n].requires_grad]
-    trained = (graph.values[n].source for n in sharding.parameters if n not in frozen)
     made = (name for i in pattern.ops for name in graph.ops[i].outputs)
     return replace(
         found,
         frozen_elements=_parameter_elements(graph, sharding, frozen),
         frozen_tensors=len(frozen),
         learns=any(graph.values[name].requires_grad for name in made),
-        trained_modules=len({source.rpartition(".")[0] for source in trained}),
     )
+
+
+def _trained_modules(graph: Graph, sharding: Sharding) -> int:
+    values = (graph.values[n] for n in sharding.parameters)
+    return len({value.source.rpartition(".")[0] for value in values if value.requires_grad})
 
 
 def _partial_elements(graph: Graph, sharding: Sharding) -> int:

@@ -36,6 +36,8 @@ def inner_seconds(
 
     They carry one float32 per element of the value named, e.g. one per row of the logits.
     """
+    if not strategy.collectives:
+        return 0.0
     group = tp_group(cluster, tp)
     return sum(
         collective_seconds(cluster, kind, values[name].elements(batch) * 4, group)

@@ -16,7 +16,7 @@ from autopar.cluster import Cluster
 from autopar.cost.activations import boundary_bytes
 from autopar.cost.collectives import Group, collective_seconds
 from autopar.cost.data_parallel import MASTER_BYTES, Setting, backward_bytes, dp_cost, state_bytes
-from autopar.cost.layer import LayerCost, OpCosts, Recomputed, layer_cost
+from autopar.cost.layer import FIGURES, LayerCost, LayerTimes, Recomputed, Times
 from autopar.cost.offload import activation_seconds, offloaded, offloads
 from autopar.cost.reserve import beside_bytes, fixed_bytes
 from autopar.cost.schedule import SINGLE
@@ -24,6 +24,7 @@ from autopar.cost.statistics import statistics_seconds
 from autopar.graph import Graph
 from autopar.solve.chain import undominated
 from autopar.solve.cuts import Cutter
+from autopar.solve.layer_prices import Key, LayerPrices
 from autopar.solve.modes import Modes, recompute_modes, repeatable, zero_modes
 from autopar.solve.pins import LAYERED, pin_of
 from autopar.solve.placements import Demand, find_demands
@@ -33,14 +34,6 @@ from autopar.solve.shardings import Offered, Shardings, pinned_sharding
 from autopar.strategies.patterns import ENDS, Classes
 from autopar.strategies.sharding import local_elements
 from autopar.strategies.sharing import may_interleave, shared_parameters
-
-FIGURES = (
-    "forward_seconds", "backward_seconds", "tp_forward_seconds", "tp_backward_seconds",
-    "tp_again_seconds", "parameter_elements", "parameter_tensors", "partial_elements",
-    "saved_bytes", "transient_bytes", "summed_bytes", "kept_bytes", "repeated_seconds",
-    "input_seconds", "weight_seconds", "waiting_bytes", "norm_elements", "trained_modules",
-    "selective_bytes", "step_bytes", "step_summed_bytes",
-)  # fmt: skip
 
 
 @dataclass
@@ -58,9 +51,8 @@ class Pricer:
     names: tuple[str, ...] = ()
     equal_stages: bool = False
     peers: tuple[Pricer, ...] = ()
-    _costs: dict[tuple[str, int, str, int, int, bool], LayerCost] = field(default_factory=dict)
-    _useful: dict[tuple[str, int, str, int, Demand], tuple[int, ...]] = field(default_factory=dict)
-    _ops: OpCosts = field(default_factory=dict)
+    _prices: LayerPrices = field(default_factory=LayerPrices)
+    _useful: dict[tuple[Any, ...], tuple[int, ...]] = field(default_factory=dict)
     _crossing: dict[tuple[int, str, int], tuple[int, ...]] = field(default_factory=dict)
     _listed: dict[Configuration, Menus] = field(default_factory=dict)
     leanest: dict[Configuration, Menus] = field(default_factory=dict)
@@ -86,13 +78,17 @@ class Pricer:
 
     def cost(self, member: str, config: Configuration, tp_option: int = 0) -> LayerCost:
         """The price of one layer of class ``member`` without data parallelism."""
-        away = self.moves_activations(member, config)
-        key = (member, config.tp, config.layout, tp_option, config.microbatch_size, away)
-        if key not in self._costs:
-            pattern, own = self.classes.priced(member), self.shardings.share(*key[:4])
-            of = self.graph, pattern, own, self.cluster
-            self._costs[key] = layer_cost(*of, *key[4:], self._ops)
-        return self._costs[key].contended(self.cluster.contention(config.tp, config.world_size))
+        key, away = Key.of(member, config, tp_option), self.moves_activations(member, config)
+        return self._on_machine(self._prices.cost(self.shardings, key, away), member, config)
+
+    def times(self, member: str, config: Configuration, tp_option: int) -> LayerTimes:
+        """The seconds of ``cost``."""
+        key = Key.of(member, config, tp_option)
+        return self._on_machine(self._prices.times(self.shardings, key), member, config)
+
+    def _on_machine(self, times: Times, member: str, config: Configuration) -> Times:
+        """A price of one layer beside the others."""
+        return times.contended(self.cluster.contention(config.tp, config.world_size))
 
     def useful(
         self, member: str, config: Configuration, demand: Demand | None = None
@@ -103,15 +99,12 @@ class Pricer:
         kind of device is, for parts on both have to agree. ``demand`` are the placements
         that are asked for, by default those of the class's first layer.
         """
-        home = self.classes.home(member)
-        demand = self.shardings.demands.of(home)[0] if demand is None else demand
-        if config.tp > 1 and "sharding" in self.pins:
-            return (pinned_sharding(self.offered(member, config), self.pins["sharding"], demand),)
+        home, number = self.classes.home(member), self._wanted(member, config, demand)
+        if len(number) == 1:
+            return number
         key = (home, config.tp, config.layout, config.microbatch_size, demand)
         if key not in self._useful:
             members = [home] if home == member else list(self.classes.parts)
-            offered = self.offered(member, config)
-            number = [k for k, each in enumerate(offered) if each.demand == demand]
             rows = [
                 [f for kind in (self, *self.peers) for f in kind._figures(members, config, k)]
                 for k in number
@@ -119,6 +112,14 @@ class Pricer:
             kept = undominated(np.array(rows, dtype=np.float64))
             self._useful[key] = tuple(k for k, own in zip(number, kept, strict=True) if own)
         return self._useful[key]
+
+    def _wanted(self, member: str, config: Configuration, demand: Demand | None) -> tuple[int, ...]:
+        """The shardings of a class with these placements, or the pinned one of them."""
+        offered, home = self.offered(member, config), self.classes.home(member)
+        demand = self.shardings.demands.of(home)[0] if demand is None else demand
+        if config.tp > 1 and "sharding" in self.pins:
+            return (pinned_sharding(offered, self.pins["sharding"], demand),)
+        return tuple(k for k, each in enumerate(offered) if each.demand == demand)
 
     def _figures(
         self, members: Sequence[str], config: Configuration, tp_option: int
@@ -228,7 +229,7 @@ class Pricer:
         return slow * activation_seconds(self.cluster, cost)
 
     def backward_seconds(
-        self, cost: LayerCost, config: Configuration, whole: bool = False
+        self, cost: LayerTimes, config: Configuration, whole: bool = False
     ) -> tuple[float, float]:
         """Seconds of backward, and of its part for parameters if the schedule splits it.
 
@@ -451,8 +452,8 @@ class Pricer:
             return dataclasses.replace(self, pins=pins, _listed={}, leanest={})
         shardings = self.shardings.under(demands)
         return dataclasses.replace(
-            self, pins=pins, shardings=shardings, _costs={}, _useful={}, _crossing={},
-            _listed={}, leanest={},
+            self, pins=pins, shardings=shardings, _prices=self._prices.of_operations(),
+            _useful={}, _crossing={}, _listed={}, leanest={},
         )  # fmt: skip
 
     @property
@@ -489,12 +490,11 @@ class Pricer:
     ) -> tuple[float, float]:
         """One micro-batch of a class at least, whatever is chosen for it, and to cross it."""
         slow = self.cluster.computing_slowdown(config.world_size)
-        costs = [self.cost(member, config, k) for k in self.useful(member, config, demand)]
-        seconds, crossing = [], []
-        for cost in costs:
+        found = []
+        for k in self._wanted(member, config, demand):
+            cost = self.times(member, config, k)
             forward = cost.forward_seconds * slow + cost.tp_forward_seconds
             backward, weight = self.backward_seconds(cost, config)
-            seconds.append(forward + backward)
-            split = config.splits_backward
-            crossing.append(forward + (max(0.0, backward - 2 * weight) if split else backward))
-        return min(seconds), min(crossing)
+            alone = max(0.0, backward - 2 * weight) if config.splits_backward else backward
+            found.append((forward + backward, forward + alone))
+        return min(seconds for seconds, _ in found), min(crossing for _, crossing in found)

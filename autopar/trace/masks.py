@@ -42,9 +42,7 @@ def _mask_of(op: Op) -> str | None:
     return mask.name if isinstance(mask, Ref) else None
 
 
-def _classify(
-    name: str, ops: list[Op], values: dict[str, Value], computed: dict[str, str]
-) -> str:
+def _classify(name: str, ops: list[Op], values: dict[str, Value], computed: dict[str, str]) -> str:
     """``causal``, ``full`` or ``other``, by computing the mask for one sample.
 
     Blocks that make equal masks each on its own are many: ``computed`` has those known so far.

@@ -11,12 +11,13 @@ import torch
 from autopar.cluster import Cluster
 from autopar.cost.compute import elementwise_seconds
 from autopar.cost.data_parallel import Setting, Traffic
-from autopar.cost.layer import LayerCost, replicated
+from autopar.cost.layer import Times, replicated
 from autopar.cost.reserve import beside_bytes, fixed_bytes
 from autopar.graph import Graph
 from autopar.plan import Prediction, StagePlan
 from autopar.solve.assemble import assemble
 from autopar.solve.intra import shard_for_each
+from autopar.solve.layer_prices import LayerPrices
 from autopar.solve.menus import Pricer
 from autopar.solve.problem import Configuration, Option, Problem, Solution
 from autopar.solve.shardings import AIMS, REFERENCE_BATCH, Offered, Shardings
@@ -86,12 +87,12 @@ class RunPricer(Pricer):
     tp_hidden: float = 0.0
     loss_bytes: int = 0
 
-    def cost(self, member: str, config: Configuration, tp_option: int = 0) -> LayerCost:
+    def _on_machine(self, times: Times, member: str, config: Configuration) -> Times:
         """As for a plan, less the part of tp's communication that computing hides.
 
         The loss takes what its system moves beyond the traced one.
         """
-        whole = super().cost(member, config, tp_option)
+        whole = super()._on_machine(times, member, config)
         hidden = self.tp_hidden * (1 - self.cluster.overlap_slowdown)
         more = 0.0
         if member == self.classes.members[-1]:
@@ -137,7 +138,7 @@ class Prices:
     _traced: dict[Shape, tuple[Graph, Classes]] = field(default_factory=dict)
     _found: dict[Shape, Found] = field(default_factory=dict)
     _machines: dict[Machine, Cluster] = field(default_factory=dict)
-    _costs: dict[tuple[Shape, Machine], Any] = field(default_factory=dict)
+    _prices: dict[tuple[Shape, Machine], LayerPrices] = field(default_factory=dict)
 
     def on(
         self, clusters: Mapping[str, Cluster], environments: Mapping[str, Environment] | None = None
@@ -196,9 +197,9 @@ class Prices:
             graph, _deepened(classes, run.layers), cluster, plain=self.plain(run.machine),
             _found=self._found.setdefault(run.shape, {}),
         )  # fmt: skip
-        costs = self._costs.setdefault((run.shape, run.machine), {})
+        prices = self._prices.setdefault((run.shape, run.machine), LayerPrices())
         return RunPricer(
-            shardings, PRECISION, "adamw", {}, cluster.memory_bytes, _costs=costs,
+            shardings, PRECISION, "adamw", {}, cluster.memory_bytes, _prices=prices,
             traffic=run.traffic, partitioned=run.partitioned, tp_hidden=run.tp_hidden,
             loss_bytes=run.loss_bytes,
         ), names  # fmt: skip

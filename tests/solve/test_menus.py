@@ -72,6 +72,20 @@ def test_pinned_sharding_that_divides_nothing_makes_way_for_the_next():
         assert known[pinned.useful(BLOCK, TENSOR)[0]].aim == taken
 
 
+@pytest.mark.parametrize("config", [ALONE, TENSOR, replace(TENSOR, pp=2, schedule="zero_bubble")])
+def test_a_bound_prices_no_memory_and_is_below_every_option(config, monkeypatch):
+    own = pricer()
+    with monkeypatch.context() as closed:
+        closed.setattr("autopar.solve.layer_prices.layer_cost", None)
+        found = {member: own.least_seconds(member, None, config) for member in (BLOCK, "head")}
+    for member, (seconds, crossing) in found.items():
+        for k in range(len(own.offered(member, config))):
+            cost, times = own.cost(member, config, k), own.times(member, config, k)
+            assert all(getattr(cost, name) == value for name, value in vars(times).items())
+        least = min(option.microbatch_seconds for option in own.menu(member, config))
+        assert 0 < crossing <= seconds <= least
+
+
 def test_recomputation_keeps_the_input_and_runs_forward_again():
     plain, part, again = shared().menu(BLOCK, ALONE)
     cost = shared().cost(BLOCK, ALONE)
