@@ -47,12 +47,26 @@ def wrap(line: str, width: int) -> list[str]:
     opening = _last_call(code)
     if opening is None or opening >= width:
         return _by_operator(code, width)
-    inside = code[opening + 1 : -1]
-    arguments = _arguments(inside)
+    return _by_argument(code, opening, width)
+
+
+def _by_argument(code: str, opening: int, width: int) -> list[str]:
+    """What is in the last brackets of ``code`` on a line of its own, or on one per argument."""
+    arguments = _arguments(code[opening + 1 : -1])
     together = " " * 4 + ", ".join(arguments)
-    if len(together) <= width:
+    if len(together) <= width and code[-2] != ",":  # a comma is what makes a tuple of one
         return [code[: opening + 1], together, code[-1]]
-    return [code[: opening + 1], *(f"    {a}," for a in arguments), code[-1]]
+    each = (line for a in arguments for line in _argument(a, width - 4))
+    return [code[: opening + 1], *(f"    {line}" for line in each), code[-1]]
+
+
+def _argument(text: str, width: int) -> list[str]:
+    """An argument with its comma; what a line does not hold is broken in its last brackets."""
+    opening = _last_bracket(text)
+    if len(text) < width or opening is None:
+        return [f"{text},"]
+    *before, last = _by_argument(text, opening, width - 1)
+    return [*before, f"{last},"]
 
 
 def _by_operator(code: str, width: int) -> list[str]:
@@ -81,7 +95,14 @@ def _operands(text: str, operators: tuple[str, ...] = OPERATORS) -> list[str]:
 
 
 def _last_call(code: str) -> int | None:
+    """Where the bracket of a call opens that the last character closes."""
+    return _last_bracket(code) or None
+
+
+def _last_bracket(code: str) -> int | None:
     """Where the bracket opens that the last character closes."""
+    if code[-1] not in PAIRS.values():
+        return None
     depth = 0
     for position in range(len(code) - 1, -1, -1):
         if code[position] in PAIRS.values():
@@ -89,7 +110,7 @@ def _last_call(code: str) -> int | None:
         elif code[position] in PAIRS:
             depth -= 1
             if depth == 0:
-                return position if code[-1] in PAIRS.values() and position else None
+                return position
     return None
 
 

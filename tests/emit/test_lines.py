@@ -16,6 +16,13 @@ CASES = {
     "value = f(one(1), two(2), three(3))": [
         "value = f(", "    one(1),", "    two(2),", "    three(3),", ")",
     ],
+    "value = f((g(one), g(two)), 1)": [
+        "value = f(", "    (", "        g(one),", "        g(two),", "    ),", "    1,", ")",
+    ],
+    "value = f((first_of_one(1),))": [
+        "value = f(", "    (", "        first_of_one(", "            1",
+        "        ),", "    ),", ")",
+    ],
     "value = first * second": ["value = (", "    first * second", ")"],
     "value = first_one * second_one": ["value = (", "    first_one", "    * second_one", ")"],
 }  # fmt: skip
