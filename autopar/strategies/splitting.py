@@ -39,7 +39,8 @@ def splits_backward(graph: Graph, classes: Classes) -> bool:
 def _meets_once(graph: Graph, pattern: Pattern) -> bool:
     """Whether all that is learned and does not depend on what is received is read once, here.
 
-    Only what has a gradient is received in this sense.
+    Only what has a gradient is received in this sense. Parts of a parameter, as ``nn.Transformer``
+    cuts a weight in for queries and for memory, meet it at one operation each.
     """
     ops = [graph.ops[i] for i in pattern.ops]
     met, own = {n for n in pattern.received if graph.values[n].requires_grad}, set[str]()
@@ -47,7 +48,10 @@ def _meets_once(graph: Graph, pattern: Pattern) -> bool:
     for op in ops:
         learned = {n for n in (*op.inputs(), *op.outputs) if graph.values[n].requires_grad}
         own.update(n for n in learned if graph.values[n].kind == "parameter")
-        (own if met.isdisjoint(op.inputs()) else met).update(learned.intersection(op.outputs))
+        made = learned.intersection(op.outputs)
+        if met.isdisjoint(op.inputs()) and len(made) > 1:
+            return False
+        (own if met.isdisjoint(op.inputs()) else met).update(made)
     once = all(readers[name] == 1 for name in own) and own.isdisjoint(pattern.sent)
     return once and all(map(_is_one, ops))
 

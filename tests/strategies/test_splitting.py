@@ -59,6 +59,25 @@ class Net(nn.Module):
         return x.square().mean()
 
 
+class Cut(nn.Module):
+    """Attends to a memory in every layer; one weight is cut in for queries and for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerDecoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.decoder = nn.TransformerDecoder(layer, 3)
+        self.embed, self.read = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.decoder(x, self.read(x)).square().mean()
+
+
+def test_parts_of_a_parameter_meet_it_at_one_operation_each():
+    """Weight and bias meet the queries at two operations of torch and the memory at one."""
+    assert not splits(Cut(), torch.empty(4, 3, 8))
+
+
 @pytest.mark.parametrize(
     ("net", "expected"),
     [
