@@ -11,7 +11,7 @@ from autopar.graph import Graph, Op
 from autopar.strategies.sharding import Pattern, Sharding
 from autopar.strategies.views import RESHAPES
 from autopar.trace.aliases import ALIASES
-from autopar.trace.saved import observe_saved
+from autopar.trace.saved import observe_saved, views_of
 
 
 def memory_roots(ops: list[Op], graph: Graph, views: frozenset[str] = ALIASES) -> dict[str, str]:
@@ -54,7 +54,7 @@ def released(graph: Graph, pattern: Pattern, sharding: Sharding) -> frozenset[st
     for index, op in zip(pattern.ops, ops, strict=True):
         if large.isdisjoint(roots.get(n, n) for n in (*op.inputs(), *op.outputs)):
             continue
-        saved = graph.saved.get(index) or observe_saved(op, graph.values)
+        saved = graph.saved.get(index) or observe_saved(op, graph.values, views_of(ops))
         large -= {roots.get(name, name) for name in saved.values}
     return frozenset(name for name, root in made.items() if root in large)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from autopar.graph import Graph, Op, Saved, Value, refs
+from autopar.trace.aliases import ALIASES
 from autopar.trace.interpret import run
 from autopar.trace.opaque import OPAQUE, OpaqueCall
 
@@ -20,10 +22,22 @@ _BATCH = 2
 # padded: few samples would not tell how it grows, nor many how much it is at least.
 RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 _SAMPLES = (1, 2, 4, 16)
+# The ops that view another tensor, by what they make.
+Views = Mapping[str, Op]
 
 
-def observe_saved(op: Op, values: dict[str, Value]) -> Saved:
-    """Runs ``op`` on ``meta`` and records every tensor that its backward will need."""
+def views_of(ops: Iterable[Op]) -> Views:
+    """Which of the ops makes which view."""
+    viewing = (op for op in ops if op.target.split(".")[1] in ALIASES)
+    return {name: op for op in viewing for name in op.outputs}
+
+
+def observe_saved(op: Op, values: dict[str, Value], views: Views) -> Saved:
+    """Runs ``op`` on ``meta`` and records every tensor that its backward will need.
+
+    What it reads lies in memory as the ``views`` of its layer leave it: a product of a transposed
+    tensor copies it and keeps the copy.
+    """
     if not any(values[o].requires_grad for o in op.outputs):
         return Saved(())
     if op.target == OPAQUE:
@@ -33,7 +47,7 @@ def observe_saved(op: Op, values: dict[str, Value]) -> Saved:
         query = values[op.args[0].name]
         statistic = query.elements(1) // query.shape[-1].coefficient * 4
         return Saved((*(a.name for a in op.args[:3]), *op.outputs), statistic)
-    return _grown(op, values, "meta", (_BATCH, 2 * _BATCH))
+    return _grown(op, values, "meta", (_BATCH, 2 * _BATCH), views)
 
 
 def saved_on_cpu(graph: Graph) -> Graph:
@@ -42,19 +56,26 @@ def saved_on_cpu(graph: Graph) -> Graph:
     They run on zeros, with weights of their own size.
     """
     seen = {
-        index: _grown(graph.ops[index], graph.values, "cpu", _SAMPLES)
+        index: _grown(graph.ops[index], graph.values, "cpu", _SAMPLES, {})
         for index, saved in graph.saved.items()
         if graph.ops[index].target.split(".")[1] in RECURRENT and saved != Saved(())
     }
     return dataclasses.replace(graph, saved={**graph.saved, **seen}) if seen else graph
 
 
-def _grown(op: Op, values: dict[str, Value], device: str, batches: tuple[int, ...]) -> Saved:
+def _grown(
+    op: Op, values: dict[str, Value], device: str, batches: tuple[int, ...], views: Views
+) -> Saved:
     """What is kept: by value, and a bound on the rest that grows as between the largest batches."""
-    names, first = _run_and_watch(op, values, batches[0], device)
+
+    def kept(batch: int) -> tuple[tuple[str, ...], int]:
+        inputs = {n: _stand_in(n, values, views, batch, device) for n in op.inputs()}
+        return _run_and_watch(op, inputs, batch, device)
+
+    names, first = kept(batches[0])
     if not first:
         return Saved(names)
-    extra = {n: _run_and_watch(op, values, n, device)[1] for n in batches[1:]} | {batches[0]: first}
+    extra = {n: kept(n)[1] for n in batches[1:]} | {batches[0]: first}
     few, many = batches[-2:]
     per_sample = max(0, extra[many] - extra[few]) // (many - few)
     return Saved(names, per_sample, max(0, *(extra[n] - n * per_sample for n in batches)))
@@ -66,9 +87,8 @@ def _bias(op: Op) -> tuple[str, ...]:
 
 
 def _run_and_watch(
-    op: Op, values: dict[str, Value], batch: int, device: str
+    op: Op, env: dict[str, Tensor], batch: int, device: str
 ) -> tuple[tuple[str, ...], int]:
-    env = {name: _stand_in(values[name], batch, device) for name in op.inputs()}
     kept: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -84,11 +104,28 @@ def _run_and_watch(
     return tuple(names), sum(extra.values())
 
 
-def _stand_in(value: Value, batch: int, device: str) -> Tensor:
-    shape = [size.at(batch) for size in value.shape]
-    dtype = getattr(torch, value.dtype)
-    tensor = torch.zeros(shape, dtype=dtype, device=device)
+def _stand_in(name: str, values: dict[str, Value], views: Views, batch: int, device: str) -> Tensor:
+    """A tensor with memory of its own, whose dims lie in it as those of the value do."""
+    value = values[name]
+    tensor = torch.zeros(
+        [size.at(batch) for size in value.shape],
+        dtype=getattr(torch, value.dtype),
+        device=device,
+    )
+    if name in views:
+        stride = _stride(name, values, views, batch)
+        tensor = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=device)
     return tensor.requires_grad_(value.requires_grad)
+
+
+def _stride(name: str, values: dict[str, Value], views: Views, batch: int) -> tuple[int, ...]:
+    """Elements between the neighbours along every dim of a view."""
+    maker = views[name]
+    env = {n: _stand_in(n, values, views, batch, "meta") for n in maker.inputs()}
+    with torch.no_grad():
+        made = run(maker, env, batch, "meta")[maker.outputs.index(name)]
+    assert made.shape == tuple(s.at(batch) for s in values[name].shape), (name, made.shape)
+    return tuple(made.stride())
 
 
 def _storage(tensor: Tensor) -> Any:

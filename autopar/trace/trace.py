@@ -20,7 +20,7 @@ from autopar.trace.layers import assign_units, build_layers, collect_calls
 from autopar.trace.masks import simplify_masks
 from autopar.trace.model import module_of
 from autopar.trace.repeats import find_repeats
-from autopar.trace.saved import observe_saved
+from autopar.trace.saved import observe_saved, views_of
 from autopar.trace.simplify import (
     lift_rows,
     propagate_grad,
@@ -182,7 +182,8 @@ def _saved(layers: Any, ops: list[Op], values: dict[str, Value]) -> dict[int, An
     for layer in layers:
         if layer.kind != "block" or layer.signature not in seen:
             seen.add(layer.signature)
-            saved.update({i: observe_saved(ops[i], values) for i in layer.ops})
+            views = views_of(ops[i] for i in layer.ops)
+            saved.update({i: observe_saved(ops[i], values, views) for i in layer.ops})
     return saved
 
 

@@ -17,7 +17,7 @@ from autopar.cost.layer import replicated
 from autopar.run.live import PeakBytes
 from autopar.strategies.sharding import Pattern
 from autopar.trace import trace
-from autopar.trace.saved import observe_saved
+from autopar.trace.saved import observe_saved, views_of
 
 SAMPLES, WIDTH = 4, 32
 
@@ -99,7 +99,9 @@ def loss_fn(output: Tensor, target: Tensor) -> Tensor:
 def planned(model: nn.Module, x: Tensor) -> tuple[Any, Any, Any]:
     """Graph, pattern and sharding of a model that is one layer, with the loss."""
     graph = trace(model, (x,), {}, target=torch.zeros(len(x)), loss_fn=loss_fn)
-    saved = {i: observe_saved(op, graph.values) for i, op in enumerate(graph.ops)}
+    saved = {
+        i: observe_saved(op, graph.values, views_of(graph.ops)) for i, op in enumerate(graph.ops)
+    }
     graph = dataclasses.replace(graph, saved=saved)
     pattern = Pattern("all", tuple(i for i in saved if i not in graph.context))
     return graph, pattern, replicated(graph, pattern)

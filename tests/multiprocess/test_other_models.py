@@ -41,6 +41,10 @@ PLANS = [
     ("gan", (2, 1, 1)),
     # position buckets and scores as large as 63 tokens squared, which variables would hold
     ("hf-wavlm", (2, 1, 2)),
+    # a weight of which queries and memory use a part each: backward cannot run in two parts
+    ("decoder", (2, 1, 1)),
+    # products of transposed tensors, which keep copies
+    ("sas-rec", (1, 1, 2)),
 ]
 
 

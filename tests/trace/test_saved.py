@@ -8,7 +8,7 @@ from torch import nn
 
 from autopar.graph import Op, Ref, Saved, Size, Value
 from autopar.trace import trace
-from autopar.trace.saved import RECURRENT, observe_saved, saved_on_cpu
+from autopar.trace.saved import RECURRENT, observe_saved, saved_on_cpu, views_of
 
 B = Size(1, 1)
 VALUES = {
@@ -36,7 +36,7 @@ CASES = [
 
 @pytest.mark.parametrize(("op", "names", "extra"), CASES, ids=lambda v: getattr(v, "target", ""))
 def test_saved(op, names, extra):
-    saved = observe_saved(op, VALUES)
+    saved = observe_saved(op, VALUES, {})
     assert set(saved.values) == names
     assert (saved.extra_bytes, saved.fixed_bytes) == (extra, 0)
 
@@ -62,7 +62,7 @@ def test_an_attention_whose_bias_learns_keeps_its_scores():
         for name in "qo"
     }
     op = Op(CASES[-1][0].target, (Q, Q, Q, Ref("b")), {}, ("o",))
-    saved = observe_saved(op, {**values, "b": bias})
+    saved = observe_saved(op, {**values, "b": bias}, {})
     q, b = torch.ones(3, 2, 4, 8, requires_grad=True), torch.ones(1, 2, 4, 4, requires_grad=True)
     attention = torch.nn.functional.scaled_dot_product_attention
     wanted = kept_by(lambda q, b: attention(q, q, q, b), q, b)
@@ -77,15 +77,34 @@ def test_a_copy_of_a_parameter_does_not_grow_with_the_batch():
         "y": Value("y", (B, Size(4), Size(2), Size(3)), "float32", requires_grad=True),
     }
     op = Op("aten.einsum.default", ("btd,edi->btei", (X, W)), {}, ("y",))
-    saved = observe_saved(op, values)
+    saved = observe_saved(op, values, {})
     x, w = torch.ones(5, 4, 8, requires_grad=True), torch.ones(2, 8, 3, requires_grad=True)
     wanted = kept_by(lambda x, w: torch.einsum("btd,edi->btei", x, w), x, w)
     assert (saved.extra_bytes, saved.fixed_bytes) == (0, wanted) == (0, 2 * 8 * 3 * 4)
 
 
+@pytest.mark.parametrize("order", [(0, 2, 1), (0, 1, 2)])
+def test_a_product_of_a_transposed_tensor_keeps_its_copy(order):
+    """``nn.MultiheadAttention`` puts time in front of samples, for instance."""
+    values = {
+        "x": Value("x", (B, Size(8), Size(8)), "float32", requires_grad=True),
+        "v": Value("v", (B, Size(8), Size(8)), "float32", requires_grad=True),
+        "w": VALUES["w"],
+        "y": Value("y", (B, Size(8), Size(8)), "float32", requires_grad=True),
+    }
+    permute = Op("aten.permute.default", (X, order), {}, ("v",))
+    op = Op("aten.linear.default", (Ref("v"), W), {}, ("y",))
+    saved = observe_saved(op, values, views_of([permute, op]))
+    x, w = torch.ones(3, 8, 8, requires_grad=True), torch.ones(8, 8, requires_grad=True)
+    linear = torch.nn.functional.linear
+    wanted = kept_by(lambda x, w: linear(x.permute(order), w), x, w)
+    assert 3 * saved.extra_bytes == wanted == (3 * 8 * 8 * 4 if order == (0, 2, 1) else 0)
+    assert ("v" in saved.values) == (wanted == 0)
+
+
 def test_constants_keep_nothing():
     op = Op("aten.exp.default", (Ref("c"),), {}, ("d",))
-    assert observe_saved(op, VALUES) == Saved(())
+    assert observe_saved(op, VALUES, {}) == Saved(())
 
 
 def test_dropout_keeps_its_mask():
@@ -95,7 +114,7 @@ def test_dropout_keeps_its_mask():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         torch.dropout(x, 0.1, True)
     expected = sum(t.numel() * t.element_size() for t in kept)
-    saved = observe_saved(op, VALUES)
+    saved = observe_saved(op, VALUES, {})
     assert saved.extra_bytes == expected > 0
 
 
